@@ -1,0 +1,20 @@
+"""The one exception that stands for a person's mistake."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake in what was typed or in a file that was given.
+
+    Its message is one line that names the key or file, what was found, what is allowed and what to do.
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """`; did you mean 'X'?` for the choice spelt most like `word`, or nothing where none is alike."""
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]!r}?" if close else ""
