@@ -1,0 +1,24 @@
+"""Multi-layer perceptron; with hidden widths 40-40 the network of MAML's sinusoid regression."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class MLP(nn.Module):
+    """[batch, ...] flattened to [batch, features] -> [batch, outputs]; ReLU between the layers, no norm."""
+
+    def __init__(self, input_shape: Sequence[int], outputs: int, hidden: Sequence[int] = (40, 40)) -> None:
+        super().__init__()
+        widths = [math.prod(input_shape), *hidden, outputs]
+        self.layers = nn.ModuleList(nn.Linear(before, after) for before, after in itertools.pairwise(widths))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(1)
+        for layer in self.layers[:-1]:
+            x = layer(x).relu()
+        return self.layers[-1](x)

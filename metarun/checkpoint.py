@@ -1,0 +1,115 @@
+"""Checkpoints: plain tensors, numbers and strings in one file, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.errors import UserError
+
+FORMAT = 1
+BEST = "best.pt"
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write under another name, flush to disk, rename: a reader finds the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            torch.save({"format": FORMAT, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def step_path(folder: Path, step: int) -> Path:
+    return folder / "checkpoints" / f"step-{step:08d}.pt"
+
+
+def steps(folder: Path) -> list[Path]:
+    """The numbered checkpoints of a run folder, oldest first."""
+    return sorted((folder / "checkpoints").glob("step-*.pt"))
+
+
+def best_path(folder: Path) -> Path:
+    return folder / "checkpoints" / BEST
+
+
+def prune(folder: Path, keep: int) -> None:
+    for path in steps(folder)[:-keep]:
+        path.unlink()
+
+
+def find(place: Path) -> Path:
+    """The checkpoint file that `place` means: itself, or a run folder's best, or its newest.
+
+    Raises:
+        UserError: there is none.
+    """
+    if place.is_file():
+        return place
+    if not place.is_dir():
+        raise UserError(f"checkpoint {place}: no such run folder or file")
+    if best_path(place).is_file():
+        return best_path(place)
+    return newest(place)
+
+
+def newest(folder: Path) -> Path:
+    """The last numbered checkpoint of a run folder. Raises UserError where there is none."""
+    found = steps(folder)
+    if not found:
+        raise UserError(f"{folder}: not a run folder with checkpoints (looked for checkpoints/step-*.pt in it)")
+    return found[-1]
+
+
+def load(place: Path) -> dict[str, Any]:
+    """Read a checkpoint, as data only: no code in it is run.
+
+    Raises:
+        UserError: the file is missing, damaged or of another version.
+    """
+    path = find(place)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise UserError(f"checkpoint {path}: cannot be read, damaged or no checkpoint ({first_line(error)})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"checkpoint {path}: not a checkpoint of this version of metarun (format {FORMAT})")
+    return content
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+
+
+def restore(tensors: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> None:
+    """Copy saved tensors into those of the model, in place.
+
+    Raises:
+        UserError: names or shapes differ, as they do for another architecture; names the first few.
+    """
+    differ = [f"{name} is missing" for name in tensors if name not in saved]
+    differ += [f"{name} is unknown" for name in saved if name not in tensors]
+    differ += [
+        f"{name} is {list(saved[name].shape)} instead of {list(tensor.shape)}"
+        for name, tensor in tensors.items()
+        if name in saved and saved[name].shape != tensor.shape
+    ]
+    if differ:
+        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise UserError(
+            f"checkpoint {what}: of another architecture: {'; '.join(differ[:3])}{more}; "
+            "leave out the keys that change backbone, method, ways or data set"
+        )
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            tensor.copy_(saved[name])

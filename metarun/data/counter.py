@@ -1,0 +1,41 @@
+"""Random numbers that are a function of (seed, stream, index): the same whatever else was drawn, and by whom.
+
+Philox is a counter-based generator (Salmon et al. 2011): number n of a key can be had without those before.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+WORDS_A_BLOCK = 4  # Philox makes four words at each count
+
+
+def words(seed: int, stream: int, first: int, count: int, each: int) -> np.ndarray:
+    """Random uint64 [count, each] for the indices first .. first + count - 1 of a stream, in one call."""
+    blocks = -(-each // WORDS_A_BLOCK)
+    key = np.array([seed, stream], dtype=np.uint64)
+    generator = np.random.Philox(key=key, counter=first * blocks)
+    return generator.random_raw(count * blocks * WORDS_A_BLOCK).reshape(count, -1)[:, :each]
+
+
+def uniform(random_words: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Random words -> float64 in [low, high)."""
+    return low + (high - low) * (random_words >> np.uint64(11)) * 2.0**-53
+
+
+def distinct(random_words: np.ndarray, population: np.ndarray) -> np.ndarray:
+    """Draws without replacement, in random order: uint64 [rows, 2k] and sizes [rows] -> int64 [rows, k].
+
+    Row r holds k different numbers below population[r], which must be k or more. Floyd's algorithm (Bentley
+    and Floyd 1987) chooses the set at a cost that does not grow with the population; sorting by the other
+    half of the words shuffles it.
+    """
+    wanted = random_words.shape[1] // 2
+    chosen = np.empty((len(random_words), wanted), dtype=np.int64)
+    for k in range(wanted):
+        largest = population - wanted + k
+        drawn = (random_words[:, k] % (largest + 1).astype(np.uint64)).astype(np.int64)
+        taken = (chosen[:, :k] == drawn[:, None]).any(axis=1)
+        chosen[:, k] = np.where(taken, largest, drawn)
+    order = np.argsort(random_words[:, wanted:], axis=1)
+    return np.take_along_axis(chosen, order, axis=1)

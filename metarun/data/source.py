@@ -1,0 +1,37 @@
+"""What every data set can do for the runner: draw tasks by number, and say what a network for them looks like."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+from metarun.task import Task
+
+SPLITS = ("train", "val", "test")
+
+
+class Shape(NamedTuple):
+    """The size of a task; `ways` has no meaning for regression."""
+
+    ways: int
+    shots: int
+    queries: int
+
+
+class Source(Protocol):
+    """A task is a function of (seed, split, index) alone."""
+
+    metric: str  # "accuracy" or "mse"
+    input_shape: tuple[int, ...]  # of one input, without the batch
+    class_split: str | None  # the name of the division into classes
+
+    def check(self, split: str, shape: Shape) -> None:
+        """Raises UserError where the split cannot fill a task of this shape."""
+        ...
+
+    def outputs(self, ways: int) -> int:
+        """Width of the network's output."""
+        ...
+
+    def draw(self, seed: int, split: str, first: int, count: int, shape: Shape) -> Task:
+        """Tasks number first .. first + count - 1 of the split, stacked along a leading axis."""
+        ...

@@ -1,0 +1,80 @@
+"""Accuracy (or error) over many fixed tasks, with its confidence interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.data import Shape, Source
+from metarun.meta import MetaLearner, evaluate_tasks
+from metarun.methods import Parameters
+
+TASKS_AT_ONCE = {True: 100, False: 4}  # vectorised, looped: bounds the memory of one call
+EVALUATION_SEED = 0  # validation and test tasks are the same for every run, whatever its seed
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The metric over tasks; a fraction for accuracy."""
+
+    metric: str
+    values: Tensor  # [tasks, inner steps + 1]
+    losses: Tensor  # the same
+
+    @property
+    def by_step(self) -> list[float]:
+        """Mean over tasks after each inner step, from 0, the task's starting weights."""
+        return self.values.mean(0).tolist()
+
+    @property
+    def mean(self) -> float:
+        return self.by_step[-1]
+
+    @property
+    def loss(self) -> float:
+        return float(self.losses[:, -1].mean())
+
+    @property
+    def ci95(self) -> float:
+        """Half of the 95 % interval: 1.96 standard deviations over tasks / sqrt(tasks)."""
+        last = self.values[:, -1]
+        return float(1.96 * last.std(correction=0) / len(last) ** 0.5)
+
+    def better_than(self, mean: float) -> bool:
+        return self.mean > mean if self.metric == "accuracy" else self.mean < mean
+
+    def __str__(self) -> str:
+        """Accuracy in per cent, as papers give it."""
+        if self.metric == "accuracy":
+            return f"accuracy {100 * self.mean:.2f} ± {100 * self.ci95:.2f} %"
+        return f"{self.metric} {self.mean:.4f} ± {self.ci95:.4f}"
+
+    def summary(self) -> dict[str, Any]:
+        return {"mean": self.mean, "ci95": self.ci95, "tasks": len(self.values), "by_step": self.by_step}
+
+
+def evaluate(
+    learner: MetaLearner,
+    parameters: Parameters,
+    source: Source,
+    split: str,
+    tasks: int,
+    shape: Shape,
+    vectorised: bool,
+    progress: Callable[[int], object] = lambda done: None,
+) -> Evaluation:
+    """Adapt to the first `tasks` tasks of a split and judge after each inner step; `progress` is told of each lot."""
+    at_once = TASKS_AT_ONCE[vectorised]
+    values, losses = [], []
+    for first in range(0, tasks, at_once):
+        count = min(at_once, tasks - first)
+        batch = source.draw(EVALUATION_SEED, split, first, count, shape)
+        loss, measures = evaluate_tasks(learner, parameters, batch, vectorised)
+        losses.append(loss)
+        values.append(measures[source.metric])
+        progress(count)
+    return Evaluation(source.metric, torch.cat(values).double().cpu(), torch.cat(losses).double().cpu())

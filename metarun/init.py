@@ -1,0 +1,101 @@
+"""The class interface: the command line's meta-learner for a person's own model and losses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metarun.errors import UserError
+from metarun.meta import MetaLearner, adapt, meta_gradient
+from metarun.methods import METHODS
+from metarun.objective import Objective, State
+from metarun.task import Task
+
+__all__ = ["Init", "State"]
+
+
+class Init(nn.Module):
+    """Learns an initialisation from which a few gradient steps solve a new task (MAML, arXiv 1703.03400).
+
+        meta = Init(model, inner_objective, outer_objective)
+        optimizer = torch.optim.Adam(meta.parameters(), 1e-3)
+        loss = meta.optimize(train_data, train_target, validate_data, validate_target)
+        optimizer.step(); optimizer.zero_grad()
+
+    An objective takes a `State` and returns a scalar loss; `state.model(state.data, state.updated_weights)`
+    runs the network with the adapted weights.
+
+    Args:
+        model: any module; its norm layers' affine is learned across tasks and does not adapt.
+        inner_objective: loss on a task's training data, which the inner loop descends.
+        outer_objective: loss on its validation data with the adapted weights.
+        inner_learning_rate: step size of the inner loop.
+        inner_loop: number of inner steps.
+        use_second_order: exact gradients through the inner loop, or first-order ones.
+        learn_lr, use_t, use_warp, use_forget: not in this version.
+
+    Raises:
+        UserError: a switch that this version does not have.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inner_objective: Objective,
+        outer_objective: Objective,
+        inner_learning_rate: float = 0.01,
+        inner_loop: int = 5,
+        use_second_order: bool = True,
+        learn_lr: bool | dict[str, Any] = False,
+        use_t: bool | dict[str, Any] = False,
+        use_warp: bool | dict[str, Any] = False,
+        use_forget: bool | dict[str, Any] = False,
+    ) -> None:
+        super().__init__()
+        switches = {"learn_lr": learn_lr, "use_t": use_t, "use_warp": use_warp, "use_forget": use_forget}
+        for name, switch in switches.items():
+            if switch is not False:
+                raise UserError(f"{name}={switch}: this version of metarun has MAML only; leave {name} at False")
+        self.model = model
+        self.learner = MetaLearner(
+            model, METHODS["maml"], inner_objective, outer_objective, inner_learning_rate, inner_loop, use_second_order
+        )
+        self.learned = self.learner.method.prepare(model)
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """Names of the weights that adapt, in the order of `State.updated_weights`."""
+        return tuple(self.learned.theta)
+
+    def optimize(
+        self,
+        train_data: Any,
+        train_target: Any,
+        validate_data: Any,
+        validate_target: Any,
+        *,
+        batched: bool = False,
+        vectorise: bool = False,
+    ) -> Tensor:
+        """Adds the meta-gradient of one task to `.grad` and returns its outer loss, a scalar without a graph.
+
+        With `batched` every argument holds tasks along a leading axis; gradient and loss are means over them.
+        `vectorise` computes those tasks at once, for objectives without `.item()` or branches on values.
+        """
+        tasks = Task(train_data, train_target, validate_data, validate_target)
+        if not batched:
+            tasks = Task(*([side] for side in tasks))
+        gradient, losses, _ = meta_gradient(self.learner, self.learned, tasks, vectorised=batched and vectorise)
+        for tensors, gradients in zip(self.learned, gradient, strict=True):
+            for name, tensor in tensors.items():
+                tensor.grad = gradients[name] if tensor.grad is None else tensor.grad + gradients[name]
+        return losses.mean()
+
+    def adapt(self, data: Any, target: Any) -> list[Tensor]:
+        """The weights after the inner loop on one task, in the order of `weight_names`, without a graph."""
+        learner = replace(self.learner, use_second_order=False)
+        with torch.no_grad():
+            return list(adapt(learner, self.learned, data, target)[-1].values())

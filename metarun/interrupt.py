@@ -1,0 +1,47 @@
+"""Signals that ask a run to stop: they are noted, and the run stops where nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(KeyboardInterrupt):
+    """The run stopped because a signal asked for it; the exit status is 128 + its number."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class Stop:
+    """Remembers the first signal that asked to stop; 0 as long as none has."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.number and number == signal.SIGINT:
+            raise Stopped("stopped at once by a second interrupt", number)
+        self.number = number
+
+    def raise_if_asked(self, where: str) -> None:
+        """Raises Stopped where a signal has asked for it."""
+        if self.number:
+            raise Stopped(f"{signal.Signals(self.number).name}: stopped {where}", self.number)
+
+
+@contextmanager
+def noted_signals() -> Iterator[Stop]:
+    """While it lasts, SIGINT, SIGTERM and SIGUSR1 only set `number`; a second SIGINT stops at once."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop) for number in STOPPING}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

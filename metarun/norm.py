@@ -1,0 +1,75 @@
+"""Normalisation layers whose affine is written out, and how norm layers are told from others.
+
+`grad(vmap(...))` is silently wrong through torch's fused norms when their affine adapts in the inner loop;
+normalise without affine, then multiply and add is exact in every order of the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
+
+
+class Norm(nn.Module):
+    """Normalises [batch, channels, height, width] by statistics of what it is given; keeps no running ones.
+
+    `kind` says over what: "batch" (batch and space), "instance" (space), "layer" (channels and space),
+    "group" (space and groups of channels).
+    """
+
+    def __init__(self, kind: str, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        groups = {"instance": channels, "layer": 1, "group": largest_divisor(channels, 8)}
+        self.groups = groups.get(kind)  # none: batch norm
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.groups is None:
+            normal = F.batch_norm(x, None, None, training=True, eps=self.eps)
+        else:
+            normal = F.group_norm(x, self.groups, eps=self.eps)
+        return normal * self.weight[:, None, None] + self.bias[:, None, None]
+
+
+def largest_divisor(number: int, limit: int) -> int:
+    return max(d for d in range(1, limit + 1) if number % d == 0)
+
+
+def norm_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters that belong to norm layers, told by the layer's type."""
+    return {
+        f"{module_name}.{name}" if module_name else name
+        for module_name, module in model.named_modules()
+        if isinstance(module, (Norm, *TORCH_NORMS))
+        for name, _ in module.named_parameters(recurse=False)
+    }
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Iterator[None]:
+    """Norm layers in train mode use the batch's statistics and leave their running buffers alone.
+
+    torch would update the buffers in place, which fails under vmap and leaks from one task into the next.
+    """
+    hidden = [
+        (module._buffers, name, module._buffers[name])
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase) and module.training
+        for name in ("running_mean", "running_var", "num_batches_tracked")
+        if module._buffers.get(name) is not None
+    ]
+    for buffers, name, _ in hidden:
+        buffers[name] = None
+    try:
+        yield
+    finally:
+        for buffers, name, buffer in hidden:
+            buffers[name] = buffer

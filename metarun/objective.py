@@ -1,0 +1,44 @@
+"""What a loss sees (`State`) and the two losses that the command line trains with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass
+class State:
+    """One side of a task, support or query, with the weights that have been adapted so far.
+
+    Every field can be read as an attribute or as a key.
+    """
+
+    data: Any
+    target: Any
+    model: Callable[[Any, list[Tensor]], Any]  # model(data, updated_weights) -> output, on those weights
+    updated_weights: list[Tensor]  # theta, in the order of `weight_names`
+    measures: dict[str, Tensor] = field(default_factory=dict)  # scalars that an objective wants reported
+
+    def __getitem__(self, key: str) -> Any:
+        return getattr(self, key)
+
+
+Objective = Callable[[State], Tensor]
+
+
+def classification(state: State) -> Tensor:
+    """Mean cross-entropy; measures the accuracy, a fraction."""
+    logits = state.model(state.data, state.updated_weights)
+    state.measures["accuracy"] = (logits.detach().argmax(-1) == state.target).to(logits.dtype).mean()
+    return F.cross_entropy(logits, state.target)
+
+
+def regression(state: State) -> Tensor:
+    """Mean squared error, which is the measure as well."""
+    loss = F.mse_loss(state.model(state.data, state.updated_weights), state.target)
+    state.measures["mse"] = loss.detach()
+    return loss

@@ -1,0 +1,47 @@
+"""What a run leaves for people and programs: metrics.jsonl, TensorBoard scalars, result.json."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard.writer import SummaryWriter
+
+
+class Records:
+    """One line of metrics.jsonl and the same scalars in TensorBoard for each call.
+
+    Whatever stands behind `step`, written by a run that went further before it was stopped, is dropped.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / "metrics.jsonl"
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+            write_whole(path, "".join(f"{line}\n" for line in kept))
+        self.lines = path.open("a")
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, split: str, seconds: float, **scalars: float) -> None:
+        self.lines.write(json.dumps({"step": step, "split": split, **scalars, "seconds": round(seconds, 3)}) + "\n")
+        self.lines.flush()
+        for name, value in scalars.items():
+            self.board.add_scalar(f"{name}/{split}", value, step)
+
+    def close(self) -> None:
+        self.lines.close()
+        self.board.close()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under another name and rename it, so that nobody reads half of it."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_text(text)
+    part.replace(path)
+
+
+def write_result(folder: Path, result: dict[str, Any]) -> None:
+    write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")

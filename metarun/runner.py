@@ -1,0 +1,108 @@
+"""The job behind a command: train and test, or evaluate; leaves a run folder that explains itself."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from metarun import __version__, checkpoint
+from metarun.data import Shape
+from metarun.evaluation import Evaluation
+from metarun.interrupt import noted_signals
+from metarun.records import write_result
+from metarun.schema import Settings
+from metarun.training import train
+from metarun.work import Work, build
+
+log = logging.getLogger(__name__)
+
+
+def run(settings: Settings, folder: Path) -> float | None:
+    """Do what `mode` says; everything it leaves lies in `folder`.
+
+    Returns:
+        The best validation metric of a training run, for a sweeper (accuracy: higher is better; mse: lower).
+
+    Raises:
+        UserError: something that was asked for cannot be had.
+        Stopped: a signal asked for it.
+    """
+    began = time.perf_counter()
+    if settings.mode == "evaluate":
+        path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
+        work = build(settings)
+        test(work, folder, path, work.snapshot(), began)
+        return None
+    resume_from = checkpoint.newest(folder) if settings.resume else None
+    work = build(settings)
+    untrained = work.snapshot()
+    log.info("training %s for %d iterations in %s", title(work, work.train_shape), settings.iterations, folder)
+    best = train(work, folder, resume_from)
+    test(work, folder, checkpoint.best_path(folder), untrained, began)
+    return best
+
+
+def test(work: Work, folder: Path, path: Path, untrained: dict[str, Any], began: float) -> None:
+    """The test tasks with a checkpoint's parameters and with untrained ones: result.json and the last lines."""
+    content = checkpoint.load(path)
+    tasks = work.settings.eval.tasks
+    with noted_signals() as stop, tqdm(total=2 * tasks, desc="testing", unit="task", disable=None) as bar:
+
+        def progress(done: int) -> None:
+            bar.update(done)
+            stop.raise_if_asked("in the final test")
+
+        work.restore(content, str(path))
+        tested = work.evaluate("test", tasks, progress)
+        work.restore(untrained, "untrained")
+        baseline = work.evaluate("test", tasks, progress)
+    write_result(folder, result(work, content, path, tested, baseline, time.perf_counter() - began))
+    log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
+    log.info("%s: test %s on %d tasks (untrained: %s)", title(work, work.eval_shape), tested, tasks, baseline)
+    log.info("everything is in %s; look at it with: tensorboard --logdir %s", folder, folder)
+
+
+def title(work: Work, shape: Shape) -> str:
+    """What is learned, in words."""
+    s = work.settings
+    task = f"{shape.ways}-way {shape.shots}-shot" if work.source.metric == "accuracy" else f"{shape.shots}-shot"
+    order = "" if s.use_second_order else "first-order "
+    norm = "" if work.batch_norm == "none" else f", {work.batch_norm} batch norm"
+    return f"{order}{s.method.name} on {s.dataset.name}, {task}, {s.backbone.name}{norm}"
+
+
+def result(
+    work: Work, content: dict[str, Any], path: Path, tested: Evaluation, untrained: Evaluation, seconds: float
+) -> dict[str, Any]:
+    """What result.json holds; accuracy is a fraction."""
+    s = work.settings
+    classes = work.source.metric == "accuracy"
+    return {
+        "dataset": s.dataset.name,
+        "method": s.method.name,
+        "backbone": s.backbone.name,
+        "ways": work.eval_shape.ways if classes else None,
+        "shots": work.eval_shape.shots,
+        "queries": work.eval_shape.queries,
+        "split": "test",
+        "class_split": work.source.class_split,
+        "inner_loop": work.eval_inner_loop,
+        "inner_learning_rate": s.inner_learning_rate,
+        "use_second_order": s.use_second_order,
+        "metric": tested.metric,
+        **tested.summary(),
+        "untrained": untrained.summary(),
+        "validation": content["best"],
+        "batch_norm": work.batch_norm,
+        "seed": s.seed,
+        "iterations": content["step"],
+        "checkpoint": str(path),
+        "seconds": round(seconds, 3),
+        "metarun": __version__,
+        "torch": str(torch.__version__),
+    }

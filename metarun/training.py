@@ -1,0 +1,151 @@
+"""Episodic training: outer steps, validation, checkpoints, and stopping where nothing is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn.utils import get_total_norm
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from metarun import __version__, checkpoint
+from metarun.interrupt import noted_signals
+from metarun.meta import meta_gradient
+from metarun.records import Records
+from metarun.schema import Settings
+from metarun.work import Work
+
+log = logging.getLogger(__name__)
+
+TRAIN_LINE_EVERY = 20  # outer steps that one training line of metrics.jsonl averages over
+
+
+class Training:
+    """A run being trained: everything that a checkpoint holds, and the outer step that moves it on."""
+
+    def __init__(self, work: Work, folder: Path) -> None:
+        self.work = work
+        self.folder = folder
+        self.step = 0
+        self.best: dict[str, float] | None = None  # step, mean and ci95 of the best validation
+        self.running: dict[str, float] = {}  # sums since the last training line
+        self.seconds = 0.0  # spent training, over all sittings of this run
+        self.optimizer = torch.optim.Adam(work.tensors, lr=work.settings.outer_learning_rate)
+
+    def content(self) -> dict[str, Any]:
+        return {
+            "metarun": __version__,
+            "torch": str(torch.__version__),
+            "config": dataclasses.asdict(self.work.settings),
+            "vectorised": self.work.vectorised,
+            "step": self.step,
+            "best": self.best,
+            "running": self.running,
+            "seconds": self.seconds,
+            **self.work.snapshot(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def save(self) -> None:
+        checkpoint.save(checkpoint.step_path(self.folder, self.step), self.content())
+        checkpoint.prune(self.folder, self.work.settings.save.keep)
+
+    def restore(self, path: Path) -> None:
+        """Go on from a checkpoint of the same run."""
+        content = checkpoint.load(path)
+        self.work.restore(content, str(path))
+        self.optimizer.load_state_dict(content["optimizer"])
+        self.step, self.best = content["step"], content["best"]
+        self.running, self.seconds = content["running"], content["seconds"]
+
+    def outer_step(self) -> dict[str, float]:
+        """One step of Adam on a meta-batch's gradient; returns the meta-batch's mean loss and metric.
+
+        Raises:
+            FloatingPointError: loss or gradient is not finite; the parameters are as before.
+        """
+        work, settings = self.work, self.work.settings
+        first = self.step * settings.meta_batch
+        tasks = work.source.draw(settings.seed, "train", first, settings.meta_batch, work.train_shape)
+        gradient, losses, measures = meta_gradient(work.learner, work.parameters, tasks, work.vectorised)
+        gradients = [tensor for part in gradient for tensor in part.values()]
+        loss, norm = float(losses.mean()), float(get_total_norm(gradients))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            raise FloatingPointError(
+                f"outer step {self.step + 1}, training tasks {first} to {first + settings.meta_batch - 1}: the loss is "
+                f"{loss}, the gradient's norm {norm}; a smaller inner_learning_rate or outer_clip=10 may help"
+            )
+        clip = settings.outer_clip
+        for tensor, entry in zip(work.tensors, gradients, strict=True):
+            tensor.grad = entry if clip is None else entry.clamp_(-clip, clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, self.step)
+        self.optimizer.step()
+        self.step += 1
+        return {"loss": loss, work.source.metric: float(measures[work.source.metric].mean())}
+
+    def record(self, records: Records, scalars: dict[str, float]) -> None:
+        """Add to the running sums; every so many steps their means become a training line."""
+        for name, value in scalars.items():
+            self.running[name] = self.running.get(name, 0.0) + value
+        if self.step % TRAIN_LINE_EVERY == 0:
+            means = {name: total / TRAIN_LINE_EVERY for name, total in self.running.items()}
+            records.write(self.step, "train", self.seconds, **means)
+            self.running = {}
+
+    def validate(self, records: Records) -> None:
+        """Judge on the validation tasks; the best so far becomes best.pt."""
+        found = self.work.evaluate("val", self.work.settings.eval.validation_tasks)
+        records.write(self.step, "val", self.seconds, loss=found.loss, **{found.metric: found.mean}, ci95=found.ci95)
+        improved = self.best is None or found.better_than(self.best["mean"])
+        log.info("step %d: validation %s%s", self.step, found, ", the best so far" if improved else "")
+        if improved:
+            self.best = {"step": self.step, "mean": found.mean, "ci95": found.ci95}
+            checkpoint.save(checkpoint.best_path(self.folder), self.content())
+
+
+def learning_rate(settings: Settings, step: int) -> float:
+    """Of the outer optimiser before its step number `step` (from 0); cosine falls to 0 at the end."""
+    if settings.outer_schedule == "constant":
+        return settings.outer_learning_rate
+    return settings.outer_learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.iterations))
+
+
+def train(work: Work, folder: Path, resume_from: Path | None = None) -> float | None:
+    """Train to `iterations`, validating and saving on the way; SIGINT, SIGTERM and SIGUSR1 save and stop.
+
+    Returns:
+        The best validation metric.
+
+    Raises:
+        Stopped: a signal asked for it; the newest checkpoint is of this step.
+    """
+    settings = work.settings
+    training = Training(work, folder)
+    if resume_from is not None:
+        training.restore(resume_from)
+        log.info("going on from %s", resume_from)
+    records = Records(folder, training.step)
+    sitting, before = time.perf_counter(), training.seconds
+    bar = tqdm(total=settings.iterations, initial=training.step, desc="training", unit="step", disable=None)
+    with noted_signals() as stop, logging_redirect_tqdm(), bar:
+        while training.step < settings.iterations:
+            scalars = training.outer_step()
+            training.seconds = before + time.perf_counter() - sitting
+            training.record(records, scalars)
+            bar.update()
+            bar.set_postfix({name: f"{value:.3f}" for name, value in scalars.items()}, refresh=False)
+            last = training.step == settings.iterations
+            if last or training.step % settings.eval.every == 0:
+                training.validate(records)
+            if last or stop.number or training.step % (settings.save.every or settings.eval.every) == 0:
+                training.save()
+            stop.raise_if_asked(f"after step {training.step}, which is saved; go on with resume={folder}")
+    records.close()
+    return training.best["mean"] if training.best else None

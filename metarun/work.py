@@ -1,0 +1,125 @@
+"""What a run computes with, built from its settings: data, network, meta-learner."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun import checkpoint
+from metarun.backbones import BACKBONES
+from metarun.data import Shape, Source, load
+from metarun.engine import choose_device, choose_threads, choose_vectorised
+from metarun.evaluation import Evaluation, evaluate
+from metarun.meta import MetaLearner
+from metarun.methods import METHODS, Parameters
+from metarun.objective import classification, regression
+from metarun.schema import Settings
+
+log = logging.getLogger(__name__)
+
+OBJECTIVES = {"accuracy": classification, "mse": regression}
+
+
+@dataclass(frozen=True)
+class Work:
+    settings: Settings
+    source: Source
+    learner: MetaLearner
+    parameters: Parameters  # the model's own tensors, which training changes in place
+    vectorised: bool
+    batch_norm: str  # what the norm layers' statistics are; stands beside every result
+
+    @property
+    def train_shape(self) -> Shape:
+        return Shape(self.settings.ways, self.settings.shots, self.settings.queries)
+
+    @property
+    def eval_shape(self) -> Shape:
+        s = self.settings
+        return Shape(s.ways, s.eval.shots or s.shots, s.eval.queries or s.queries)
+
+    @property
+    def eval_inner_loop(self) -> int:
+        chosen = self.settings.eval.inner_loop
+        return self.settings.inner_loop if chosen is None else chosen
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [tensor for part in self.parameters for tensor in part.values()]
+
+    def evaluate(self, split: str, tasks: int, progress: Callable[[int], object] = lambda done: None) -> Evaluation:
+        """The first `tasks` tasks of a split with the present parameters."""
+        learner = dataclasses.replace(self.learner, inner_loop=self.eval_inner_loop)
+        return evaluate(learner, self.parameters, self.source, split, tasks, self.eval_shape, self.vectorised, progress)
+
+    def snapshot(self) -> dict[str, Any]:
+        """A copy of the present parameters, in the form that `restore` takes and checkpoints hold."""
+        return {
+            kind: {name: tensor.detach().clone() for name, tensor in part.items()}
+            for kind, part in self.parameters._asdict().items()
+        }
+
+    def restore(self, content: dict[str, Any], name: str) -> None:
+        """Take the parameters of a checkpoint. Raises UserError where it is of another architecture."""
+        checkpoint.restore(self.parameters.theta, content["theta"], name)
+        checkpoint.restore(self.parameters.phi, content["phi"], name)
+
+
+def build(settings: Settings) -> Work:
+    """Load the data and make the network with its initial weights.
+
+    Raises:
+        UserError: the device, the data or the shape of the tasks cannot be had.
+    """
+    device = choose_device(settings.device)
+    data = options(settings.dataset)
+    source = load(
+        data.pop("name"),
+        Path(settings.data_dir).expanduser(),
+        Path(settings.cache_dir).expanduser(),
+        settings.download,
+        device,
+        **data,
+    )
+    backbone = options(settings.backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = BACKBONES[backbone.pop("name")](source.input_shape, source.outputs(settings.ways), **backbone)
+    model.to(device)
+    method = METHODS[settings.method.name]
+    objective = OBJECTIVES[source.metric]
+    vectorised, reason = choose_vectorised(settings.engine.tasks, model, device)
+    threads = choose_threads(vectorised, device)
+    log.info("%s with %d threads, tasks %s: %s", device, threads, "vectorised" if vectorised else "looped", reason)
+    work = Work(
+        settings,
+        source,
+        MetaLearner(
+            model,
+            method,
+            objective,
+            objective,
+            settings.inner_learning_rate,
+            settings.inner_loop,
+            settings.use_second_order,
+        ),
+        method.prepare(model),
+        vectorised,
+        settings.batch_norm if getattr(settings.backbone, "norm", "none") == "batch" else "none",
+    )
+    source.check("train", work.train_shape)
+    source.check("val", work.eval_shape)
+    source.check("test", work.eval_shape)
+    return work
+
+
+def options(group: Any) -> dict[str, Any]:
+    """A group's keys as plain arguments."""
+    return dataclasses.asdict(group)

@@ -1,0 +1,144 @@
+"""The class interface: the same gradient as the command line's, on any module and with any objectives."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import Tanh, regression_tasks
+from torch import Tensor, nn
+
+from metarun import Init, State
+from metarun.data.sinusoid import SinusoidSource
+from metarun.data.source import Shape
+from metarun.errors import UserError
+from metarun.meta import MetaLearner, evaluate_tasks, meta_gradient, one_by_one
+from metarun.methods import MAML
+from metarun.objective import regression
+
+
+def user_objective(state: State) -> Tensor:
+    output = state.model(state.data, state.updated_weights)
+    return F.mse_loss(output, state["target"])
+
+
+def gradients(meta: nn.Module) -> list[Tensor]:
+    return [parameter.grad.clone() for parameter in meta.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize("order", [True, False], ids=["second order", "first order"])
+@pytest.mark.parametrize("vectorise", [False, True], ids=["task by task", "vectorised"])
+def test_same_gradient_as_the_command_lines_functions(order: bool, vectorise: bool) -> None:
+    model, tasks = Tanh(), regression_tasks(3)
+    meta = Init(model, user_objective, user_objective, 0.1, 3, use_second_order=order)
+    loss = meta.optimize(*tasks, batched=True, vectorise=vectorise)
+    learner = MetaLearner(model, MAML, regression, regression, 0.1, 3, order)
+    expected, losses, _ = meta_gradient(learner, MAML.prepare(model), tasks, vectorised=False)
+    torch.testing.assert_close(gradients(meta), list(expected.theta.values()), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(loss, losses.mean())
+    assert not loss.requires_grad
+
+
+def test_a_batch_is_the_mean_of_its_tasks_and_gradients_add_up() -> None:
+    tasks = regression_tasks(3)
+    meta = Init(Tanh(), user_objective, user_objective, 0.1, 2)
+    one_at_a_time = copy.deepcopy(meta)
+    meta.optimize(*tasks, batched=True)
+    for task in one_by_one(tasks):
+        one_at_a_time.optimize(*task)
+    for batch, single in zip(gradients(meta), gradients(one_at_a_time), strict=True):
+        torch.testing.assert_close(3 * batch, single, rtol=1e-12, atol=1e-14)
+
+
+def test_adapt_gives_the_weights_after_the_inner_loop() -> None:
+    task = next(one_by_one(regression_tasks(1)))
+    meta = Init(Tanh(), user_objective, user_objective, 0.1, 4)
+    weights = meta.adapt(task.support_data, task.support_target)
+    assert meta.weight_names == ("first.weight", "first.bias", "second.weight", "second.bias")
+    model = copy.deepcopy(meta.model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        F.mse_loss(model(task.support_data), task.support_target).backward()
+        optimizer.step()
+    torch.testing.assert_close(weights, [parameter.detach() for parameter in model.parameters()])
+
+
+def test_objectives_may_branch_and_differentiate_by_themselves() -> None:
+    def gradient_penalty(state: State) -> Tensor:
+        loss = user_objective(state)
+        penalty = torch.autograd.grad(loss, state.updated_weights, create_graph=True)
+        return loss + 0.1 * sum(p.pow(2).sum() for p in penalty) if loss.item() > 0 else loss
+
+    meta = Init(Tanh(), gradient_penalty, user_objective, 0.01, 2)
+    meta.optimize(*regression_tasks(2), batched=True)
+    penalised = gradients(meta)
+    plain = Init(meta.model, user_objective, user_objective, 0.01, 2)
+    plain.zero_grad()
+    plain.optimize(*regression_tasks(2), batched=True)
+    assert all(torch.isfinite(g).all() for g in penalised)
+    assert any((a - b).abs().max() > 1e-6 for a, b in zip(penalised, gradients(plain), strict=True))
+
+
+def buffered_model() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 2)).double()
+
+
+@pytest.mark.parametrize("vectorise", [False, True], ids=["task by task", "vectorised"])
+def test_running_buffers_are_left_alone_in_train_mode_and_used_in_eval_mode(vectorise: bool) -> None:
+    tasks = regression_tasks(3)
+    meta = Init(buffered_model(), user_objective, user_objective, 0.1, 2)
+    assert meta.weight_names == ("0.weight", "0.bias", "3.weight", "3.bias")
+    before = copy.deepcopy(dict(meta.model.named_buffers()))
+    trained = meta.optimize(*tasks, batched=True, vectorise=vectorise)
+    torch.testing.assert_close(dict(meta.model.named_buffers()), before, rtol=0, atol=0)
+
+    meta.model.eval()
+    in_eval = meta.optimize(*tasks, batched=True, vectorise=vectorise)
+    with torch.no_grad():
+        meta.model[1].running_mean += 1  # type: ignore[index]
+    moved = meta.optimize(*tasks, batched=True, vectorise=vectorise)
+    assert len({round(float(loss), 9) for loss in (trained, in_eval, moved)}) == 3
+
+
+def test_it_is_a_module() -> None:
+    meta = Init(Tanh(), user_objective, user_objective)
+    other = Init(Tanh(), user_objective, user_objective)
+    other.load_state_dict(meta.state_dict())
+    task = next(one_by_one(regression_tasks(1)))
+    torch.testing.assert_close(meta.optimize(*task), other.optimize(*task))
+    assert meta.to(torch.float32).learned.theta["first.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("switch", ["learn_lr", "use_t", "use_warp", "use_forget"])
+def test_switches_that_this_version_lacks_say_so(switch: str) -> None:
+    with pytest.raises(UserError, match=switch):
+        Init(Tanh(), user_objective, user_objective, **{switch: True})
+
+
+def test_it_learns_sinusoids() -> None:
+    """400 outer steps halve a new curve's error after adapting."""
+    source = SinusoidSource([1.0, 1.0], torch.device("cpu"))
+    model = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+    meta = Init(model, user_objective, user_objective, 0.01, 3)
+    optimizer = torch.optim.Adam(meta.parameters(), 3e-3)
+    unseen = source.draw(0, "test", 0, 100, Shape(0, 10, 50))
+
+    def error() -> float:
+        return float(evaluate_tasks(meta.learner, meta.learned, unseen, vectorised=True)[0][:, -1].mean())
+
+    untrained = error()
+    for step in range(400):
+        optimizer.zero_grad()
+        meta.optimize(*source.draw(0, "train", 10 * step, 10, Shape(0, 10, 10)), batched=True, vectorise=True)
+        optimizer.step()
+    assert error() < untrained / 2
+
+
+def test_the_package_imports_without_torch() -> None:
+    code = "import sys, metarun; assert 'torch' not in sys.modules; metarun.Init; assert 'torch' in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
