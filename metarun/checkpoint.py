@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +79,12 @@ def load(place: Path) -> dict[str, Any]:
         UserError: the file is missing, damaged or of another version.
     """
     path = find(place)
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"checkpoint {path}: cannot be read: cut short, or no checkpoint")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"checkpoint {path}: cannot be read, damaged or no checkpoint ({first_line(error)})") from error
+        raise UserError(f"checkpoint {path}: cannot be read: damaged, or no checkpoint ({first_line(error)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"checkpoint {path}: not a checkpoint of this version of metarun (format {FORMAT})")
     return content

@@ -17,7 +17,6 @@ class Records:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
         path = folder / "metrics.jsonl"
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
@@ -31,7 +30,10 @@ class Records:
         for name, value in scalars.items():
             self.board.add_scalar(f"{name}/{split}", value, step)
 
-    def close(self) -> None:
+    def __enter__(self) -> Records:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         self.lines.close()
         self.board.close()
 

@@ -33,6 +33,7 @@ def run(settings: Settings, folder: Path) -> float | None:
         Stopped: a signal asked for it.
     """
     began = time.perf_counter()
+    folder.mkdir(parents=True, exist_ok=True)
     if settings.mode == "evaluate":
         path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
         work = build(settings)

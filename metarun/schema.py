@@ -78,14 +78,14 @@ class Eval:
     tasks: int = key(600, "test tasks of the final accuracy", least=2)
     validation_tasks: int = key(200, "validation tasks that choose the best checkpoint", least=2)
     every: int = key(200, "iterations between validations", least=1)
-    inner_loop: int | None = key(None, "inner steps when evaluating; none: as in training", least=0)
-    shots: int | None = key(None, "shots when evaluating; none: as in training", least=1)
-    queries: int | None = key(None, "queries when evaluating; none: as in training", least=1)
+    inner_loop: int | None = key(None, "inner steps when evaluating; null: as in training", least=0)
+    shots: int | None = key(None, "shots when evaluating; null: as in training", least=1)
+    queries: int | None = key(None, "queries when evaluating; null: as in training", least=1)
 
 
 @dataclass
 class Save:
-    every: int | None = key(None, "iterations between checkpoints; none: at every validation", least=1)
+    every: int | None = key(None, "iterations between checkpoints; null: at every validation", least=1)
     keep: int = key(2, "how many of the newest checkpoints stay, besides the best", least=1)
 
 
@@ -113,11 +113,13 @@ class Settings:
     iterations: int = key(1000, "outer steps", least=1)
     outer_learning_rate: float = key(0.001, "step size of Adam, the outer optimiser", least=0)
     outer_schedule: str = key("constant", "of the outer step size", choices=("constant", "cosine"))
-    outer_clip: float | None = key(None, "clamp each entry of the meta-gradient to this size; none: as it is", above=0)
+    outer_clip: float | None = key(None, "clamp each entry of the meta-gradient to this size; null: as it is", above=0)
     seed: int = key(0, "of the initial weights and the training tasks; test tasks are the same for all", least=0)
     device: str = key("auto", "auto, cpu, cuda or cuda:N")
 
-    data_dir: str = key("${oc.env:METARUN_DATA,~/.cache/metarun/data}", "where data sets lie; only read, except by a download")
+    data_dir: str = key(
+        "${oc.env:METARUN_DATA,'~/.cache/metarun/data'}", "where data sets lie; only read, except by a download"
+    )
     cache_dir: str = key("~/.cache/metarun", "prepared images are kept here")
     download: bool = key(False, "fetch the official archives into data_dir if they are missing")
     resume: str | None = key(None, "a run folder to continue")
@@ -156,6 +158,8 @@ def check(settings: Settings) -> None:
         raise UserError("mode=evaluate needs checkpoint=RUN, the run folder or checkpoint file to evaluate")
     if settings.mode == "train" and settings.checkpoint is not None:
         raise UserError("checkpoint= is read by mode=evaluate only; to continue a training run give resume=RUN")
+    if settings.mode == "evaluate" and settings.resume is not None:
+        raise UserError("resume= continues a training run; mode=evaluate reads checkpoint=RUN only")
 
 
 def check_value(name: str, value: Any, item: Field) -> None:

@@ -131,10 +131,9 @@ def train(work: Work, folder: Path, resume_from: Path | None = None) -> float | 
     if resume_from is not None:
         training.restore(resume_from)
         log.info("going on from %s", resume_from)
-    records = Records(folder, training.step)
     sitting, before = time.perf_counter(), training.seconds
     bar = tqdm(total=settings.iterations, initial=training.step, desc="training", unit="step", disable=None)
-    with noted_signals() as stop, logging_redirect_tqdm(), bar:
+    with Records(folder, training.step) as records, noted_signals() as stop, logging_redirect_tqdm(), bar:
         while training.step < settings.iterations:
             scalars = training.outer_step()
             training.seconds = before + time.perf_counter() - sitting
@@ -147,5 +146,4 @@ def train(work: Work, folder: Path, resume_from: Path | None = None) -> float | 
             if last or stop.number or training.step % (settings.save.every or settings.eval.every) == 0:
                 training.save()
             stop.raise_if_asked(f"after step {training.step}, which is saved; go on with resume={folder}")
-    records.close()
     return training.best["mean"] if training.best else None

@@ -1,0 +1,9 @@
+"""`python -m metarun`: the same as the command `metarun`."""
+
+from __future__ import annotations
+
+import sys
+
+from metarun.cli import main
+
+sys.exit(main())

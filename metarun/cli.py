@@ -1,0 +1,213 @@
+"""The command: reads what was typed through Hydra and hands plain settings to the runner.
+
+Torch is imported when work begins, so that help and mistakes are answered at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from metarun import __version__, help, settings
+from metarun.errors import UserError, nearest
+from metarun.mistakes import CHOICES, KEYS, MISTAKES, NODES, explain, unknown
+from metarun.schema import GROUPS, Settings
+
+failures: list[Exception] = []  # of the jobs of this sweep; each has been told
+
+
+def main() -> int:
+    """Run the command that stands in sys.argv; its exit status."""
+    typed, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR", "0")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them over several lines
+    failures.clear()
+    try:
+        if "--version" in typed:
+            print(f"metarun {__version__}")
+            return 0
+        sys.argv = [typed[0], *arrange(typed[1:])]
+        hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(job)()
+    except KeyboardInterrupt as stopped:
+        print(f"metarun: {str(stopped) or 'interrupted'}", file=sys.stderr)
+        return 128 + getattr(stopped, "number", signal.SIGINT)
+    except Exception as error:
+        if not any(error is failure for failure in failures):
+            if not isinstance(error, MISTAKES):
+                raise
+            tell(explain(error))
+            return 2
+    finally:
+        sys.argv, os.environ["HYDRA_FULL_ERROR"] = typed, before
+    return worst(failures)
+
+
+def job(config: DictConfig) -> float | None:
+    """One run, as Hydra calls it. A failure ends the command, but in a sweep it is left to Hydra, which goes on."""
+    now = HydraConfig.get()
+    try:
+        chosen = settings.meet(settings.build(config), list(names(now.overrides.task)))
+        from metarun.runner import run
+
+        return run(chosen, Path(now.runtime.output_dir))
+    except Exception as error:
+        sweeping = now.mode == RunMode.MULTIRUN
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        if sweeping:
+            failures.append(error)
+            tell(f"job {now.job.num} ({' '.join(now.overrides.task)}): {error}")
+            raise
+        if isinstance(error, UserError):
+            tell(str(error))
+        sys.exit(worst([error]))
+
+
+def worst(errors: Sequence[Exception]) -> int:
+    return 0 if not errors else 2 if all(isinstance(error, UserError) for error in errors) else 1
+
+
+def tell(message: str) -> None:
+    print("metarun: error:", " ".join(message.split()), file=sys.stderr)
+
+
+def config_folder() -> Path:
+    """`configs/` within the installed package, or at the root of the clone that this file stands in."""
+    package = Path(__file__).resolve().parent
+    clone = package.parent
+    if not (package / "configs").is_dir() and (clone / "pyproject.toml").is_file():
+        return clone / "configs"
+    return package / "configs"
+
+
+# --- before Hydra: what it would let pass, or tell at length -----------------------------------------------
+
+
+def arrange(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `key=value` before the flags: in between, Hydra's own parser would not know them.
+
+    Raises:
+        UserError: a flag or a key that does not exist, or text that is not `key=value`.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; metarun --help shows what there is")
+
+    parser = get_args_parser()
+    parser.error = refuse
+    flags = parser.parse_intermixed_args(arguments)
+    if not (flags.hydra_help or flags.shell_completion):
+        for text in flags.overrides:
+            check_override(text, flags.multirun or any(word.startswith("hydra.mode=") for word in flags.overrides))
+    return [*flags.overrides, *(word for word in arguments if word not in flags.overrides)]
+
+
+def check_override(text: str, sweeping: bool) -> None:
+    if "=" not in text and not text.startswith("~"):
+        hint = "" if text in KEYS else nearest(text, [*KEYS, *CHOICES])
+        raise UserError(f"{text}: has no value, write KEY=VALUE{hint}")
+    (override,) = OverridesParser.create().parse_overrides([text])
+    name = override.key_or_group if override.package is None else f"{override.key_or_group}@{override.package}"
+    if override.is_hydra_override():
+        return
+    if override.is_delete():
+        raise UserError(f"{text}: nothing can be taken away; give {name} another value")
+    if name not in (*KEYS, *NODES, *CHOICES):
+        raise UserError(unknown(name))
+    if override.is_add() or override.is_force_add():
+        raise UserError(f"{text}: every key and group is there already; write it without the plus")
+    if override.is_sweep_override() and not sweeping:
+        raise UserError(f"{text}: several values need --multirun; a list is written {name}=[A,B]")
+    if name == "resume" and sweeping:
+        raise UserError(f"{text}: goes on with a single run, leave out --multirun")
+    several = (list,) if name == "experiment" else (dict,)
+    if name in CHOICES and not override.is_sweep_override() and not isinstance(override.value(), (str, *several)):
+        raise UserError(f"{text}: no choice of {name}; metarun --help lists them")
+
+
+def names(overrides: Iterable[str]) -> Iterator[str]:
+    """The keys and groups that overrides set."""
+
+    def below(name: str, value: Any) -> Iterator[str]:
+        if not isinstance(value, dict):
+            yield name
+        else:
+            for key, entry in value.items():
+                yield from below(f"{name}.{key}", entry)
+
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        yield from below(override.key_or_group, override.value())
+
+
+# --- within Hydra: what its configuration refers to --------------------------------------------------------
+
+
+def checked(*, _root_: DictConfig) -> str:
+    """Refuses settings before a folder is made for them."""
+    settings.build(_root_)
+    return ""
+
+
+def run_folder(_: str, resume: str | None) -> str:
+    """The folder to resume in, or a new one."""
+    if resume is None:
+        return claim(Path("outputs"))
+    folder = Path(str(resume)).expanduser()
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"resume={resume}: no run folder, {folder / 'checkpoints'} does not exist")
+    return str(folder)
+
+
+def claim(parent: Path) -> str:
+    """Make parent/<date>/<time>, or with -2, -3, ... behind it where another run of this second has been first."""
+    now = datetime.now()
+    day = parent / f"{now:%Y-%m-%d}"
+    day.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        folder = day / (f"{now:%H-%M-%S}" if number == 1 else f"{now:%H-%M-%S}-{number}")
+        try:
+            folder.mkdir()
+            return str(folder)
+        except FileExistsError:
+            number += 1
+
+
+def help_text(*, _root_: DictConfig) -> str:
+    """The help, for Hydra's string template."""
+    loader = GlobalHydra.instance().config_loader()
+    choices = {group: loader.get_group_options(group) for group in CHOICES}
+    chosen = HydraConfig.get().runtime.choices
+    return help.text(choices, chosen, lambda name: OmegaConf.select(_root_, name)).replace("$", "$$")
+
+
+def register() -> None:
+    """Tell Hydra the schema, and OmegaConf what `${metarun.*}` in config.yaml means."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Settings)
+    for group, nodes in GROUPS.items():
+        for name, node in nodes.items():  # under schema/, so that they are not choices by themselves
+            store.store(group=f"schema/{group}", name=name, node=node)
+    OmegaConf.register_new_resolver("metarun.checked", checked, replace=True)
+    OmegaConf.register_new_resolver("metarun.run_folder", run_folder, use_cache=True, replace=True)
+    OmegaConf.register_new_resolver(
+        "metarun.sweep_folder", lambda: claim(Path("outputs/multirun")), use_cache=True, replace=True
+    )
+    OmegaConf.register_new_resolver("metarun.help", help_text, replace=True)
+
+
+register()  # at import, since a sweep's job may run in another process that only imports `job`

@@ -1,0 +1,171 @@
+"""Omniglot's drawings on disk: found in the two archives or in unpacked folders, listed, and read in memory."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from metarun.data.omniglot_splits import BACKGROUND, EVALUATION
+from metarun.errors import UserError
+
+TOPS = ("images_background", "images_evaluation")
+PLACES = ("omniglot-py", ".", "omniglot")  # below data_dir
+ADDRESS = "https://github.com/brendenlake/omniglot/raw/master/python"
+
+
+@dataclass(frozen=True, order=True)
+class Drawing:
+    """One PNG, in an archive or in a folder."""
+
+    name: str  # of its class: "Latin/character01"
+    file: str  # "0001_01.png"
+    source: Path  # the archive, or the folder of alphabets
+    member: str  # its path in there
+    stamp: str  # changes when the file does: its CRC, or size and time of change
+
+
+def find(data_dir: Path, download: bool) -> list[Drawing]:
+    """Every drawing below data_dir, sorted by class and file.
+
+    Raises:
+        UserError: nothing there, only one of the two halves, a damaged archive, what may not be read, or a
+            download that failed.
+    """
+    try:
+        return search(data_dir, download)
+    except OSError as error:
+        raise UserError(f"{error.filename or data_dir}: cannot be read ({error.strerror or error})") from error
+
+
+def search(data_dir: Path, download: bool) -> list[Drawing]:
+    halves = {top: locate(data_dir, top) for top in TOPS}
+    missing = [top for top, path in halves.items() if path is None]
+    bare = next((place for place in PLACES if holds_alphabets(data_dir / place)), None)
+    if len(missing) == len(TOPS) and bare is not None:
+        return sorted(in_folder((data_dir / bare).resolve()))
+    if missing and download:
+        fetch(data_dir, missing)
+        halves = {top: locate(data_dir, top) for top in TOPS}
+        missing = [top for top, path in halves.items() if path is None]
+    if missing:
+        raise UserError(absent(data_dir, missing))
+    found = []
+    for top, path in halves.items():
+        assert path is not None
+        drawings = list(in_archive(path, top) if path.suffix == ".zip" else in_folder(path))
+        if not drawings:
+            inside = f"{top}/" if path.suffix == ".zip" else ""
+            raise UserError(f"{path}: holds no {inside}<alphabet>/<character>/*.png; {remedy(data_dir, [top])}")
+        found += drawings
+    return sorted(found)
+
+
+def locate(data_dir: Path, top: str) -> Path | None:
+    """The archive or the folder of one half, or None."""
+    for place in PLACES:
+        folder = data_dir / place
+        if (folder / f"{top}.zip").is_file():
+            return folder / f"{top}.zip"
+        if (folder / top).is_dir():
+            return folder / top
+    return None
+
+
+def holds_alphabets(folder: Path) -> bool:
+    return any((folder / alphabet).is_dir() for alphabet in (*BACKGROUND, *EVALUATION))
+
+
+def absent(data_dir: Path, missing: list[str]) -> str:
+    if not data_dir.exists():
+        return f"data_dir={data_dir}: no such folder; {remedy(data_dir, missing)}"
+    places = ", ".join(str(data_dir / place) for place in PLACES)
+    what = " and ".join(f"{top}.zip or {top}/" for top in missing)
+    return f"data_dir={data_dir}: Omniglot's {what} not found (looked in {places}); {remedy(data_dir, missing)}"
+
+
+def remedy(data_dir: Path, tops: list[str]) -> str:
+    archives = " and ".join(f"{top}.zip" for top in tops)
+    return f"give download=true, or put {archives} from {ADDRESS} in {data_dir / PLACES[0]}"
+
+
+def fetch(data_dir: Path, tops: list[str]) -> None:
+    """Download the official archives into data_dir/omniglot-py, with torchvision, which checks their md5."""
+    for top in tops:
+        try:
+            from torchvision.datasets import Omniglot
+
+            Omniglot(root=str(data_dir), background=top == "images_background", download=True)
+        except BaseException as error:
+            # What a broken download leaves would be taken for the archive next time.
+            (data_dir / PLACES[0] / f"{top}.zip").unlink(missing_ok=True)
+            if not isinstance(error, Exception):
+                raise
+            cause = " ".join(str(error).split()) or type(error).__name__
+            by_hand = remedy(data_dir, [top]).removeprefix("give download=true, or ")
+            raise UserError(f"download=true: {top}.zip could not be fetched ({cause}); {by_hand}") from error
+
+
+def in_archive(path: Path, top: str) -> Iterator[Drawing]:
+    """The drawings of one archive; other members are passed over."""
+    with open_archive(path) as archive:
+        for info in archive.infolist():
+            match = re.fullmatch(rf"{top}/([^./][^/]*)/([^./][^/]*)/([^./][^/]*\.png)", info.filename)
+            if match:
+                alphabet, character, file = match.groups()
+                yield Drawing(f"{alphabet}/{character}", file, path, info.filename, f"{info.CRC:08x}")
+
+
+def open_archive(path: Path) -> zipfile.ZipFile:
+    try:
+        with path.open("rb") as file:
+            start = file.read(512).lstrip().lower()
+        if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+            raise UserError(f"{path}: a web page, not a zip archive; delete it and fetch the archive from {ADDRESS}")
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise UserError(
+            f"{path}: not a whole zip archive ({error}); delete it and fetch the archive from {ADDRESS}"
+        ) from error
+
+
+def in_folder(folder: Path) -> Iterator[Drawing]:
+    """The drawings <alphabet>/<character>/<file>.png of one folder; hidden files are passed over."""
+    for alphabet in visible(folder):
+        for character in visible(alphabet):
+            for file in visible(character):
+                if file.name.endswith(".png") and file.is_file():
+                    stat = file.stat()
+                    name = f"{alphabet.name}/{character.name}"
+                    member = f"{name}/{file.name}"
+                    yield Drawing(name, file.name, folder, member, f"{stat.st_size} {stat.st_mtime_ns}")
+
+
+def visible(folder: os.DirEntry | Path) -> list[os.DirEntry]:
+    if isinstance(folder, os.DirEntry) and not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return [entry for entry in entries if not entry.name.startswith(".")]
+
+
+class Reader:
+    """Reads drawings' bytes; keeps archives open while it is entered."""
+
+    def __enter__(self) -> Reader:
+        self.stack = ExitStack()
+        self.archives: dict[Path, zipfile.ZipFile] = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stack.close()
+
+    def read(self, drawing: Drawing) -> bytes:
+        if drawing.source.suffix != ".zip":
+            return (drawing.source / drawing.member).read_bytes()
+        if drawing.source not in self.archives:
+            self.archives[drawing.source] = self.stack.enter_context(open_archive(drawing.source))
+        return self.archives[drawing.source].read(drawing.member)

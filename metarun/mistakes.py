@@ -1,0 +1,73 @@
+"""What a person did wrong, in one line: read from the errors of Hydra, OmegaConf and the file system."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from yaml import YAMLError
+
+from metarun.errors import UserError, nearest
+from metarun.schema import GROUPS, Settings, keys
+
+MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)  # outside of a job
+CHOICES = (*GROUPS, "experiment")  # what `NAME=CHOICE` can choose
+KEYS = [name for name, _, _ in keys(Settings)] + [
+    name for group, nodes in GROUPS.items() for node in nodes.values() for name, _, _ in keys(node, f"{group}.")
+]
+NODES = {name.partition(".")[0] for name in KEYS if "." in name}  # `eval={tasks:100,every:50}` sets several keys
+REASONS = {  # what OmegaConf says of a value, and what is said here
+    "converted to Integer": "must be a whole number",
+    "converted to Float": "must be a number",
+    "valid bool": "must be true or false",
+    "not Optional": "needs a value",
+    "Invalid type assigned": "is several keys, which are set one by one",
+}
+
+
+def explain(error: BaseException) -> str:
+    """What a person did wrong, read from an error of Hydra, OmegaConf or the file system."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    lines = str(error).splitlines() or [type(error).__name__]
+    file = re.match(r"In '(.+?)': ", lines[0])
+    where = f"{file[1]}.yaml: " if file else ""
+    if plain := [link for link in chain if isinstance(link, (UserError, YAMLError))]:
+        return str(plain[0])
+    for link in chain:
+        if isinstance(link, MissingConfigException) and link.options and link.missing_cfg_file:
+            group, _, choice = link.missing_cfg_file.rpartition("/")
+            return f"{group}={choice}: choose one of {', '.join(link.options)}{nearest(choice, link.options)}"
+        if isinstance(link, OverrideParseException):
+            return f"{link.override}: cannot be read; special characters need quotes, as in \"key='a (b)'\""
+        if isinstance(link, OSError) and link.filename is not None:
+            return f"{link.filename}: no run folder can be made there ({link.strerror})"
+        if isinstance(link, (ConfigKeyError, ConfigAttributeError)) and link.full_key:
+            return where + unknown(link.full_key, link.object_type)
+        if isinstance(link, OmegaConfBaseException) and link.full_key:
+            typed = re.match(r"Error merging override (.*)", lines[0])
+            told = str(link.msg).splitlines()[0]
+            reason = next((reason for sign, reason in REASONS.items() if sign in told), told)
+            return f"{where}{typed[1] if typed else link.full_key}: {reason}"
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+
+
+def unknown(name: str, node: Any = None) -> str:
+    """Says that key `name` does not exist, in the chosen class `node` where that is known, and what is spelt alike."""
+    group, _, last = name.rpartition(".")
+    if group in GROUPS and node in GROUPS[group].values():
+        known = ", ".join(key for key, _, _ in keys(node, f"{group}.")) or "none"
+        return f"{name}: {group}={node.name} has no such key; its keys: {known}"
+    ends: dict[str, str] = {}
+    for key in sorted([*CHOICES, *KEYS], key=lambda key: key.count(".")):
+        if group not in NODES or key.startswith(f"{group}."):
+            ends.setdefault(key.rpartition(".")[2], key)
+    close = difflib.get_close_matches(last, ends, n=1)
+    hint = f"did you mean {ends[close[0]]!r}?" if close else "metarun --help lists the keys"
+    if not close and group in NODES:
+        hint = f"there are {', '.join(ends.values())}"
+    return f"{name}: no such key; {hint}"

@@ -1,0 +1,109 @@
+"""From config objects and checkpoints to typed `Settings`, and how a checkpoint's settings meet what is typed now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metarun.errors import UserError
+from metarun.schema import GROUPS, Settings, check, keys
+
+PRESENT = ("mode", "resume", "checkpoint")  # what is asked for now, never taken from a checkpoint
+FREE = (*PRESENT, "iterations", "device", "data_dir", "cache_dir", "download")  # a resumed run may change these
+FREE_NODES = ("eval.", "save.", "engine.")  # and these
+
+
+def build(config: DictConfig) -> Settings:
+    """The composed config as checked settings; Hydra's node is left out.
+
+    Raises:
+        UserError: a value that is missing, of the wrong type or outside of its range.
+    """
+    try:
+        own = OmegaConf.masked_copy(config, [item.name for item in fields(Settings)])
+        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), own))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from error
+    assert isinstance(settings, Settings)
+    for group, choices in GROUPS.items():
+        if not isinstance(getattr(settings, group), tuple(choices.values())):
+            raise UserError(f"{group}: nothing is chosen; choose one of {', '.join(choices)}")
+    check(settings)
+    return settings
+
+
+def rebuild(saved: dict[str, Any], place: str) -> Settings:
+    """The settings that a checkpoint holds as a plain dict, type-checked again.
+
+    Raises:
+        UserError: a key or choice that this version of metarun does not have, named together with `place`.
+    """
+    try:
+        schema = OmegaConf.structured(Settings)
+        for group, choices in GROUPS.items():
+            schema[group] = OmegaConf.structured(choices[saved[group]["name"]])
+        settings = OmegaConf.to_object(OmegaConf.merge(schema, saved))
+    except (OmegaConfBaseException, LookupError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{place}: its settings are not those of this version of metarun: {reason}") from error
+    assert isinstance(settings, Settings)
+    return settings
+
+
+def meet(now: Settings, typed: Sequence[str]) -> Settings:
+    """`now`, or the settings of the checkpoint that it names, changed by the keys and groups that are `typed`.
+
+    Raises:
+        UserError: a typed key that a resumed run cannot change, or that the checkpoint's choices do not have.
+    """
+    place = now.resume or now.checkpoint
+    if place is None:
+        return now
+    asked = f"resume={place}" if now.resume else f"checkpoint={place}"
+    if "experiment" in typed:
+        raise UserError(f"{asked}: it brings its own settings; leave experiment= out and type the keys to change")
+    from metarun import checkpoint  # brings torch with it
+
+    path = Path(place).expanduser()
+    settings = rebuild(checkpoint.load(checkpoint.newest(path) if now.resume else path)["config"], asked)
+    iterations = settings.iterations
+    for name in PRESENT:
+        setattr(settings, name, getattr(now, name))
+    for name in typed:
+        if now.resume and name not in FREE and not name.startswith(FREE_NODES):
+            refuse_change(name, now, settings, asked)
+        take(name, now, settings, asked)
+    if now.resume and settings.iterations != iterations and settings.outer_schedule == "cosine":
+        raise UserError(f"{asked}: iterations={settings.iterations} would bend outer_schedule=cosine of {iterations}")
+    check(settings)
+    return settings
+
+
+def refuse_change(name: str, now: Settings, saved: Settings, asked: str) -> None:
+    """Raise UserError where key or group `name` is not as the run was started with."""
+    for key, value in leaves(name, now).items():
+        old = leaves(name, saved).get(key)
+        if value != old:
+            raise UserError(f"{asked}: {key}={value} differs from the run's {old}; start a new run or leave it out")
+
+
+def leaves(name: str, settings: Settings) -> dict[str, Any]:
+    """The values below key or group `name`, by their dotted names."""
+    if name in GROUPS:
+        return {name if key == "name" else f"{name}.{key}": v for key, v in asdict(getattr(settings, name)).items()}
+    return {key: value for key, _, value in keys(settings) if key == name}
+
+
+def take(name: str, now: Settings, saved: Settings, asked: str) -> None:
+    """Set key or group `name` of `saved` to what it is now."""
+    *path, last = name.split(".")
+    node = reduce(getattr, path, saved)
+    if not hasattr(node, last):
+        raise UserError(f"{asked}: its {path[0]} has no key {name}")
+    setattr(node, last, getattr(reduce(getattr, path, now), last))

@@ -1,0 +1,527 @@
+"""The command: what it composes, what it refuses and how, where a run lies, how a checkpoint meets what is typed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+import metarun
+from metarun import cli, settings
+from metarun.errors import UserError
+from metarun.schema import GROUPS, Conv4, Glyphs, Maml, Mlp, Settings, Sinusoid, keys
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "configs"
+Run = Callable[[Settings, Path], Any]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """An empty working folder; Hydra's state and log files do not outlive a test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("METARUN_DATA", raising=False)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    for handler in logging.root.handlers:
+        if handler not in handlers:
+            handler.close()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, Path]]:
+    """What the runner was asked to do; it does nothing."""
+    asked: list[tuple[Settings, Path]] = []
+    runner(monkeypatch, lambda chosen, folder: asked.append((chosen, folder)))
+    return asked
+
+
+def runner(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
+    module = ModuleType("metarun.runner")
+    module.run = run  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "metarun.runner", module)
+
+
+def command(*arguments: str) -> int:
+    before, sys.argv = sys.argv, ["metarun", *arguments]
+    try:
+        return cli.main()
+    except SystemExit as stop:
+        assert isinstance(stop.code, int)
+        return stop.code
+    finally:
+        sys.argv = before
+
+
+def composed(*overrides: str) -> Settings:
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        return settings.build(compose("config", list(overrides)))
+
+
+# --- what is shipped ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", choices("method"))
+@pytest.mark.parametrize("dataset", choices("dataset"))
+def test_data_sets_and_methods_compose(dataset: str, method: str) -> None:
+    chosen = composed(f"dataset={dataset}", f"method={method}")
+    assert isinstance(chosen.dataset, GROUPS["dataset"][dataset])
+    assert isinstance(chosen.method, GROUPS["method"][method])
+
+
+@pytest.mark.parametrize("backbone", choices("backbone"))
+@pytest.mark.parametrize("dataset", choices("dataset"))
+def test_a_data_set_composes_with_another_backbone(dataset: str, backbone: str) -> None:
+    chosen = composed(f"dataset={dataset}", f"backbone={backbone}")
+    assert isinstance(chosen.backbone, GROUPS["backbone"][backbone.partition("_")[0]])
+
+
+@pytest.mark.parametrize("experiment", choices("experiment"))
+def test_experiments_compose_and_explain_themselves(experiment: str) -> None:
+    composed(f"experiment={experiment}")
+    header = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
+    for word in ("Paper:", "Expected:", f"metarun experiment={experiment}", "Departures:"):
+        assert word in header
+
+
+def test_every_choice_of_the_schema_is_shipped_and_opens_with_what_it_is() -> None:
+    for group, nodes in GROUPS.items():
+        assert set(nodes) <= set(choices(group))
+    for path in CONFIGS.rglob("*.yaml"):
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if "@package" not in line]
+        assert lines[0].startswith("# "), path
+
+
+def test_a_data_set_brings_its_backbone_and_values() -> None:
+    assert composed().backbone == Conv4(downsample="stride")
+    assert composed().dataset == Glyphs()
+    curves = composed("dataset=sinusoid")
+    assert (curves.backbone, curves.shots, curves.eval.shots) == (Mlp(), 10, 5)
+
+
+def test_precedence() -> None:
+    assert composed("dataset=sinusoid").iterations == 20000
+    assert composed("experiment=maml_sinusoid").iterations == 70000
+    assert composed("experiment=maml_sinusoid", "iterations=3").iterations == 3
+    assert composed("experiment=maml_sinusoid", "backbone=conv4").backbone == Conv4()
+    assert composed("experiment=maml_omniglot_5way_1shot", "backbone.filters=3").backbone.filters == 3
+
+
+def test_a_method_gives_way_to_the_data_set(tmp_path: Path) -> None:
+    own = tmp_path / "own" / "method"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text(
+        "# @package _global_\ndefaults: [/schema/method@method: maml]\ninner_learning_rate: 7\nouter_clip: 7\n"
+    )
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        chosen = settings.build(compose("config", ["method=mine", f"hydra.searchpath=[file://{own.parent}]"]))
+    assert (chosen.inner_learning_rate, chosen.outer_clip) == (0.4, 7)
+
+
+def test_data_dir_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert composed().data_dir == "~/.cache/metarun/data"
+    monkeypatch.setenv("METARUN_DATA", "/data")
+    assert composed().data_dir == "/data"
+
+
+# --- answers without work ----------------------------------------------------------------------------------
+
+
+def test_help_lists_every_key_and_choice(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--help") == 0
+    shown = capsys.readouterr().out
+    for name in cli.KEYS:
+        assert f"  {name}=" in shown
+    for group in cli.CHOICES:
+        assert all(re.search(rf"\b{choice}\b", shown) for choice in choices(group))
+    assert max(map(len, shown.splitlines())) <= 100
+    assert "schema" not in shown
+    assert not list(Path().iterdir())
+
+
+def test_the_parts_of_the_help_begin_with_keys() -> None:
+    from metarun.help import HEADINGS
+
+    assert set(HEADINGS) <= {name for name, _, _ in keys(Settings)}
+
+
+def test_help_shows_the_values_of_the_data_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("dataset=sinusoid", "--help") == 0
+    shown = capsys.readouterr().out
+    assert "meta_batch=25" in shown and "[sinusoid]" in shown
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--version") == 0
+    assert capsys.readouterr().out == f"metarun {metarun.__version__}\n"
+
+
+def test_cfg_shows_the_settings_and_makes_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command("--cfg", "job", "ways=7") == 0
+    shown = capsys.readouterr().out
+    assert "ways: 7\n" in shown and "hydra" not in shown
+    assert not list(Path().iterdir())
+
+
+def test_torch_waits_for_work(tmp_path: Path) -> None:
+    program = (
+        "import sys\nfrom metarun.cli import main\n"
+        "try: status = main()\nexcept SystemExit as stop: status = stop.code\n"
+        "print(status, 'torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    for arguments, status in ((["--help"], 0), (["--cfg", "job"], 0), (["ways=1"], 2)):
+        line = [sys.executable, "-c", program, *arguments]
+        done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+        assert done.stdout.splitlines()[-1] == f"{status} False False"
+
+
+def test_python_m_metarun(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "metarun", "infer_loop=3"]
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "metarun: error: infer_loop: no such key; did you mean 'inner_loop'?\n"
+
+
+def test_configs_are_found_in_the_package_or_else_the_clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cli.config_folder() == CONFIGS
+    for part in ("configs", "package/metarun/configs"):
+        (tmp_path / part).mkdir(parents=True)
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "package/metarun/cli.py"))
+    assert cli.config_folder() == tmp_path / "package/metarun/configs"
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.setattr(cli, "__file__", str(tmp_path / "metarun/cli.py"))
+    assert cli.config_folder() == tmp_path / "configs"
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        # keys
+        ("infer_loop=3", ["infer_loop", "'inner_loop'"]),
+        ("eval.taks=3", ["eval.taks", "'eval.tasks'"]),
+        ("backbone.filter=3", ["backbone.filter", "'backbone.filters'"]),
+        ("filters=3", ["filters", "'backbone.filters'"]),
+        ("backbone.hidden=[3]", ["backbone.hidden", "backbone=conv4", "backbone.filters"]),
+        ("backbone.colour=3", ["backbone.colour", "backbone.filters"]),
+        ("backbone.name=mlp", ["backbone.name"]),
+        ("eval={taks:3}", ["eval.taks", "'eval.tasks'"]),
+        ("backbone@x=mlp", ["backbone@x"]),
+        ("+infer_loop=3", ["infer_loop", "'inner_loop'"]),
+        ("+inner_loop=3", ["+inner_loop=3", "without the plus"]),
+        ("++x=1", ["x", "no such key"]),
+        ("+experiment=maml_sinusoid", ["without the plus"]),
+        ("~method", ["~method"]),
+        ("~ways", ["~ways"]),
+        ("hydra.foo=3", ["hydra.foo"]),
+        ("--multirun infer_loop=1,2", ["infer_loop", "'inner_loop'"]),
+        # choices
+        ("method=mamml", ["method=mamml", "maml", "'maml'"]),
+        ("dataset=omniglott", ["glyphs, omniglot, sinusoid", "'omniglot'"]),
+        ("experiment=maml_sinusoids", ["experiment=maml_sinusoids", "maml_omniglot_5way_1shot", "'maml_sinusoid'"]),
+        ("backbone=null", ["backbone=null"]),
+        ("method=3", ["method=3"]),
+        ("dataset=[glyphs,sinusoid]", ["dataset=[glyphs,sinusoid]"]),
+        ("hydra/sweeper=optuna", ["hydra/sweeper=optuna", "basic"]),
+        ("--multirun method=maml,mamml", ["method=mamml"]),
+        # values
+        ("ways", ["ways", "no value"]),
+        ("way", ["way", "'ways'"]),
+        ("ways=", ["ways=", "whole number"]),
+        ("ways=abc", ["ways=abc", "whole number"]),
+        ("ways=1.5", ["ways=1.5", "whole number"]),
+        ("ways=null", ["ways=null"]),
+        ("ways=${foo}", ["ways", "foo"]),
+        ("ways=[1", ["ways=[1", "quotes"]),
+        ("use_second_order=maybe", ["use_second_order=maybe", "true or false"]),
+        ("inner_learning_rate=fast", ["inner_learning_rate=fast", "number"]),
+        ("backbone.filters=abc", ["backbone.filters=abc", "whole number"]),
+        ("dataset=sinusoid dataset.frequency=[a]", ["dataset.frequency=[a]", "number"]),
+        ("eval=3", ["eval=3"]),
+        ("ways=1", ["ways=1", "2 or more"]),
+        ("backbone.filters=0", ["backbone.filters=0", "1 or more"]),
+        ("outer_schedule=cosin", ["outer_schedule=cosin", "constant, cosine"]),
+        ("mode=evaluate", ["checkpoint=RUN"]),
+        ("ways=1,2", ["ways=1,2", "--multirun"]),
+        ("--multirun ways=abc,2", ["ways=abc", "whole number"]),
+        ("--multirun resume=a,b", ["resume=a,b"]),
+        ("resume=nowhere", ["resume=nowhere", "checkpoints"]),
+        # flags and folders
+        ("--foo", ["--foo"]),
+        ("--cfg", ["--cfg"]),
+        ("--cfg foo", ["foo"]),
+        ("--resolve", ["--resolve"]),
+        ("--config-dir nowhere", ["nowhere"]),
+        ("hydra.run.dir=/proc/x", ["/proc/x"]),
+        ("hydra.run.dir=/etc/passwd/x", ["/etc/passwd/x"]),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    arguments: str, words: list[str], capsys: pytest.CaptureFixture[str], runs: list[Any]
+) -> None:
+    assert command(*arguments.split()) == 2
+    shown = capsys.readouterr()
+    assert len(shown.err.splitlines()) == 1
+    assert shown.err.startswith("metarun: error: ")
+    for word in words:
+        assert word in shown.err
+    assert not runs
+    assert shown.out == ""
+
+
+def test_a_refused_run_leaves_no_folder() -> None:
+    for mistake in ("infer_loop=3", "ways=1", "mode=evaluate", "resume=nowhere"):
+        assert command(mistake) == 2
+    assert not list(Path().iterdir())
+
+
+def test_a_file_in_the_way_of_the_run_folder(capsys: pytest.CaptureFixture[str], runs: list[Any]) -> None:
+    Path("outputs").touch()
+    assert command() == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "outputs" in line
+    assert not runs
+
+
+def test_a_mistake_found_by_the_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(chosen: Settings, folder: Path) -> None:
+        raise UserError("data_dir=x: nothing there")
+
+    runner(monkeypatch, run)
+    assert command() == 2
+    assert capsys.readouterr().err == "metarun: error: data_dir=x: nothing there\n"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), OSError(28, "broken", "disk"), ValueError("broken")])
+def test_another_failure_shows_where_it_happened(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(chosen: Settings, folder: Path) -> None:
+        raise error
+
+    runner(monkeypatch, run)
+    assert command() == 1
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown and "broken" in shown and "metarun: error" not in shown
+
+
+def test_interrupts(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    from metarun.interrupt import Stopped
+
+    for stop, status in ((KeyboardInterrupt(), 130), (Stopped("SIGTERM: stopped after step 3", 15), 143)):
+
+        def run(chosen: Settings, folder: Path, stop: BaseException = stop) -> None:
+            raise stop
+
+        runner(monkeypatch, run)
+        assert command() == status
+    assert capsys.readouterr().err == "metarun: interrupted\nmetarun: SIGTERM: stopped after step 3\n"
+
+
+# --- run folders and sweeps --------------------------------------------------------------------------------
+
+
+def test_the_runner_gets_settings_and_a_folder(runs: list[tuple[Settings, Path]]) -> None:
+    assert command("ways=7", "--run", "backbone.filters=8") == 0  # a flag between keys
+    ((chosen, folder),) = runs
+    assert isinstance(chosen, Settings)
+    assert (chosen.ways, chosen.backbone) == (7, Conv4(filters=8, downsample="stride"))
+    assert isinstance(chosen.method, Maml)
+    assert re.fullmatch(r"outputs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d", str(folder.relative_to(Path.cwd())))
+    assert (folder / ".hydra/overrides.yaml").read_text() == "- ways=7\n- backbone.filters=8\n"
+
+
+def test_the_console_is_plain_and_the_log_has_times(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = []
+
+    def run(chosen: Settings, folder: Path) -> None:
+        folders.append(folder)
+        logging.getLogger("metarun.test").info("step 1")
+
+    runner(monkeypatch, run)
+    assert command() == 0
+    assert capsys.readouterr().out == "step 1\n"
+    assert re.match(r"\[\d{4}-.*\]\[metarun.test\]\[INFO\] - step 1", (folders[0] / "metarun.log").read_text())
+
+
+def test_runs_of_one_second_have_their_own_folders(runs: list[tuple[Settings, Path]]) -> None:
+    class Noon:
+        @staticmethod
+        def now() -> Any:
+            from datetime import datetime
+
+            return datetime(2025, 1, 31, 12)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cli, "datetime", Noon)
+        for _ in range(3):
+            assert command() == 0
+        assert command("--multirun", "seed=1,2") == 0
+        assert command("--multirun", "seed=1") == 0
+    day, sweep = "outputs/2025-01-31/12-00-00", "outputs/multirun/2025-01-31/12-00-00"
+    assert [str(folder.relative_to(Path.cwd())) for _, folder in runs] == [
+        *(day, f"{day}-2", f"{day}-3"),
+        *(f"{sweep}/0", f"{sweep}/1", f"{sweep}-2/0"),
+    ]
+
+
+def test_a_sweep_goes_on_after_a_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    done = []
+
+    def run(chosen: Settings, folder: Path) -> float:
+        if chosen.seed == 1:
+            raise UserError("no such data")
+        if chosen.seed == 2:
+            raise RuntimeError("broken")
+        done.append(chosen.seed)
+        return 0.5
+
+    runner(monkeypatch, run)
+    assert command("--multirun", "seed=0,1,3", "ways=5,1") == 2  # ways=1 is out of range, seed=1 fails in the work
+    assert done == [0, 3]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("metarun: error: ")]
+    assert [line.partition(": error: ")[2] for line in told] == [
+        "job 1 (seed=0 ways=1): ways=1: must be 2 or more",
+        "job 2 (seed=1 ways=5): no such data",
+        "job 3 (seed=1 ways=1): ways=1: must be 2 or more",
+        "job 5 (seed=3 ways=1): ways=1: must be 2 or more",
+    ]
+    done.clear()
+    assert command("--multirun", "seed=1,2,3") == 1
+    assert done == [3]
+    assert "RuntimeError: broken" in capsys.readouterr().err
+
+
+def test_config_dir_adds_groups(tmp_path: Path, runs: list[tuple[Settings, Path]]) -> None:
+    own = tmp_path / "own" / "experiment"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text("# @package _global_\ndefaults: [{override /dataset: sinusoid}]\nways: 9\n")
+    assert command("--config-dir", str(own.parent), "experiment=mine") == 0
+    assert (runs[0][0].ways, runs[0][0].dataset) == (9, Sinusoid())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("infer_loop: 3", ["experiment/mine.yaml", "infer_loop", "'inner_loop'"]),
+        ("ways: abc", ["experiment/mine.yaml", "ways", "whole number"]),
+        ("ways: [", ["mine.yaml"]),
+    ],
+)
+def test_a_mistake_in_a_file_of_ones_own(
+    text: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], runs: list[Any]
+) -> None:
+    own = tmp_path / "own" / "experiment"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    assert command("--config-dir", str(own.parent), "experiment=mine") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    for word in words:
+        assert word in line
+
+
+# --- checkpoints -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def run_folder(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a run with sinusoid, iterations=50 and a cosine schedule, whose checkpoint is fake."""
+    folder = Path("outputs/old")
+    (folder / "checkpoints").mkdir(parents=True)
+    saved = composed("dataset=sinusoid", "iterations=50", "seed=3", "outer_schedule=cosine", "eval.tasks=20")
+    config = json.loads(json.dumps(asdict(saved)))
+    module = ModuleType("metarun.checkpoint")
+    module.newest = lambda folder: folder / "checkpoints/step-00000050.pt"  # type: ignore[attr-defined]
+    module.load = lambda path: {"config": config}  # type: ignore[attr-defined]
+    monkeypatch.setattr(metarun, "checkpoint", module, raising=False)
+    return folder
+
+
+def test_resume_takes_the_run_s_settings_and_folder(run_folder: Path, runs: list[tuple[Settings, Path]]) -> None:
+    allowed = ["eval.tasks=30", "save.keep=9", "engine.tasks=looped", "device=cpu", "data_dir=/d", "download=true"]
+    equal = ["dataset=sinusoid", "backbone=mlp", "backbone.hidden=[40,40]", "seed=3", "shots=10", "iterations=50"]
+    assert command(f"resume={run_folder}", *equal, *allowed) == 0
+    ((chosen, folder),) = runs
+    assert folder == run_folder.absolute()
+    assert (chosen.dataset, chosen.backbone, chosen.seed, chosen.meta_batch) == (Sinusoid(), Mlp(), 3, 25)
+    assert (chosen.eval.tasks, chosen.eval.inner_loop, chosen.save.keep) == (30, 10, 9)
+    assert (chosen.device, chosen.data_dir, chosen.download) == ("cpu", "/d", True)
+    assert chosen.resume == str(run_folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("seed=4", ["seed=4", "run's 3"]),
+        ("dataset=glyphs", ["dataset=glyphs", "sinusoid"]),
+        ("dataset=sinusoid dataset.frequency=[1,2]", ["dataset.frequency=[1.0, 2.0]", "[1.0, 1.0]"]),
+        ("dataset=sinusoid backbone={hidden:[3]}", ["backbone.hidden=[3]", "[40, 40]"]),
+        ("backbone.filters=3", ["backbone.filters=3"]),
+        ("iterations=60", ["iterations=60", "cosine"]),
+        ("experiment=maml_sinusoid", ["experiment"]),
+    ],
+)
+def test_resume_refuses_to_change_the_run(
+    arguments: str, words: list[str], run_folder: Path, runs: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(f"resume={run_folder}", *arguments.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    for word in [f"resume={run_folder}", *words]:
+        assert word in line
+    assert not runs
+
+
+def test_evaluate_takes_the_checkpoint_s_settings(run_folder: Path, runs: list[tuple[Settings, Path]]) -> None:
+    assert command("mode=evaluate", f"checkpoint={run_folder}", "shots=2", "eval={inner_loop:4}") == 0
+    ((chosen, folder),) = runs
+    assert folder != run_folder.absolute()
+    assert (chosen.mode, chosen.checkpoint, chosen.resume) == ("evaluate", str(run_folder), None)
+    assert (chosen.dataset, chosen.backbone, chosen.seed) == (Sinusoid(), Mlp(), 3)
+    assert (chosen.shots, chosen.eval.inner_loop, chosen.eval.tasks) == (2, 4, 20)
+
+
+def test_evaluate_takes_the_whole_of_a_typed_group(run_folder: Path, runs: list[tuple[Settings, Path]]) -> None:
+    assert command("mode=evaluate", f"checkpoint={run_folder}", "dataset=glyphs", "dataset.seed=2") == 0
+    chosen = runs[0][0]
+    assert (chosen.dataset, chosen.backbone, chosen.meta_batch) == (Glyphs(seed=2), Mlp(), 25)
+
+
+def test_evaluate_refuses_a_key_the_checkpoint_has_not(
+    run_folder: Path, runs: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("mode=evaluate", f"checkpoint={run_folder}", "backbone.filters=3") == 2
+    assert "backbone.filters" in capsys.readouterr().err
+    assert not runs
+
+
+def test_a_checkpoint_of_another_version_is_refused() -> None:
+    saved = asdict(composed())
+    assert settings.rebuild(saved, "old.pt") == composed()
+    for changed in ({"colour": 1}, {"method": {"name": "gone"}}, {"ways": "many"}, {"dataset": None}):
+        with pytest.raises(UserError, match=r"^old\.pt: .*this version"):
+            settings.rebuild({**saved, **changed}, "old.pt")

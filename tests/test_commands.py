@@ -1,0 +1,151 @@
+"""Real commands from beginning to end: every shipped config, every command of the README, the installed wheel."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+
+from metarun import cli
+from metarun.checkpoint import load
+
+ROOT = Path(__file__).parent.parent
+TINY = ["iterations=2", "eval.tasks=4", "eval.validation_tasks=2", "eval.every=2"]
+NEEDS_DATA = "needs real Omniglot: set METARUN_TEST_DATA to a folder that holds omniglot-py/"
+RUN_FOLDER = re.compile(r"outputs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d")
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """An empty working folder; Hydra's state and log files do not outlive a test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METARUN_DATA", os.environ.get("METARUN_TEST_DATA", str(tmp_path / "nothing")))
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    for handler in logging.root.handlers:
+        if handler not in handlers:
+            handler.close()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    GlobalHydra.instance().clear()
+
+
+def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["metarun", *arguments])
+    try:
+        return cli.main()
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def run_folders(below: Path = Path()) -> list[Path]:
+    """Those with a result, oldest first."""
+    return [path.parent for path in sorted(below.rglob("result.json"), key=lambda path: path.stat().st_mtime_ns)]
+
+
+def choices(group: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / "configs" / group).glob("*.yaml"))
+
+
+def needs_data(words: str) -> None:
+    if "omniglot" in words and "METARUN_TEST_DATA" not in os.environ:
+        pytest.skip(NEEDS_DATA)
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [f"{group}={name}" for group in ("dataset", "backbone", "method", "experiment") for name in choices(group)],
+)
+def test_every_shipped_config_runs(typed: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_data(typed)
+    assert command(monkeypatch, typed, *TINY, f"cache_dir={cache}") == 0
+    (folder,) = run_folders()
+    result = json.loads((folder / "result.json").read_text())
+    group, _, name = typed.partition("=")
+    assert group == "experiment" or result[group] == name.removesuffix("_strided")
+    assert len(result["by_step"]) == result["inner_loop"] + 1
+    assert result["batch_norm"] == ("none" if result["backbone"] == "mlp" else "transductive")
+    assert (folder / ".hydra" / "config.yaml").is_file() and (folder / "metarun.log").stat().st_size > 0
+
+
+def readme_commands() -> list[str]:
+    """Every line that begins with `metarun` in the README's shell blocks."""
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("metarun")]
+
+
+def test_every_readme_command_runs(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands = readme_commands()
+    assert len(commands) >= 5
+    for line in commands:
+        words = shlex.split(line, comments=True)[1:]
+        if any("omniglot" in word for word in words):
+            if "METARUN_TEST_DATA" not in os.environ:
+                continue  # test_every_shipped_config_runs says why
+            words = [word for word in words if not word.startswith("data_dir=")]
+        if folders := run_folders(Path("outputs")):
+            words = [RUN_FOLDER.sub(str(folders[-1]), word) for word in words]
+        free = [] if "--help" in words or "--cfg" in words else [*TINY, f"cache_dir={cache}"]
+        assert command(monkeypatch, *words, *free) == 0, line
+        GlobalHydra.instance().clear()
+
+
+def test_the_default_run_learns_and_is_resumed_and_evaluated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """40 steps on glyphs, stopped at 20 and resumed, end with the tensors of a run that was not stopped."""
+    short = ["eval.tasks=20", "eval.validation_tasks=8", "eval.every=20", "meta_batch=2", f"cache_dir={cache}"]
+    assert command(monkeypatch, "iterations=40", *short, "hydra.run.dir=whole") == 0
+    assert command(monkeypatch, "iterations=20", *short, "hydra.run.dir=parts") == 0
+    assert command(monkeypatch, "iterations=40", "resume=parts") == 0
+    whole, parts = (load(Path(name) / "checkpoints/step-00000040.pt") for name in ("whole", "parts"))
+    assert whole["theta"].keys() == parts["theta"].keys() and len(whole["phi"]) == 8
+    for kind in ("theta", "phi"):
+        for name, tensor in whole[kind].items():
+            assert torch.equal(tensor, parts[kind][name])
+    assert command(monkeypatch, "mode=evaluate", "checkpoint=whole", "hydra.run.dir=judged") == 0
+    trained, judged = (json.loads(Path(name, "result.json").read_text()) for name in ("whole", "judged"))
+    assert trained["by_step"] == judged["by_step"]
+    assert trained["mean"] > trained["by_step"][0] + 0.1  # adapting helps
+
+
+def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("metarun", "configs"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", tmp_path, source], check=True)
+    (wheel,) = tmp_path.glob("metarun-*.whl")
+    site = tmp_path / "site"
+    subprocess.run([*pip, "install", "--no-deps", "--target", site, wheel], check=True)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    arguments = ["dataset=sinusoid", *TINY, "hydra.run.dir=run"]
+    code = "import metarun.cli, sys; print(metarun.cli.config_folder()); sys.exit(metarun.cli.main())"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        cwd=elsewhere,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.startswith(str(site / "metarun" / "configs"))
+    assert (elsewhere / "run" / "result.json").is_file()

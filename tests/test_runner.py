@@ -1,0 +1,173 @@
+"""Runs through the runner: what they leave, that they repeat, resume, stop, and refuse."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from metarun import checkpoint, training
+from metarun.errors import UserError
+from metarun.evaluation import Evaluation
+from metarun.interrupt import Stopped
+from metarun.runner import run
+from metarun.schema import Engine, Eval, Maml, Mlp, Save, Settings, Sinusoid
+from metarun.work import build
+
+
+def small(folder: Path, **changes: object) -> Settings:
+    """A sinusoid run of a second."""
+    settings = Settings(
+        dataset=Sinusoid(),
+        backbone=Mlp(hidden=[8]),
+        method=Maml(),
+        shots=5,
+        queries=5,
+        inner_loop=2,
+        iterations=60,
+        data_dir=str(folder / "data"),
+        cache_dir=str(folder / "cache"),
+        eval=Eval(tasks=10, validation_tasks=10, every=30, inner_loop=3, shots=4, queries=7),
+        save=Save(every=20, keep=2),
+    )
+    return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    content = checkpoint.load(checkpoint.newest(folder))
+    return {**content["theta"], **content["phi"]}
+
+
+def test_a_run_folder_explains_itself(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    validation = run(small(tmp_path), folder)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["dataset"] == "sinusoid" and result["method"] == "maml" and result["backbone"] == "mlp"
+    assert result["metric"] == "mse" and result["shots"] == 4 and result["inner_loop"] == 3 and result["tasks"] == 10
+    assert len(result["by_step"]) == 4 and result["mean"] == result["by_step"][-1] and result["ci95"] > 0
+    assert result["untrained"]["mean"] > 0 and result["batch_norm"] == "none" and result["seed"] == 0
+    assert result["validation"]["mean"] == validation
+    written = lines(folder)
+    assert [line["step"] for line in written if line["split"] == "train"] == [20, 40, 60]
+    assert [line["step"] for line in written if line["split"] == "val"] == [30, 60]
+    assert all(math.isfinite(line["loss"]) and math.isfinite(line["mse"]) for line in written)
+    names = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert names == ["best.pt", "step-00000040.pt", "step-00000060.pt"]
+    assert any((folder / "tensorboard").iterdir())
+
+
+def test_a_run_repeats_to_the_bit_and_another_seed_differs(tmp_path: Path) -> None:
+    for name, seed in [("one", 0), ("two", 0), ("three", 1)]:
+        run(small(tmp_path, seed=seed), tmp_path / name)
+    torch.testing.assert_close(tensors(tmp_path / "one"), tensors(tmp_path / "two"), rtol=0, atol=0)
+    assert lines(tmp_path / "one") == lines(tmp_path / "two")
+    assert lines(tmp_path / "one") != lines(tmp_path / "three")
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("at", [20, 33, 59])
+def test_a_stopped_run_resumes_as_if_nothing_had_happened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, schedule: str
+) -> None:
+    settings = small(tmp_path, outer_schedule=schedule)
+    run(settings, tmp_path / "whole")
+    stopped = tmp_path / "stopped"
+    outer_step = training.Training.outer_step
+
+    def interrupted(self: training.Training) -> dict[str, float]:
+        if self.step + 1 == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return outer_step(self)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match=f"SIGTERM: stopped after step {at}") as raised:
+        patch.setattr(training.Training, "outer_step", interrupted)
+        run(settings, stopped)
+    assert raised.value.number == signal.SIGTERM
+    assert not (stopped / "result.json").exists()
+    run(replace(settings, resume=str(stopped)), stopped)
+    assert lines(stopped) == lines(tmp_path / "whole")
+    torch.testing.assert_close(tensors(stopped), tensors(tmp_path / "whole"), rtol=0, atol=0)
+    whole, again = (json.loads((f / "result.json").read_text()) for f in (tmp_path / "whole", stopped))
+    assert {**whole, "seconds": 0, "checkpoint": ""} == {**again, "seconds": 0, "checkpoint": ""}
+
+
+def test_resuming_drops_what_a_killed_run_wrote_after_its_checkpoint(tmp_path: Path) -> None:
+    settings = small(tmp_path)
+    run(settings, tmp_path / "whole")
+    run(settings, tmp_path / "killed")
+    checkpoint.step_path(tmp_path / "killed", 60).unlink()
+    run(replace(settings, resume="x"), tmp_path / "killed")
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+def test_evaluate_judges_a_checkpoint_as_its_run_did(tmp_path: Path) -> None:
+    run(small(tmp_path), tmp_path / "run")
+    for place in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "best.pt"):
+        assert run(small(tmp_path, mode="evaluate", checkpoint=str(place)), tmp_path / "evaluated") is None
+        one, two = (json.loads((tmp_path / f / "result.json").read_text()) for f in ("run", "evaluated"))
+        assert one["by_step"] == two["by_step"] and one["untrained"] == two["untrained"]
+
+
+def test_evaluate_refuses_another_architecture(tmp_path: Path) -> None:
+    run(small(tmp_path), tmp_path / "run")
+    other = small(tmp_path, mode="evaluate", checkpoint=str(tmp_path / "run"), backbone=Mlp(hidden=[9]))
+    with pytest.raises(UserError, match=r"of another architecture: layers.0.weight is \[8, 1\] instead of \[9, 1\]"):
+        run(other, tmp_path / "evaluated")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"outer step \d+, training tasks \d+ to \d+: the loss is"):
+        run(small(tmp_path, inner_learning_rate=1e30), tmp_path / "run")
+
+
+def test_the_outer_clip_bounds_each_entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    step = torch.optim.Adam.step
+
+    def spy(self: torch.optim.Adam) -> None:
+        seen.append(max(float(p.grad.abs().max()) for group in self.param_groups for p in group["params"]))
+        step(self)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", spy)
+    run(small(tmp_path, iterations=2), tmp_path / "free")
+    run(small(tmp_path, iterations=2, outer_clip=1e-3), tmp_path / "clipped")
+    assert min(seen[:2]) > 1e-3 and max(seen[2:]) == pytest.approx(1e-3)
+
+
+def test_the_engines_choices_compute_the_same(tmp_path: Path) -> None:
+    for tasks in ("vectorised", "looped"):
+        run(small(tmp_path, iterations=20, engine=Engine(tasks=tasks)), tmp_path / tasks)
+    torch.testing.assert_close(tensors(tmp_path / "looped"), tensors(tmp_path / "vectorised"), rtol=1e-4, atol=1e-5)
+
+
+def test_cuda_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"device=cuda:99: this machine has \d+ CUDA devices"):
+        build(small(tmp_path, device="cuda:99"))
+
+
+def test_cosine_falls_to_zero() -> None:
+    settings = Settings(outer_schedule="cosine", iterations=100, outer_learning_rate=0.1)
+    assert training.learning_rate(settings, 0) == 0.1
+    assert training.learning_rate(settings, 50) == pytest.approx(0.05)
+    assert training.learning_rate(settings, 100) == pytest.approx(0.0)
+
+
+def test_the_interval_is_that_of_the_mean_over_tasks() -> None:
+    values = torch.tensor([[0.0, 1.0], [0.5, 0.0], [0.2, 0.5], [0.1, 0.5]], dtype=torch.float64)
+    found = Evaluation("accuracy", values, values)
+    assert found.by_step == pytest.approx([0.2, 0.5]) and found.mean == 0.5
+    assert found.ci95 == pytest.approx(1.96 * (0.5 / 4) ** 0.5 / 2)
+    assert str(found) == "accuracy 50.00 ± 34.65 %"
+    assert found.better_than(0.4) and not found.better_than(0.5)
+    assert Evaluation("mse", values, values).better_than(0.6)
