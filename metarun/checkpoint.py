@@ -80,11 +80,11 @@ def load(place: Path) -> dict[str, Any]:
     """
     path = find(place)
     if not zipfile.is_zipfile(path):
-        raise UserError(f"checkpoint {path}: cannot be read: cut short, or no checkpoint")
+        raise UserError(f"checkpoint {path}: cannot be read: cut short, or none")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"checkpoint {path}: cannot be read: damaged, or no checkpoint ({first_line(error)})") from error
+        raise UserError(f"checkpoint {path}: cannot be read: damaged, or none ({first_line(error)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"checkpoint {path}: not a checkpoint of this version of metarun (format {FORMAT})")
     return content

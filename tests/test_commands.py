@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from metarun import cli
 from metarun.checkpoint import load
+from metarun.schema import GROUPS, Settings, keys
 
 ROOT = Path(__file__).parent.parent
 TINY = ["iterations=2", "eval.tasks=4", "eval.validation_tasks=2", "eval.every=2"]
@@ -149,3 +150,22 @@ def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith(str(site / "metarun" / "configs"))
     assert (elsewhere / "run" / "result.json").is_file()
+
+
+def test_the_readmes_python_runs() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        scope: dict[str, object] = {}
+        exec(compile(block, "README.md", "exec"), scope)
+        assert "weights" in scope
+
+
+def test_the_readme_lists_every_key_and_choice() -> None:
+    text = (ROOT / "README.md").read_text()
+    names = [name for name, _, _ in keys(Settings)]
+    names += [
+        name for group, nodes in GROUPS.items() for node in nodes.values() for name, _, _ in keys(node, f"{group}.")
+    ]
+    names += [name for group in ("dataset", "backbone", "method", "experiment") for name in choices(group)]
+    assert [name for name in names if f"`{name}`" not in text] == []

@@ -204,7 +204,7 @@ def test_each_slot_is_used(vectorised: bool) -> None:
     model, tasks = Quadratic(), quadratic_tasks(3)
     rate = torch.full((4,), 0.05, dtype=torch.float64)
     method = Method(
-        prepare=lambda model: Parameters({"theta": model.theta}, {"rate": rate}),
+        prepare=lambda model: Parameters(dict(model.named_parameters()), {"rate": rate}),
         begin=lambda theta, phi, gradient: {"theta": 0.5 * theta["theta"]},
         weights=lambda theta, phi: {"theta": 2 * theta["theta"]},
         update=lambda theta, gradient, phi, _: {"theta": theta["theta"] - phi["rate"] * gradient["theta"]},
