@@ -25,7 +25,7 @@ def test_conv4_has_the_published_shape(downsample: str, features: int) -> None:
     model = Conv4((3, 84, 84), 5, downsample=downsample)
     assert model(torch.randn(2, 3, 84, 84)).shape == (2, 5)
     assert model.head.in_features == features
-    assert [tuple(c.weight.shape) for c in model.convolutions if isinstance(c, nn.Conv2d)] == [
+    assert [tuple(m.weight.shape) for m in model.modules() if isinstance(m, nn.Conv2d)] == [
         (64, 3, 3, 3),
         *[(64, 64, 3, 3)] * 3,
     ]
@@ -37,8 +37,8 @@ def test_conv4_norms_and_bias_are_keys(norm: str, bias: bool) -> None:
     model = Conv4((1, 28, 28), 5, filters=12, bias=bias, norm=norm, downsample="stride")
     assert model(torch.randn(3, 1, 28, 28)).shape == (3, 5)
     names = dict(model.named_parameters())
-    assert ("convolutions.0.bias" in names) == bias
-    assert ("norms.0.weight" in names) == (norm != "none")
+    assert ("blocks.0.convolution.bias" in names) == bias
+    assert ("blocks.0.norm.weight" in names) == (norm != "none")
 
 
 def test_relu_after_the_pool_is_relu_before_it() -> None:

@@ -13,12 +13,27 @@ from metarun.norm import Norm
 BLOCKS = 4
 
 
+class Block(nn.Module):
+    """3x3 convolution, norm, ReLU; halves the image by a 2x2 max-pool, or by a stride of 2."""
+
+    def __init__(self, channels: int, filters: int, bias: bool, norm: str, pool: bool) -> None:
+        super().__init__()
+        self.pool = pool
+        self.convolution = nn.Conv2d(channels, filters, 3, stride=1 if pool else 2, padding=1, bias=bias)
+        self.norm = nn.Identity() if norm == "none" else Norm(norm, filters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.convolution(x))
+        if self.pool:
+            x = F.max_pool2d(x, 2)
+        return x.relu()  # after the pool, where it is the same and touches a quarter of the elements
+
+
 class Conv4(nn.Module):
     """[batch, channels, height, width] -> [batch, outputs].
 
-    A block is a 3x3 convolution, norm and ReLU. It halves the image by a 2x2 max-pool ("pool"; the features
-    are flattened at the end), or by a stride of 2 ("stride"; the features are averaged over the image), the
-    form of MAML's Omniglot network.
+    After max-pools ("pool") the features are flattened; after strided convolutions ("stride") they are averaged
+    over the image, which is the form of MAML's Omniglot network.
 
     Raises:
         UserError: the image is too small to be halved four times by pooling.
@@ -42,22 +57,16 @@ class Conv4(nn.Module):
                 f"backbone.downsample=pool: images of {height}x{width} are too small, {scale}x{scale} is the least; "
                 "give backbone.downsample=stride"
             )
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(channels if block == 0 else filters, filters, 3, 1 if self.pool else 2, 1, bias=bias)
-            for block in range(BLOCKS)
+        self.blocks = nn.Sequential(
+            *(Block(filters if number else channels, filters, bias, norm, self.pool) for number in range(BLOCKS))
         )
-        self.norms = nn.ModuleList(nn.Identity() if norm == "none" else Norm(norm, filters) for _ in range(BLOCKS))
         self.head = nn.Linear(filters * (height // scale) * (width // scale) if self.pool else filters, outputs)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
-            elif name.endswith("bias"):
-                nn.init.zeros_(parameter)
+        for layer in self.modules():
+            if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            x = norm(convolution(x))
-            if self.pool:
-                x = F.max_pool2d(x, 2)
-            x = x.relu()  # after the pool, where it is the same and touches a quarter of the elements
+        x = self.blocks(x)
         return self.head(x.flatten(1) if self.pool else x.mean((2, 3)))
