@@ -15,7 +15,7 @@ from torch import Tensor
 from metarun import checkpoint
 from metarun.backbones import BACKBONES
 from metarun.data import Shape, Source, load
-from metarun.engine import choose_device, choose_threads, choose_vectorised
+from metarun.engine import choose_device, choose_threads, choose_vectorised, keep_freed_memory
 from metarun.evaluation import Evaluation, evaluate
 from metarun.meta import MetaLearner
 from metarun.methods import METHODS, Parameters
@@ -79,6 +79,7 @@ def build(settings: Settings) -> Work:
         UserError: the device, the data or the shape of the tasks cannot be had.
     """
     device = choose_device(settings.device)
+    keep_freed_memory()
     data = options(settings.dataset)
     source = load(
         data.pop("name"),
