@@ -13,14 +13,15 @@ from torch.utils.tensorboard.writer import SummaryWriter
 class Records:
     """One line of metrics.jsonl and the same scalars in TensorBoard for each call.
 
-    Whatever stands behind `step`, written by a run that went further before it was stopped, is dropped.
+    Whatever stands behind `step`, written by a run that went further before it was killed, is dropped, and so is a
+    last line that was cut short.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         path = folder / "metrics.jsonl"
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-            write_whole(path, "".join(f"{line}\n" for line in kept))
+            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+            write_whole(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
         self.lines = path.open("a")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 

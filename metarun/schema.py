@@ -5,6 +5,8 @@ The dataclasses are Hydra's typed schema, the plain settings that the runner tak
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, field, fields
@@ -13,9 +15,17 @@ from typing import Any
 from metarun.errors import UserError, nearest
 
 
-def key(default: Any, help: str, *, least: float | None = None, above: float | None = None, choices: Any = None) -> Any:
-    """A key with its meaning and what it admits: `least` <= value, `above` < value, or one of `choices`."""
-    metadata = {"help": help, "least": least, "above": above, "choices": choices}
+def key(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    choices: Any = None,
+    pattern: str = "",
+) -> Any:
+    """A key with its meaning and what it admits: `least` <= value, `above` < value, one of `choices`, a `pattern`."""
+    metadata = {"help": help, "least": least, "above": above, "choices": choices, "pattern": pattern}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -115,7 +125,7 @@ class Settings:
     outer_schedule: str = key("constant", "of the outer step size", choices=("constant", "cosine"))
     outer_clip: float | None = key(None, "clamp each entry of the meta-gradient to this size; null: as it is", above=0)
     seed: int = key(0, "of the initial weights and the training tasks; test tasks are the same for all", least=0)
-    device: str = key("auto", "auto, cpu, cuda or cuda:N")
+    device: str = key("auto", "auto, cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:\d+)?")
 
     data_dir: str = key(
         "${oc.env:METARUN_DATA,'~/.cache/metarun/data'}", "where data sets lie; only read, except by a download"
@@ -167,8 +177,10 @@ def check_value(name: str, value: Any, item: Field) -> None:
     if allowed["choices"] is not None and value not in allowed["choices"]:
         choices = ", ".join(allowed["choices"])
         raise UserError(f"{name}={value}: choose one of {choices}{nearest(str(value), allowed['choices'])}")
-    if isinstance(value, float) and value != value:
-        raise UserError(f"{name}={value}: not a number")
+    if allowed["pattern"] and not re.fullmatch(allowed["pattern"], value):
+        raise UserError(f"{name}={value}: must be {allowed['help']}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}={value}: must be a finite number")
     if allowed["least"] is not None and value < allowed["least"]:
         raise UserError(f"{name}={value}: must be {allowed['least']} or more")
     if allowed["above"] is not None and value <= allowed["above"]:

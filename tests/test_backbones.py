@@ -46,7 +46,9 @@ def test_relu_after_the_pool_is_relu_before_it() -> None:
     assert torch.equal(nn.functional.max_pool2d(x, 2).relu(), nn.functional.max_pool2d(x.relu(), 2))
 
 
-def test_conv4_refuses_images_too_small_to_pool() -> None:
+def test_conv4_refuses_what_is_no_image_or_too_small_to_pool() -> None:
+    with pytest.raises(UserError, match=r"backbone=conv4 takes images, .* shape \[1\]"):
+        Conv4((1,), 1)
     with pytest.raises(UserError, match=r"downsample=pool: images of 12x20 are too small"):
         Conv4((1, 12, 20), 5)
     Conv4((1, 12, 20), 5, downsample="stride")(torch.randn(2, 1, 12, 20))

@@ -107,6 +107,8 @@ def test_resuming_drops_what_a_killed_run_wrote_after_its_checkpoint(tmp_path: P
     run(settings, tmp_path / "whole")
     run(settings, tmp_path / "killed")
     checkpoint.step_path(tmp_path / "killed", 60).unlink()
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6')
     run(replace(settings, resume="x"), tmp_path / "killed")
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
 

@@ -36,7 +36,7 @@ class Conv4(nn.Module):
     over the image, which is the form of MAML's Omniglot network.
 
     Raises:
-        UserError: the image is too small to be halved four times by pooling.
+        UserError: the input is no image, or too small to be halved four times by pooling.
     """
 
     def __init__(
@@ -49,6 +49,10 @@ class Conv4(nn.Module):
         downsample: str = "pool",
     ) -> None:
         super().__init__()
+        if len(input_shape) != 3:
+            raise UserError(
+                f"backbone=conv4 takes images, the data set gives inputs of shape {list(input_shape)}; try mlp"
+            )
         channels, height, width = input_shape
         self.pool = downsample == "pool"
         scale = 2**BLOCKS
