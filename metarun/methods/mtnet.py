@@ -50,10 +50,10 @@ def transform(method: Method, model: nn.Module, mask: bool = True, full: bool = 
             run[layer.weight] = (t @ run[layer.weight].flatten(1)).view_as(run[layer.weight])
             if layer.bias is not None:
                 run[layer.bias] = t @ run[layer.bias]
-        return {name: tensor for name, tensor in run.items() if name not in added}
+        return run
 
-    method = replace(method, parameters=method.parameters._replace(phi={**phi, **added}), weights=weights)
-    return masked(method, model, found, full) if mask else method
+    transformed = replace(method, parameters=method.parameters._replace(phi={**phi, **added}), weights=weights)
+    return masked(transformed, model, found, full) if mask else transformed
 
 
 def masked(method: Method, model: nn.Module, found: list[Layer], full: bool) -> Method:
