@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.data import Shape, Source
+from metarun.data import Shape, Source, noise
 from metarun.meta import MetaLearner, evaluate_tasks
 from metarun.methods import Parameters
 
@@ -73,7 +73,8 @@ def evaluate(
     for first in range(0, tasks, at_once):
         count = min(at_once, tasks - first)
         batch = source.draw(EVALUATION_SEED, split, first, count, shape)
-        loss, measures = evaluate_tasks(learner, parameters, batch, vectorised)
+        own = noise(EVALUATION_SEED, split, first, count, learner.method.noise(learner.inner_loop))
+        loss, measures = evaluate_tasks(learner, parameters, batch, own.to(batch.query_data.device), vectorised)
         losses.append(loss)
         values.append(measures[source.metric])
         progress(count)

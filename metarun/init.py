@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.errors import UserError
-from metarun.meta import MetaLearner, adapt, meta_gradient
-from metarun.methods import METHODS
+from metarun.meta import MetaLearner, OneTask, meta_gradient, tape_gradient
+from metarun.methods import compose
 from metarun.objective import Objective, State
 from metarun.task import Task
 
@@ -35,10 +34,16 @@ class Init(nn.Module):
         inner_learning_rate: step size of the inner loop.
         inner_loop: number of inner steps.
         use_second_order: exact gradients through the inner loop, or first-order ones.
-        learn_lr, use_t, use_warp, use_forget: not in this version.
+        learn_lr: Meta-SGD, learned inner rates; options of `metarun.methods.msgd.learn_rates`.
+        use_t: MT-net, T layers and masks; options of `metarun.methods.mtnet.transform`.
+        use_warp: WarpGrad, warp layers; options of `metarun.methods.warpgrad.warp`.
+        use_forget: L2F, an attenuated initialisation.
+
+    A switch is True, or a dict of options. `learn_lr` goes with any one of the others. What a method learns besides
+    is added to `model`, which can be prepared once.
 
     Raises:
-        UserError: a switch that this version does not have.
+        UserError: two of use_t, use_warp, use_forget; a model without layers that the method can act on.
     """
 
     def __init__(
@@ -55,15 +60,10 @@ class Init(nn.Module):
         use_forget: bool | dict[str, Any] = False,
     ) -> None:
         super().__init__()
-        switches = {"learn_lr": learn_lr, "use_t": use_t, "use_warp": use_warp, "use_forget": use_forget}
-        for name, switch in switches.items():
-            if switch is not False:
-                raise UserError(f"{name}={switch}: this version of metarun has MAML only; leave {name} at False")
         self.model = model
-        self.learner = MetaLearner(
-            model, METHODS["maml"], inner_objective, outer_objective, inner_learning_rate, inner_loop, use_second_order
-        )
-        self.learned = self.learner.method.prepare(model)
+        method = compose(model, inner_learning_rate, learn_lr, use_t, use_warp, use_forget)
+        self.learner = MetaLearner(model, method, inner_objective, outer_objective, inner_loop, use_second_order)
+        self.learned = method.parameters
 
     @property
     def weight_names(self) -> tuple[str, ...]:
@@ -88,7 +88,9 @@ class Init(nn.Module):
         tasks = Task(train_data, train_target, validate_data, validate_target)
         if not batched:
             tasks = Task(*([side] for side in tasks))
-        gradient, losses, _ = meta_gradient(self.learner, self.learned, tasks, vectorised=batched and vectorise)
+        gradient, losses, _ = meta_gradient(
+            self.learner, self.learned, tasks, self.noise(len(tasks.support_data)), vectorised=batched and vectorise
+        )
         for tensors, gradients in zip(self.learned, gradient, strict=True):
             for name, tensor in tensors.items():
                 tensor.grad = gradients[name] if tensor.grad is None else tensor.grad + gradients[name]
@@ -98,4 +100,11 @@ class Init(nn.Module):
         """The weights after the inner loop on one task, in the order of `weight_names`, without a graph."""
         learner = replace(self.learner, use_second_order=False)
         with torch.no_grad():
-            return list(adapt(learner, self.learned, data, target)[-1].values())
+            task = Task(data, target, None, None)
+            one = OneTask(learner, task, self.noise(1)[0], tape_gradient)
+            return list(one.adapt(self.learned)[-1].values())
+
+    def noise(self, tasks: int) -> Tensor:
+        """What the method draws for each task, from torch's generator."""
+        like = next(iter(self.learned.theta.values()))
+        return torch.rand(tasks, self.learner.method.noise(self.learner.inner_loop), device=like.device)

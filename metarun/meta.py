@@ -38,7 +38,6 @@ class MetaLearner:
     method: Method
     inner_objective: Objective
     outer_objective: Objective
-    inner_learning_rate: float = 0.01
     inner_loop: int = 5
     use_second_order: bool = True
 
@@ -65,80 +64,95 @@ def evaluate_objective(
 
 # --- the gradient of a support loss, on torch.func or on the tape ------------------------------------------
 
-Gradient = Callable[[Loss, Tensors], Tensors]
+Gradient = Callable[[Loss, Tensors, bool], Tensors]  # loss, theta, whether the gradient has a graph of its own
 
 
-def functional_gradient(loss: Loss, theta: Tensors) -> Tensors:
-    return grad(loss)(theta)
+def functional_gradient(loss: Loss, theta: Tensors, graph: bool) -> Tensors:
+    return grad(loss)(theta)  # where nothing above it is differentiated, torch.func records nothing
 
 
-def tape_gradient(loss: Loss, theta: Tensors) -> Tensors:
-    """The same on the tape. Where theta is no part of a graph, neither is the gradient (first-order, evaluation)."""
-    in_graph = any(tensor.requires_grad for tensor in theta.values())
+def tape_gradient(loss: Loss, theta: Tensors, graph: bool) -> Tensors:
     with torch.enable_grad():
-        if not in_graph:
+        if not all(tensor.requires_grad for tensor in theta.values()):
             theta = {name: tensor.detach().requires_grad_() for name, tensor in theta.items()}
         gradients = torch.autograd.grad(
-            loss(theta), list(theta.values()), create_graph=in_graph, allow_unused=True, materialize_grads=True
+            loss(theta), list(theta.values()), create_graph=graph, allow_unused=True, materialize_grads=True
         )
     return dict(zip(theta, gradients, strict=True))
 
 
-# --- adapt, task loss, meta-gradient -----------------------------------------------------------------------
+# --- one task ----------------------------------------------------------------------------------------------
 
 
-def adapt(
-    learner: MetaLearner, parameters: Parameters, data: Any, target: Any, gradient: Gradient = tape_gradient
-) -> list[Tensors]:
-    """theta_0 .. theta_K on one task's support set; first-order stops each step's gradient."""
+class OneTask:
+    """The meta-learner on one task: what a method's meta-objective is made of."""
 
-    def support_gradient(theta: Tensors) -> Tensors:
-        phi = parameters.phi
-        if not learner.use_second_order:
+    def __init__(self, learner: MetaLearner, task: Task, noise: Tensor, gradient: Gradient) -> None:
+        self.learner, self.task, self.noise, self.gradient = learner, task, noise, gradient
+        self.fixed: Any = None  # by the method's begin, for this task
+        self.measures: Measures = {}  # of the query loss that was asked for last
+
+    def support_gradient(self, theta: Tensors, phi: Tensors, graph: bool) -> Tensors:
+        """Of the inner objective; without a graph, nothing flows back through it to theta or phi."""
+        learner, data, target = self.learner, self.task.support_data, self.task.support_target
+        if not graph:
             theta, phi = tree_map(torch.detach, (theta, phi))
-        return gradient(lambda t: evaluate_objective(learner, learner.inner_objective, t, phi, data, target)[0], theta)
+        return self.gradient(
+            lambda t: evaluate_objective(learner, learner.inner_objective, t, phi, data, target)[0], theta, graph
+        )
 
-    theta = learner.method.begin(parameters.theta, parameters.phi, support_gradient)
-    trajectory = [theta]
-    for _ in range(learner.inner_loop):
-        theta = learner.method.update(theta, support_gradient(theta), parameters.phi, learner.inner_learning_rate)
-        trajectory.append(theta)
-    return trajectory
+    def step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
+        gradient = self.support_gradient(theta, phi, self.learner.use_second_order)
+        return self.learner.method.update(theta, gradient, phi, self.fixed, number)
+
+    def adapt(self, parameters: Parameters) -> list[Tensors]:
+        """theta_0 .. theta_K."""
+        theta, phi = parameters
+        theta, self.fixed = self.learner.method.begin(
+            theta, phi, lambda t: self.support_gradient(t, phi, graph=False), self.noise
+        )
+        trajectory = [theta]
+        for number in range(self.learner.inner_loop):
+            trajectory.append(self.step(trajectory[-1], phi, number))
+        return trajectory
+
+    def query_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
+        loss, self.measures = evaluate_objective(
+            self.learner, self.learner.outer_objective, theta, phi, self.task.query_data, self.task.query_target
+        )
+        return loss
 
 
 def task_loss(
-    learner: MetaLearner, parameters: Parameters, task: Task, gradient: Gradient = tape_gradient
+    learner: MetaLearner, parameters: Parameters, task: Task, noise: Tensor, gradient: Gradient = tape_gradient
 ) -> tuple[Tensor, Measures]:
     """The loss that a task contributes to the meta-objective, and what was measured on its query set."""
-    trajectory = adapt(learner, parameters, task.support_data, task.support_target, gradient)
-    measures: Measures = {}
+    one = OneTask(learner, task, noise, gradient)
+    return learner.method.meta_objective(parameters, one), one.measures
 
-    def query_loss(theta: Tensors) -> Tensor:
-        loss, measured = evaluate_objective(
-            learner, learner.outer_objective, theta, parameters.phi, task.query_data, task.query_target
-        )
-        measures.update(measured)
-        return loss
 
-    return learner.method.meta_objective(trajectory, query_loss), measures
+# --- a meta-batch ------------------------------------------------------------------------------------------
 
 
 def meta_gradient(
-    learner: MetaLearner, parameters: Parameters, tasks: Task, vectorised: bool
+    learner: MetaLearner, parameters: Parameters, tasks: Task, noise: Tensor, vectorised: bool
 ) -> tuple[Parameters, Tensor, Measures]:
-    """Mean gradient over a meta-batch, with each task's loss [tasks] and measures [tasks]."""
+    """Mean gradient over a meta-batch, with each task's loss [tasks] and measures [tasks].
+
+    noise: [tasks, method.noise(inner_loop)], uniform in [0, 1).
+    """
     parameters = tree_map(torch.detach, parameters)
     if vectorised:
         one_task = partial(task_loss, learner, gradient=functional_gradient)
         one_gradient = torch.func.grad_and_value(one_task, has_aux=True)
-        gradients, (losses, measures) = vmap(one_gradient, in_dims=(None, 0))(parameters, tasks)
+        gradients, (losses, measures) = vmap(one_gradient, in_dims=(None, 0, 0))(parameters, tasks, noise)
         return tree_map(lambda tensor: tensor.mean(0), gradients), losses, measures
 
     total = tree_map(torch.zeros_like, parameters)
     leaves = tree_map(lambda tensor: tensor.requires_grad_(), parameters)
     judged = []
-    for task in one_by_one(tasks):
-        loss, measures = task_loss(learner, leaves, task)
+    for task, own_noise in zip(one_by_one(tasks), noise, strict=True):
+        loss, measures = task_loss(learner, leaves, task, own_noise)
         accumulate_gradient(loss, leaves, total)
         judged.append((loss.detach(), measures))
     losses, measures = stack(judged)
@@ -167,24 +181,18 @@ def stack(results: list[Any]) -> Any:
 
 
 def evaluate_tasks(
-    learner: MetaLearner, parameters: Parameters, tasks: Task, vectorised: bool
+    learner: MetaLearner, parameters: Parameters, tasks: Task, noise: Tensor, vectorised: bool
 ) -> tuple[Tensor, Measures]:
     """Query loss and measures after each inner step, each [tasks, inner_loop + 1]; keeps no graph."""
     learner = replace(learner, use_second_order=False)
     parameters = tree_map(torch.detach, parameters)
     gradient = functional_gradient if vectorised else tape_gradient
 
-    def one_task(task: Task) -> tuple[Tensor, Measures]:
-        trajectory = adapt(learner, parameters, task.support_data, task.support_target, gradient)
-        query = task.query_data, task.query_target
-        return stack(
-            [
-                evaluate_objective(learner, learner.outer_objective, theta, parameters.phi, *query)
-                for theta in trajectory
-            ]
-        )
+    def one_task(task: Task, noise: Tensor) -> tuple[Tensor, Measures]:
+        one = OneTask(learner, task, noise, gradient)
+        return stack([(one.query_loss(theta, parameters.phi), one.measures) for theta in one.adapt(parameters)])
 
     with torch.no_grad():
         if vectorised:
-            return vmap(one_task)(tasks)
-        return stack([one_task(task) for task in one_by_one(tasks)])
+            return vmap(one_task)(tasks, noise)
+        return stack([one_task(task, own) for task, own in zip(one_by_one(tasks), noise, strict=True)])

@@ -73,10 +73,73 @@ class Maml:
     name: str = "maml"
 
 
+@dataclass
+class Fomaml:
+    name: str = "fomaml"
+
+
+@dataclass
+class Msgd:
+    name: str = "msgd"
+    alpha: str = key("element", "a learned rate for each of these", choices=("element", "tensor", "scalar"))
+    start: str = key(
+        "rate", "rates begin at inner_learning_rate, or at one draw of U[0.005, 0.1]", choices=("rate", "random")
+    )
+
+
+@dataclass
+class Mtnet:
+    name: str = "mtnet"
+    mask: bool = key(True, "learned masks on the inner gradient; false: T-net")
+    full: bool = key(False, "a mask for each weight, drawn afresh at each inner step, instead of each output unit")
+
+
+@dataclass
+class Warpgrad:
+    name: str = "warpgrad"
+    objective: str = key("warp_maml", "what the warp layers descend", choices=("warp_maml", "unrolled"))
+    approximate: bool = key(False, "drop the derivative through the look-ahead step (equation 12)")
+    start: str = key(
+        "reference",
+        "warp layers begin random as the reference's, or as the identity",
+        choices=("reference", "identity"),
+    )
+    after: list[str] | None = key(None, "names of the modules that a warp layer follows; null: each block")
+    depth: int = key(1, "layers of a warp", least=1)
+    kernel: int = key(3, "width of its convolutions, an odd number", least=1)
+    norm: bool = key(False, "batch norm behind a warp")
+    activation: bool = key(False, "ReLU in a warp")
+    residual: bool = key(False, "a warp adds to what it is given")
+
+
+@dataclass
+class L2f:
+    name: str = "l2f"
+
+
+@dataclass
+class Anil:
+    name: str = "anil"
+
+
+@dataclass
+class Boil:
+    name: str = "boil"
+
+
 GROUPS: dict[str, dict[str, type]] = {
     "dataset": {"glyphs": Glyphs, "sinusoid": Sinusoid, "omniglot": Omniglot},
     "backbone": {"mlp": Mlp, "conv4": Conv4},
-    "method": {"maml": Maml},
+    "method": {
+        "maml": Maml,
+        "fomaml": Fomaml,
+        "msgd": Msgd,
+        "mtnet": Mtnet,
+        "warpgrad": Warpgrad,
+        "l2f": L2f,
+        "anil": Anil,
+        "boil": Boil,
+    },
 }
 
 
@@ -117,6 +180,7 @@ class Settings:
     inner_loop: int = key(5, "inner steps", least=0)
     inner_learning_rate: float = key(0.01, "step size of the inner loop", least=0)
     use_second_order: bool = key(True, "differentiate through the inner steps; false: first-order")
+    first_order_steps: int = key(0, "outer steps in first order before second order begins, as L2F's code has", least=0)
     batch_norm: str = key("transductive", "statistics of batch norm: each batch's own", choices=("transductive",))
 
     meta_batch: int = key(4, "tasks of one outer step", least=1)

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from metarun import __version__, checkpoint
+from metarun.data import noise
 from metarun.interrupt import noted_signals
 from metarun.meta import meta_gradient
 from metarun.records import Records
@@ -70,10 +71,14 @@ class Training:
         Raises:
             FloatingPointError: loss or gradient is not finite; the parameters are as before.
         """
-        work, settings = self.work, self.work.settings
+        work, settings, learner = self.work, self.work.settings, self.work.learner
+        if self.step < settings.first_order_steps:
+            learner = dataclasses.replace(learner, use_second_order=False)
         first = self.step * settings.meta_batch
         tasks = work.source.draw(settings.seed, "train", first, settings.meta_batch, work.train_shape)
-        gradient, losses, measures = meta_gradient(work.learner, work.parameters, tasks, work.vectorised)
+        own = noise(settings.seed, "train", first, settings.meta_batch, learner.method.noise(learner.inner_loop))
+        own = own.to(tasks.query_data.device)
+        gradient, losses, measures = meta_gradient(learner, work.parameters, tasks, own, work.vectorised)
         gradients = [tensor for part in gradient for tensor in part.values()]
         loss, norm = float(losses.mean()), float(get_total_norm(gradients))
         if not math.isfinite(loss) or not math.isfinite(norm):

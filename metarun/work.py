@@ -93,8 +93,9 @@ def build(settings: Settings) -> Work:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         model = BACKBONES[backbone.pop("name")](source.input_shape, source.outputs(settings.ways), **backbone)
-    model.to(device)
-    method = METHODS[settings.method.name]
+        model.to(device)
+        chosen = options(settings.method)
+        method = METHODS[chosen.pop("name")](model, settings.inner_learning_rate, **chosen)
     objective = OBJECTIVES[source.metric]
     vectorised, reason = choose_vectorised(settings.engine.tasks, model, device)
     threads = choose_threads(vectorised, device)
@@ -107,11 +108,10 @@ def build(settings: Settings) -> Work:
             method,
             objective,
             objective,
-            settings.inner_learning_rate,
             settings.inner_loop,
             settings.use_second_order,
         ),
-        method.prepare(model),
+        method.parameters,
         vectorised,
         settings.batch_norm if getattr(settings.backbone, "norm", "none") == "batch" else "none",
     )

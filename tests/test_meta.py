@@ -11,8 +11,10 @@ from problems import NORMS, Normed, Quadratic, Tanh, quadratic_loss, quadratic_t
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metarun.meta import MetaLearner, evaluate_tasks, meta_gradient, one_by_one, task_loss
-from metarun.methods import MAML, Method, Parameters
+from metarun import meta
+from metarun.meta import MetaLearner, one_by_one, task_loss
+from metarun.methods import METHODS, Method, Parameters
+from metarun.methods.slots import divide
 from metarun.objective import regression
 from metarun.task import Task
 
@@ -20,13 +22,25 @@ both_ways = pytest.mark.parametrize("vectorised", [False, True], ids=["looped", 
 any_steps = pytest.mark.parametrize("steps", [0, 1, 3])
 
 
+def no_noise(tasks: Task) -> Tensor:
+    return torch.empty(len(tasks.support_data), 0)
+
+
+def meta_gradient(learner: MetaLearner, parameters: Parameters, tasks: Task, vectorised: bool) -> tuple:
+    return meta.meta_gradient(learner, parameters, tasks, no_noise(tasks), vectorised)
+
+
+def evaluate_tasks(learner: MetaLearner, parameters: Parameters, tasks: Task, vectorised: bool) -> tuple:
+    return meta.evaluate_tasks(learner, parameters, tasks, no_noise(tasks), vectorised)
+
+
 def learner_for(model: nn.Module, steps: int = 3, rate: float = 0.1, order: bool = True) -> MetaLearner:
     objective = quadratic_loss if isinstance(model, Quadratic) else regression
-    return MetaLearner(model, MAML, objective, objective, rate, steps, order)
+    return MetaLearner(model, METHODS["maml"](model, rate), objective, objective, steps, order)
 
 
 def mean_loss(learner: MetaLearner, parameters: Parameters, tasks: Task) -> Tensor:
-    return torch.stack([task_loss(learner, parameters, task)[0] for task in one_by_one(tasks)]).mean()
+    return torch.stack([task_loss(learner, parameters, task, torch.empty(0))[0] for task in one_by_one(tasks)]).mean()
 
 
 def largest_relative_error(found: object, expected: object) -> float:
@@ -63,7 +77,7 @@ def finite_differences(learner: MetaLearner, parameters: Parameters, tasks: Task
 def test_maml_gradient_has_its_closed_form(steps: int, vectorised: bool) -> None:
     """(I - a A_s)^k A_q (theta_k - c_q), with theta_k - c_s = (I - a A_s)^k (theta - c_s)."""
     model, tasks, rate = Quadratic(), quadratic_tasks(5), 0.1
-    found, losses, _ = meta_gradient(learner_for(model, steps, rate), MAML.prepare(model), tasks, vectorised)
+    found, losses, _ = meta_gradient(learner_for(model, steps, rate), divide(model), tasks, vectorised)
     gradients, values = [], []
     for a_s, c_s, a_q, c_q in one_by_one(tasks):
         contraction = torch.linalg.matrix_power(torch.eye(4, dtype=torch.float64) - rate * a_s, steps)
@@ -80,7 +94,7 @@ def test_first_order_gradient_has_its_closed_form(steps: int, vectorised: bool) 
     """A_q (theta_k - c_q)."""
     model, tasks, rate = Quadratic(), quadratic_tasks(5), 0.1
     learner = learner_for(model, steps, rate, order=False)
-    found, _, _ = meta_gradient(learner, MAML.prepare(model), tasks, vectorised)
+    found, _, _ = meta_gradient(learner, divide(model), tasks, vectorised)
     gradients = []
     for a_s, c_s, a_q, c_q in one_by_one(tasks):
         contraction = torch.linalg.matrix_power(torch.eye(4, dtype=torch.float64) - rate * a_s, steps)
@@ -95,23 +109,18 @@ def test_first_order_gradient_has_its_closed_form(steps: int, vectorised: bool) 
 @any_steps
 def test_meta_gradient_is_the_derivative_of_the_mean_task_loss(steps: int, vectorised: bool) -> None:
     model, tasks = Tanh(), regression_tasks(3)
-    learner, parameters = learner_for(model, steps), MAML.prepare(model)
+    learner, parameters = learner_for(model, steps), divide(model)
     found, _, _ = meta_gradient(learner, parameters, tasks, vectorised)
     assert largest_relative_error(found, finite_differences(learner, parameters, tasks)) < 1e-9
 
 
-def adapting_norms(model: nn.Module) -> Parameters:
-    """The affine of norm layers adapts in the inner loop with everything else."""
-    return Parameters(dict(model.named_parameters()), {})
-
-
 @both_ways
-@pytest.mark.parametrize("prepare", [MAML.prepare, adapting_norms], ids=["affine in phi", "affine adapts"])
+@pytest.mark.parametrize("across", [None, ()], ids=["affine in phi", "affine adapts"])
 @pytest.mark.parametrize("norm", NORMS)
-def test_meta_gradient_is_exact_through_every_norm(norm: str, prepare: object, vectorised: bool) -> None:
+def test_meta_gradient_is_exact_through_every_norm(norm: str, across: tuple | None, vectorised: bool) -> None:
     model, tasks = Normed(NORMS[norm]()), regression_tasks(2, (2, 5, 5), outputs=3, each=4)
-    learner = replace(learner_for(model, 2, rate=0.5), method=replace(MAML, prepare=prepare))
-    parameters = learner.method.prepare(model)
+    parameters = divide(model, across)
+    learner = replace(learner_for(model, 2), method=METHODS["maml"](model, 0.5, parameters))
     found, _, _ = meta_gradient(learner, parameters, tasks, vectorised)
     assert largest_relative_error(found, finite_differences(learner, parameters, tasks)) < 1e-8
 
@@ -123,7 +132,7 @@ def test_meta_gradient_is_exact_through_every_norm(norm: str, prepare: object, v
 @any_steps
 def test_vectorised_is_looped(steps: int, order: bool) -> None:
     model, tasks = Normed(NORMS["metarun batch"]()), regression_tasks(4, (2, 5, 5), outputs=3)
-    learner, parameters = learner_for(model, steps, order=order), MAML.prepare(model)
+    learner, parameters = learner_for(model, steps, order=order), divide(model)
     one, two = (meta_gradient(learner, parameters, tasks, vectorised) for vectorised in (True, False))
     assert largest_relative_error(one, two) < 1e-12
     one, two = (evaluate_tasks(learner, parameters, tasks, vectorised) for vectorised in (True, False))
@@ -135,7 +144,7 @@ def test_first_and_second_order_differ(vectorised: bool) -> None:
     """A double backward that is silently zero would make them equal."""
     model, tasks = Normed(NORMS["metarun batch"]()), regression_tasks(3, (2, 5, 5), outputs=3)
     gradients = [
-        meta_gradient(learner_for(model, 2, order=order), MAML.prepare(model), tasks, vectorised)[0]
+        meta_gradient(learner_for(model, 2, order=order), divide(model), tasks, vectorised)[0]
         for order in (True, False)
     ]
     assert largest_relative_error(*gradients) > 1e-3
@@ -144,7 +153,7 @@ def test_first_and_second_order_differ(vectorised: bool) -> None:
 @both_ways
 def test_without_a_rate_both_orders_are_plain_joint_training(vectorised: bool) -> None:
     model, tasks = Tanh(), regression_tasks(3)
-    parameters = MAML.prepare(model)
+    parameters = divide(model)
     plain, _, _ = meta_gradient(learner_for(model, steps=0), parameters, tasks, vectorised)
     for order in (True, False):
         found, _, _ = meta_gradient(learner_for(model, 3, rate=0.0, order=order), parameters, tasks, vectorised)
@@ -154,7 +163,7 @@ def test_without_a_rate_both_orders_are_plain_joint_training(vectorised: bool) -
 @both_ways
 def test_order_and_repetition_of_tasks_do_not_matter(vectorised: bool) -> None:
     model, tasks = Tanh(), regression_tasks(4)
-    gradient = partial(meta_gradient, learner_for(model), MAML.prepare(model), vectorised=vectorised)
+    gradient = partial(meta_gradient, learner_for(model), divide(model), vectorised=vectorised)
     found, _, _ = gradient(tasks=tasks)
     for chosen in ([2, 0, 3, 1], [0, 1, 2, 3, 0, 1, 2, 3]):
         again, _, _ = gradient(tasks=tree_map(lambda side, chosen=chosen: side[chosen], tasks))
@@ -164,8 +173,8 @@ def test_order_and_repetition_of_tasks_do_not_matter(vectorised: bool) -> None:
 def test_a_larger_loss_is_a_larger_rate() -> None:
     """N times the loss at rate a follows the same trajectory as the loss at rate N a."""
     model, tasks = Tanh(), regression_tasks(2)
-    learner, parameters = learner_for(model, 3, rate=0.05), MAML.prepare(model)
-    scaled = replace(learner, inner_objective=lambda state: 5 * regression(state), inner_learning_rate=0.01)
+    learner, parameters = learner_for(model, 3, rate=0.05), divide(model)
+    scaled = replace(learner_for(model, 3, rate=0.01), inner_objective=lambda state: 5 * regression(state))
     one, two = (meta_gradient(each, parameters, tasks, vectorised=True) for each in (learner, scaled))
     assert largest_relative_error(one, two) < 1e-12
 
@@ -186,7 +195,7 @@ def test_batch_norm_is_transductive() -> None:
 @both_ways
 def test_evaluation_judges_after_each_inner_step_and_keeps_no_graph(vectorised: bool) -> None:
     model, tasks = Tanh(), regression_tasks(3)
-    parameters = MAML.prepare(model)
+    parameters = divide(model)
     losses, measures = evaluate_tasks(learner_for(model, steps=3), parameters, tasks, vectorised)
     assert losses.shape == (3, 4)
     assert not losses.requires_grad and not measures["mse"].requires_grad
@@ -200,18 +209,22 @@ def test_evaluation_judges_after_each_inner_step_and_keeps_no_graph(vectorised: 
 
 @both_ways
 def test_each_slot_is_used(vectorised: bool) -> None:
-    """A method that halves theta at the start, steps by a learned rate, runs on doubled weights, sums two losses."""
+    """Halves theta at the start, fixes a factor, steps by a learned rate, runs on doubled weights, sums two losses."""
     model, tasks = Quadratic(), quadratic_tasks(3)
     rate = torch.full((4,), 0.05, dtype=torch.float64)
     method = Method(
-        prepare=lambda model: Parameters(dict(model.named_parameters()), {"rate": rate}),
-        begin=lambda theta, phi, gradient: {"theta": 0.5 * theta["theta"]},
+        parameters=Parameters(dict(model.named_parameters()), {"rate": rate}),
+        begin=lambda theta, phi, gradient, noise: ({"theta": 0.5 * theta["theta"]}, 3.0),
         weights=lambda theta, phi: {"theta": 2 * theta["theta"]},
-        update=lambda theta, gradient, phi, _: {"theta": theta["theta"] - phi["rate"] * gradient["theta"]},
-        meta_objective=lambda trajectory, query_loss: query_loss(trajectory[0]) + query_loss(trajectory[1]),
+        update=lambda theta, gradient, phi, fixed, step: {
+            "theta": theta["theta"] - (fixed + step - 2) * phi["rate"] * gradient["theta"]
+        },
+        meta_objective=lambda parameters, task: torch.stack(
+            [task.query_loss(theta, parameters.phi) for theta in task.adapt(parameters)]
+        ).sum(),
     )
     learner = MetaLearner(model, method, quadratic_loss, quadratic_loss, inner_loop=1)
-    found, losses, _ = meta_gradient(learner, method.prepare(model), tasks, vectorised)
+    found, losses, _ = meta_gradient(learner, method.parameters, tasks, vectorised)
 
     theta = model.theta.detach().clone().requires_grad_()
     alpha = rate.clone().requires_grad_()
@@ -229,4 +242,4 @@ def test_each_slot_is_used(vectorised: bool) -> None:
 def test_frozen_parameters_are_not_learned() -> None:
     model = Tanh()
     model.first.requires_grad_(False)
-    assert set(MAML.prepare(model).theta) == {"second.weight", "second.bias"}
+    assert set(divide(model).theta) == {"second.weight", "second.bias"}

@@ -6,8 +6,12 @@ Philox is a counter-based generator (Salmon et al. 2011): number n of a key can 
 from __future__ import annotations
 
 import numpy as np
+import torch
+
+from metarun.data.source import SPLITS
 
 WORDS_A_BLOCK = 4  # Philox makes four words at each count
+NOISE_STREAM = 2 * len(SPLITS)  # the streams before it are the samplers'
 
 
 def words(seed: int, stream: int, first: int, count: int, each: int) -> np.ndarray:
@@ -39,3 +43,9 @@ def distinct(random_words: np.ndarray, population: np.ndarray) -> np.ndarray:
         chosen[:, k] = np.where(taken, largest, drawn)
     order = np.argsort(random_words[:, wanted:], axis=1)
     return np.take_along_axis(chosen, order, axis=1)
+
+
+def noise(seed: int, split: str, first: int, count: int, each: int) -> torch.Tensor:
+    """What a method draws for tasks first .. first + count - 1: float32 [count, each], uniform in [0, 1)."""
+    drawn = words(seed, NOISE_STREAM + SPLITS.index(split), first, count, each)
+    return torch.from_numpy(((drawn >> np.uint64(40)) * 2.0**-24).astype(np.float32))

@@ -38,11 +38,15 @@ class SinusoidSource:
 
     def draw(self, seed: int, split: str, first: int, count: int, shape: Shape) -> Task:
         curve, points = 2 * SPLITS.index(split), 2 * SPLITS.index(split) + 1
-        chosen = words(seed, curve, first, count, 3)[:, :, None, None]
+        x_words = words(seed, points, first, count, shape.shots + shape.queries)
+        return self.tasks(words(seed, curve, first, count, 3), x_words, shape.shots)
+
+    def tasks(self, curve_words: np.ndarray, x_words: np.ndarray, shots: int) -> Task:
+        """Tasks of random words for the curves [tasks, 3] and their points [tasks, shots + queries]."""
+        chosen = curve_words[:, :, None, None]
         amplitude, phase = uniform(chosen[:, 0], *AMPLITUDE), uniform(chosen[:, 1], *PHASE)
         frequency = uniform(chosen[:, 2], self.frequency[0], self.frequency[1])
-        x = uniform(words(seed, points, first, count, shape.shots + shape.queries), *INPUT)[:, :, None]
+        x = uniform(x_words, *INPUT)[:, :, None]
         y = amplitude * np.sin(frequency * x - phase)
         data, target = (torch.from_numpy(array.astype(np.float32)).to(self.device) for array in (x, y))
-        k = shape.shots
-        return Task(data[:, :k], target[:, :k], data[:, k:], target[:, k:])
+        return Task(data[:, :shots], target[:, :shots], data[:, shots:], target[:, shots:])

@@ -1,8 +1,88 @@
-"""The methods, by the name that `method=` takes."""
+"""The methods, by the name that `method=` takes, and how the class interface's switches compose.
 
-from metarun.methods.maml import MAML
-from metarun.methods.slots import Method, Parameters, Tensors
+Each is a function of a model, the inner learning rate and the method's options, and returns a `Method`.
+"""
 
-METHODS: dict[str, Method] = {"maml": MAML}
+from __future__ import annotations
 
-__all__ = ["MAML", "METHODS", "Method", "Parameters", "Tensors"]
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from metarun.errors import UserError
+from metarun.methods.l2f import forget
+from metarun.methods.maml import maml
+from metarun.methods.msgd import learn_rates
+from metarun.methods.mtnet import transform
+from metarun.methods.partial import anil, boil
+from metarun.methods.slots import Method, Parameters, Tensors, divide
+from metarun.methods.warpgrad import warp
+
+__all__ = ["METHODS", "Method", "Parameters", "Tensors", "compose"]
+
+
+def msgd(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
+    return learn_rates(maml(model, inner_learning_rate), model, inner_learning_rate, **options)
+
+
+def mtnet(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
+    return transform(maml(model, inner_learning_rate), model, **options)
+
+
+def warpgrad(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
+    """Everything of the model adapts, the affine of its norm layers included."""
+    return warp(maml(model, inner_learning_rate, divide(model, across=())), model, **options)
+
+
+def l2f(model: nn.Module, inner_learning_rate: float) -> Method:
+    return forget(maml(model, inner_learning_rate), model)
+
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "maml": maml,
+    "fomaml": maml,  # its config turns second order off
+    "msgd": msgd,
+    "mtnet": mtnet,
+    "warpgrad": warpgrad,
+    "l2f": l2f,
+    "anil": anil,
+    "boil": boil,
+}
+
+Switch = bool | dict[str, Any]
+
+
+def compose(
+    model: nn.Module, inner_learning_rate: float, learn_lr: Switch, use_t: Switch, use_warp: Switch, use_forget: Switch
+) -> Method:
+    """A switch is off, on, or on with options. Learned rates go with any one of the other three.
+
+    Raises:
+        UserError: two of use_t, use_warp and use_forget together.
+    """
+    on = [
+        name
+        for name, switch in {"use_t": use_t, "use_warp": use_warp, "use_forget": use_forget}.items()
+        if is_on(switch)
+    ]
+    if len(on) > 1:
+        raise UserError(f"{' and '.join(on)}: no published method is both; choose one of them (learn_lr goes with any)")
+    method = maml(model, inner_learning_rate)
+    if is_on(use_warp):
+        method = warpgrad(model, inner_learning_rate, **options(use_warp))
+    if is_on(learn_lr):
+        method = learn_rates(method, model, inner_learning_rate, **options(learn_lr))
+    if is_on(use_t):
+        method = transform(method, model, **options(use_t))
+    if is_on(use_forget):
+        method = forget(method, model, **options(use_forget))
+    return method
+
+
+def is_on(switch: Switch) -> bool:
+    return switch is not False
+
+
+def options(switch: Switch) -> dict[str, Any]:
+    return switch if isinstance(switch, dict) else {}

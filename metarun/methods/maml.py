@@ -3,9 +3,22 @@
     theta_{k+1} = theta_k - alpha grad L_support(theta_k),   k = 0..K-1
     minimise over theta_0 the mean over tasks of L_query(theta_K)
 
-First-order MAML (section 5.2 there) drops the second derivatives: `use_second_order=false`.
+First-order MAML (section 5.2 there) drops the second derivatives: `method=fomaml`, or `use_second_order=false`.
 """
 
-from metarun.methods.slots import Method
+from __future__ import annotations
 
-MAML = Method()
+from typing import Any
+
+from torch import nn
+
+from metarun.methods.slots import Method, Parameters, Tensors, divide
+
+
+def maml(model: nn.Module, inner_learning_rate: float, parameters: Parameters | None = None) -> Method:
+    """Everything adapts but the affine of norm layers, unless `parameters` says otherwise."""
+
+    def update(theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int) -> Tensors:
+        return {name: tensor - inner_learning_rate * gradient[name] for name, tensor in theta.items()}
+
+    return Method(parameters or divide(model), update)

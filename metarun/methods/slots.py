@@ -5,12 +5,13 @@ Two kinds of parameters: theta adapts to a task, phi is learned only across task
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
+from metarun.errors import UserError
 from metarun.norm import norm_parameters
 
 Tensors = dict[str, Tensor]
@@ -23,19 +24,25 @@ class Parameters(NamedTuple):
     phi: Tensors
 
 
-def prepare(model: nn.Module) -> Parameters:
-    """Everything adapts but the affine of norm layers, which is learned across tasks only; what is frozen stays so."""
-    across = norm_parameters(model)
-    named = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
-    return Parameters(
-        theta={name: tensor for name, tensor in named.items() if name not in across},
-        phi={name: tensor for name, tensor in named.items() if name in across},
-    )
+class TaskFunctions(Protocol):
+    """What a meta-objective can ask of one task."""
+
+    def adapt(self, parameters: Parameters) -> list[Tensors]:
+        """theta_0 .. theta_K of the inner loop."""
+        ...
+
+    def step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
+        """The inner step of that number (from 0) from theta, with its own gradient whatever theta's graph."""
+        ...
+
+    def query_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
+        """The outer objective on the query set."""
+        ...
 
 
-def begin(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors]) -> Tensors:
-    """A task starts from theta itself; `gradient` is that of the support loss, for methods that look first."""
-    return theta
+def begin(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> tuple[Tensors, Any]:
+    """A task starts from theta itself, and nothing is fixed for it."""
+    return theta, None
 
 
 def weights(theta: Tensors, phi: Tensors) -> Tensors:
@@ -43,29 +50,100 @@ def weights(theta: Tensors, phi: Tensors) -> Tensors:
     return {**theta, **phi}
 
 
-def update(theta: Tensors, gradient: Tensors, phi: Tensors, learning_rate: float) -> Tensors:
-    """theta - learning_rate * gradient."""
-    return {name: tensor - learning_rate * gradient[name] for name, tensor in theta.items()}
-
-
-def meta_objective(trajectory: list[Tensors], query_loss: Callable[[Tensors], Tensor]) -> Tensor:
+def meta_objective(parameters: Parameters, task: TaskFunctions) -> Tensor:
     """The query loss after the last inner step."""
-    return query_loss(trajectory[-1])
+    return task.query_loss(task.adapt(parameters)[-1], parameters.phi)
+
+
+def no_noise(steps: int) -> int:
+    return 0
 
 
 @dataclass(frozen=True)
 class Method:
-    """The five slots.
+    """A method, prepared for one model. What is not given is MAML's.
 
-    prepare         model -> its parameters, divided into theta and phi
-    begin           theta, phi, gradient of the support loss -> the task's starting theta
+    parameters      of the model and of what the method added to it, divided into theta and phi
+    update          theta, its gradient, phi, what begin fixed, number of the step -> the next theta
+    begin           theta, phi, gradient of the support loss (without a graph), noise -> the task's starting theta,
+                    and whatever stays fixed for this task
     weights         theta, phi -> the weights that the network runs with
-    update          theta, its gradient, phi, learning rate -> the next theta
-    meta_objective  theta_0..theta_K, query loss -> the task's loss
+    meta_objective  parameters, one task -> the task's loss
+    noise           number of inner steps -> how many uniform numbers in [0, 1) a task is given
     """
 
-    prepare: Callable[[nn.Module], Parameters] = prepare
-    begin: Callable[[Tensors, Tensors, Callable[[Tensors], Tensors]], Tensors] = begin
+    parameters: Parameters
+    update: Callable[[Tensors, Tensors, Tensors, Any, int], Tensors]
+    begin: Callable[[Tensors, Tensors, Callable[[Tensors], Tensors], Tensor], tuple[Tensors, Any]] = begin
     weights: Callable[[Tensors, Tensors], Tensors] = weights
-    update: Callable[[Tensors, Tensors, Tensors, float], Tensors] = update
-    meta_objective: Callable[[list[Tensors], Callable[[Tensors], Tensor]], Tensor] = meta_objective
+    meta_objective: Callable[[Parameters, TaskFunctions], Tensor] = meta_objective
+    noise: Callable[[int], int] = no_noise
+
+
+def divide(model: nn.Module, across: Iterable[str] | None = None) -> Parameters:
+    """A model's parameters: those named in `across` (the affine of norm layers, unless told) are phi, the rest theta.
+
+    What is frozen (requires_grad=False) is neither.
+    """
+    names = norm_parameters(model) if across is None else set(across)
+    learned = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    return Parameters(
+        theta={name: tensor for name, tensor in learned.items() if name not in names},
+        phi={name: tensor for name, tensor in learned.items() if name in names},
+    )
+
+
+def attach(model: nn.Module, name: str, module: nn.Module) -> Tensors:
+    """Add what a method learns across tasks to the model, as its part `name`; its parameters by their full names.
+
+    Raises:
+        UserError: the model has such a part already, as one that has been prepared before.
+    """
+    if hasattr(model, name):
+        raise UserError(f"the model has a part {name!r} already: a method prepares a model once; give it a fresh one")
+    model.add_module(name, module)
+    reference = next(parameter for other, parameter in model.named_parameters() if not other.startswith(f"{name}."))
+    module.to(reference)
+    return {f"{name}.{inner}": parameter for inner, parameter in module.named_parameters()}
+
+
+class Bag(nn.Module):
+    """Parameters under names that may hold dots, which torch's own containers do not take."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            self.register_parameter(spelt(name), nn.Parameter(tensor))
+
+
+def spelt(name: str) -> str:
+    return name.replace(".", "/")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution or linear layer of a model, by the names of its parameters."""
+
+    name: str
+    module: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+    weight: str
+    bias: str | None = field(default=None)
+
+
+def layers(model: nn.Module, theta: Tensors) -> list[Layer]:
+    """The convolution and linear layers whose weight adapts, in the order of the model."""
+    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    found = []
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, kinds) and f"{prefix}weight" in theta:
+            bias = f"{prefix}bias"
+            found.append(Layer(name, module, f"{prefix}weight", bias if bias in theta else None))
+    return found
+
+
+def require_layers(found: list[Layer], method: str) -> list[Layer]:
+    """Raises UserError where there are none."""
+    if not found:
+        raise UserError(f"{method}: the model has no convolution or linear layer whose weights adapt")
+    return found

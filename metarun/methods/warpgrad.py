@@ -1,0 +1,130 @@
+"""WarpGrad: Flennerhag, Rusu, Pascanu, Visin, Yin, Hadsell 2020, Meta-Learning with Warped Gradient Descent,
+arXiv 1909.00025, equations 11 to 13 and Algorithm 1.
+
+    f = omega_L h_L ... omega_1 h_1:  h (theta) adapts, the warp layers omega (phi) are frozen while it does
+    L(phi) = sum over tasks and iterates theta_k of L_query(theta_k - alpha grad L_support(theta_k; phi); phi)
+    J = L(phi) + C(theta_0),   with MAML's objective as C: Warp-MAML, the few-shot form
+
+The iterates theta_k in L(phi) are detached: each term is differentiated through its one look-ahead step. The
+approximation (equation 12) differentiates only L_query's own phi. C is differentiated by theta_0 alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from metarun.errors import UserError
+from metarun.methods.slots import Method, Parameters, TaskFunctions, attach, layers, require_layers
+from metarun.norm import Norm
+
+Map = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
+class Warp(nn.Module):
+    """One warp: `depth` linear maps or convolutions of unchanged width, [batch, channels, ...] -> the same shape."""
+
+    def __init__(self, like: Map, depth: int, kernel: int, norm: bool, activation: bool, residual: bool) -> None:
+        super().__init__()
+        width = like.out_features if isinstance(like, nn.Linear) else like.out_channels
+        self.maps = nn.ModuleList(
+            nn.Linear(width, width)
+            if isinstance(like, nn.Linear)
+            else type(like)(width, width, kernel, padding=kernel // 2)
+            for _ in range(depth)
+        )
+        self.norm = Norm("batch", width) if norm else nn.Identity()
+        self.activation = activation
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for number, layer in enumerate(self.maps):
+            y = layer(y)
+            if self.activation or number < len(self.maps) - 1:
+                y = y.relu()
+        return self.norm(y + x if self.residual else y)
+
+    def start_as_identity(self) -> None:
+        for layer in self.maps:
+            for parameter in layer.parameters():
+                if parameter.dim() == 1:
+                    nn.init.zeros_(parameter)
+                elif isinstance(layer, nn.Linear):
+                    nn.init.eye_(parameter)
+                else:
+                    nn.init.dirac_(parameter)
+
+
+def warp(
+    method: Method,
+    model: nn.Module,
+    after: list[str] | None = None,
+    objective: str = "warp_maml",
+    approximate: bool = False,
+    start: str = "reference",
+    depth: int = 1,
+    kernel: int = 3,
+    norm: bool = False,
+    activation: bool = False,
+    residual: bool = False,
+) -> Method:
+    """The method on a model with warp layers.
+
+    Args:
+        after: names of the modules behind which a warp layer stands; by default each of the model's `blocks`,
+            or each convolution and linear layer but the last.
+        objective: "warp_maml", or "unrolled": everything by backpropagation through the inner loop.
+        approximate: drop the derivative through the look-ahead step (equation 12).
+        start: "reference" is torch's random initialisation, "identity" leaves the model's function as it was.
+        depth, kernel, norm, activation, residual: of each warp layer; by default one linear 3x3 convolution.
+
+    Raises:
+        UserError: no place for a warp layer, a name that is no module, or a norm behind something not 2-d.
+    """
+    phi = method.parameters.phi
+    places = dict(model.named_modules())
+    names = default_places(model) if after is None else after
+    warps = nn.ModuleDict()
+    for name in names:
+        if name not in places:
+            raise UserError(f"warpgrad: the model has no module {name!r} to put a warp layer behind")
+        inner = require_layers(layers(places[name], dict(places[name].named_parameters())), f"warpgrad behind {name!r}")
+        like = inner[-1].module
+        if norm and not isinstance(like, nn.Conv2d):
+            raise UserError(f"warpgrad: norm=true needs 2-d convolutions, {name!r} ends in {type(like).__name__}")
+        layer = Warp(like, depth, kernel, norm, activation, residual)
+        if start == "identity":
+            layer.start_as_identity()
+        warps[name.replace(".", "/")] = layer
+        places[name].register_forward_hook(lambda module, inputs, output, layer=layer: layer(output))
+    added = attach(model, "warp_layers", warps)
+
+    def warp_maml(parameters: Parameters, task: TaskFunctions) -> Tensor:
+        theta, phi = parameters
+        still = tree_map(torch.detach, phi)
+        trajectory = task.adapt(Parameters(theta, still))
+        total = 0.0
+        for number, iterate in enumerate(trajectory[:-1]):
+            here = tree_map(torch.detach, iterate)
+            ahead = task.step(here, still if approximate else phi, number)
+            total = total + task.query_loss(tree_map(torch.detach, ahead) if approximate else ahead, phi)
+        return total + task.query_loss(trajectory[-1], still)
+
+    parameters = method.parameters._replace(phi={**phi, **added})
+    if objective == "unrolled":
+        return replace(method, parameters=parameters)
+    return replace(method, parameters=parameters, meta_objective=warp_maml)
+
+
+def default_places(model: nn.Module) -> list[str]:
+    blocks = getattr(model, "blocks", None)
+    if isinstance(blocks, nn.Module):
+        return [f"blocks.{name}" for name, _ in blocks.named_children()]
+    found = layers(model, dict(model.named_parameters()))[:-1]
+    if not found:
+        raise UserError("warpgrad: the model has a single layer or none; warp layers stand between layers")
+    return [layer.name for layer in found]
