@@ -21,11 +21,12 @@ def key(
     *,
     least: float | None = None,
     above: float | None = None,
+    most: float | None = None,
     choices: Any = None,
     pattern: str = "",
 ) -> Any:
-    """A key with its meaning and what it admits: `least` <= value, `above` < value, one of `choices`, a `pattern`."""
-    metadata = {"help": help, "least": least, "above": above, "choices": choices, "pattern": pattern}
+    """A key with its meaning and what it admits: `least` <= value <= `most`, `above` < value, `choices`, a `pattern`."""
+    metadata = {"help": help, "least": least, "above": above, "most": most, "choices": choices, "pattern": pattern}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -37,7 +38,7 @@ def key(
 @dataclass
 class Glyphs:
     name: str = "glyphs"
-    seed: int = key(0, "which invented alphabets are drawn", least=0)
+    seed: int = key(0, "which invented alphabets are drawn", least=0, most=2**63 - 1)
 
 
 @dataclass
@@ -56,13 +57,13 @@ class Sinusoid:
 @dataclass
 class Mlp:
     name: str = "mlp"
-    hidden: list[int] = key([40, 40], "widths of the hidden layers", least=1)
+    hidden: list[int] = key([40, 40], "widths of the hidden layers; [] is a linear model", least=1, most=10**5)
 
 
 @dataclass
 class Conv4:
     name: str = "conv4"
-    filters: int = key(64, "channels of each convolution", least=1)
+    filters: int = key(64, "channels of each convolution", least=1, most=10**5)
     bias: bool = key(True, "convolutions have a bias")
     norm: str = key("batch", "normalisation layer", choices=("batch", "layer", "instance", "group", "none"))
     downsample: str = key("pool", "2x2 max-pool, or stride-2 convolutions and a mean", choices=("pool", "stride"))
@@ -127,6 +128,8 @@ class Boil:
     name: str = "boil"
 
 
+LARGEST = 10**9  # of any number that has no bound of its own
+
 GROUPS: dict[str, dict[str, type]] = {
     "dataset": {"glyphs": Glyphs, "sinusoid": Sinusoid, "omniglot": Omniglot},
     "backbone": {"mlp": Mlp, "conv4": Conv4},
@@ -151,9 +154,9 @@ class Eval:
     tasks: int = key(600, "test tasks of the final accuracy", least=2)
     validation_tasks: int = key(200, "validation tasks that choose the best checkpoint", least=2)
     every: int = key(200, "iterations between validations", least=1)
-    inner_loop: int | None = key(None, "inner steps when evaluating; null: as in training", least=0)
-    shots: int | None = key(None, "shots when evaluating; null: as in training", least=1)
-    queries: int | None = key(None, "queries when evaluating; null: as in training", least=1)
+    inner_loop: int | None = key(None, "inner steps when evaluating; null: as in training", least=0, most=10**4)
+    shots: int | None = key(None, "shots when evaluating; null: as in training", least=1, most=10**5)
+    queries: int | None = key(None, "queries when evaluating; null: as in training", least=1, most=10**5)
 
 
 @dataclass
@@ -174,21 +177,23 @@ class Settings:
     backbone: Any = None
     method: Any = None
 
-    ways: int = key(5, "classes of a task", least=2)
-    shots: int = key(1, "support images a class; points of a curve", least=1)
-    queries: int = key(15, "query images a class; points of a curve", least=1)
-    inner_loop: int = key(5, "inner steps", least=0)
+    ways: int = key(5, "classes of a task", least=2, most=10**5)
+    shots: int = key(1, "support images a class; points of a curve", least=1, most=10**5)
+    queries: int = key(15, "query images a class; points of a curve", least=1, most=10**5)
+    inner_loop: int = key(5, "inner steps", least=0, most=10**4)
     inner_learning_rate: float = key(0.01, "step size of the inner loop", least=0)
     use_second_order: bool = key(True, "differentiate through the inner steps; false: first-order")
     first_order_steps: int = key(0, "outer steps in first order before second order begins, as L2F's code has", least=0)
     batch_norm: str = key("transductive", "statistics of batch norm: each batch's own", choices=("transductive",))
 
-    meta_batch: int = key(4, "tasks of one outer step", least=1)
+    meta_batch: int = key(4, "tasks of one outer step", least=1, most=10**5)
     iterations: int = key(1000, "outer steps", least=1)
     outer_learning_rate: float = key(0.001, "step size of Adam, the outer optimiser", least=0)
     outer_schedule: str = key("constant", "of the outer step size", choices=("constant", "cosine"))
     outer_clip: float | None = key(None, "clamp each entry of the meta-gradient to this size; null: as it is", above=0)
-    seed: int = key(0, "of the initial weights and the training tasks; test tasks are the same for all", least=0)
+    seed: int = key(
+        0, "of the initial weights and the training tasks; test tasks are the same for all", least=0, most=2**63 - 1
+    )
     device: str = key("auto", "auto, cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:\d+)?")
 
     data_dir: str = key(
@@ -228,12 +233,20 @@ def check(settings: Settings) -> None:
         for entry in value if isinstance(value, list) else [value]:
             if entry is not None:
                 check_value(name, entry, item)
+    if isinstance(settings.dataset, Sinusoid) and not is_range(settings.dataset.frequency):
+        raise UserError(f"dataset.frequency={settings.dataset.frequency}: must be two numbers, [LOWEST,HIGHEST]")
+    if isinstance(settings.method, Fomaml) and settings.use_second_order:
+        raise UserError("use_second_order=true: method=fomaml is first order; that would be method=maml")
     if settings.mode == "evaluate" and settings.checkpoint is None:
         raise UserError("mode=evaluate needs checkpoint=RUN, the run folder or checkpoint file to evaluate")
     if settings.mode == "train" and settings.checkpoint is not None:
         raise UserError("checkpoint= is read by mode=evaluate only; to continue a training run give resume=RUN")
     if settings.mode == "evaluate" and settings.resume is not None:
         raise UserError("resume= continues a training run; mode=evaluate reads checkpoint=RUN only")
+
+
+def is_range(values: list[float]) -> bool:
+    return len(values) == 2 and values[0] <= values[1]
 
 
 def check_value(name: str, value: Any, item: Field) -> None:
@@ -249,3 +262,6 @@ def check_value(name: str, value: Any, item: Field) -> None:
         raise UserError(f"{name}={value}: must be {allowed['least']} or more")
     if allowed["above"] is not None and value <= allowed["above"]:
         raise UserError(f"{name}={value}: must be greater than {allowed['above']}")
+    most = LARGEST if allowed["most"] is None else allowed["most"]
+    if isinstance(value, (int, float)) and value > most:
+        raise UserError(f"{name}={value}: must be {most} or less")

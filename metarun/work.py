@@ -38,12 +38,11 @@ class Work:
 
     @property
     def train_shape(self) -> Shape:
-        return Shape(self.settings.ways, self.settings.shots, self.settings.queries)
+        return train_shape(self.settings)
 
     @property
     def eval_shape(self) -> Shape:
-        s = self.settings
-        return Shape(s.ways, s.eval.shots or s.shots, s.eval.queries or s.queries)
+        return eval_shape(self.settings)
 
     @property
     def eval_inner_loop(self) -> int:
@@ -89,6 +88,9 @@ def build(settings: Settings) -> Work:
         device,
         **data,
     )
+    source.check("train", train_shape(settings))
+    for split in ("val", "test"):
+        source.check(split, eval_shape(settings), eval_names(settings))
     backbone = options(settings.backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -100,7 +102,7 @@ def build(settings: Settings) -> Work:
     vectorised, reason = choose_vectorised(settings.engine.tasks, model, device)
     threads = choose_threads(vectorised, device)
     log.info("%s with %d threads, tasks %s: %s", device, threads, "vectorised" if vectorised else "looped", reason)
-    work = Work(
+    return Work(
         settings,
         source,
         MetaLearner(
@@ -115,10 +117,19 @@ def build(settings: Settings) -> Work:
         vectorised,
         settings.batch_norm if getattr(settings.backbone, "norm", "none") == "batch" else "none",
     )
-    source.check("train", work.train_shape)
-    source.check("val", work.eval_shape)
-    source.check("test", work.eval_shape)
-    return work
+
+
+def train_shape(settings: Settings) -> Shape:
+    return Shape(settings.ways, settings.shots, settings.queries)
+
+
+def eval_shape(settings: Settings) -> Shape:
+    return Shape(settings.ways, settings.eval.shots or settings.shots, settings.eval.queries or settings.queries)
+
+
+def eval_names(settings: Settings) -> list[str]:
+    """The keys that the sizes of an evaluation's tasks come from."""
+    return ["ways", *(f"eval.{name}" if getattr(settings.eval, name) else name for name in ("shots", "queries"))]
 
 
 def options(group: Any) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -30,17 +32,22 @@ class ImageSource:
         self.class_split: str | None = image_set.class_split
         self.turns = TURNS if image_set.rotations else 1
 
-    def check(self, split: str, shape: Shape) -> None:
-        """Raises UserError where `ways` or `shots` + `queries` ask for more than the split holds."""
+    def check(self, split: str, shape: Shape, names: Sequence[str] = Shape._fields) -> None:
+        """Raises UserError where `ways` or `shots` + `queries`, by whatever names, ask for more than the split holds."""
+        ways, shots, queries = names
         classes = self.set.splits[split]
         available = len(classes) * self.turns
         if shape.ways > available:
-            raise UserError(f"ways={shape.ways}: the {split} split ({self.class_split}) has {available} classes")
+            most = min(len(part) for part in self.set.splits.values()) * self.turns
+            raise UserError(
+                f"{ways}={shape.ways}: the {split} split ({self.class_split}) has {available} classes; "
+                f"{most} is the most that every split can fill"
+            )
         smallest = classes[self.set.count[classes].argmin()]
         images = int(self.set.count[smallest])
         if shape.shots + shape.queries > images:
             raise UserError(
-                f"shots={shape.shots} + queries={shape.queries} make {shape.shots + shape.queries} images a class: "
+                f"{shots}={shape.shots} + {queries}={shape.queries} make {shape.shots + shape.queries} images a class: "
                 f"class {self.set.names[smallest]!r} of the {split} split has {images}; lower one of the two"
             )
 

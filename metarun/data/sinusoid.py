@@ -30,7 +30,7 @@ class SinusoidSource:
         self.frequency = frequency
         self.device = device
 
-    def check(self, split: str, shape: Shape) -> None:
+    def check(self, split: str, shape: Shape, names: Sequence[str] = Shape._fields) -> None:
         """Every shape can be filled."""
 
     def outputs(self, ways: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from metarun.task import Task
@@ -24,8 +25,8 @@ class Source(Protocol):
     input_shape: tuple[int, ...]  # of one input, without the batch
     class_split: str | None  # the name of the division into classes
 
-    def check(self, split: str, shape: Shape) -> None:
-        """Raises UserError where the split cannot fill a task of this shape."""
+    def check(self, split: str, shape: Shape, names: Sequence[str] = Shape._fields) -> None:
+        """Raises UserError where the split cannot fill a task of this shape, whose sizes were set by `names`."""
         ...
 
     def outputs(self, ways: int) -> int:

@@ -129,10 +129,12 @@ def upright(image: torch.Tensor, quarters: int) -> bool:
 def test_more_than_a_split_holds_is_refused() -> None:
     source = ImageSource(numbered_images(), CPU)
     source.check("train", Shape(15, 2, 3))
-    with pytest.raises(UserError, match=r"ways=16: the train split \(thirds\) has 15 classes"):
+    with pytest.raises(UserError, match=r"ways=16: the train split \(thirds\) has 15 classes; 7 is the most"):
         source.check("train", Shape(16, 1, 1))
     with pytest.raises(UserError, match=r"shots=2 \+ queries=4 make 6 images a class: class 'class 0' .* has 5"):
         source.check("train", Shape(5, 2, 4))
+    with pytest.raises(UserError, match=r"eval.shots=2 \+ queries=4 make 6"):
+        source.check("val", Shape(5, 2, 4), ["ways", "eval.shots", "queries"])
     ImageSource(replace(numbered_images(), rotations=True), CPU).check("train", Shape(60, 1, 1))
 
 
