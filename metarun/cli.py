@@ -5,7 +5,9 @@ Torch is imported when work begins, so that help and mistakes are answered at on
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import signal
 import sys
 import traceback
@@ -28,7 +30,12 @@ from metarun.errors import UserError, nearest
 from metarun.mistakes import CHOICES, KEYS, MISTAKES, NODES, explain, unknown
 from metarun.schema import GROUPS, Settings
 
+UNUSABLE = {  # what is wrong with a path that a person gave
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+}
 failures: list[Exception] = []  # of the jobs of this sweep; each has been told
+brought: list[str] = []  # choices of groups that a checkpoint brings, put before what is typed
 
 
 def main() -> int:
@@ -36,6 +43,7 @@ def main() -> int:
     typed, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them over several lines
     failures.clear()
+    brought.clear()
     try:
         if "--version" in typed:
             print(f"metarun {__version__}")
@@ -59,20 +67,22 @@ def main() -> int:
 def job(config: DictConfig) -> float | None:
     """One run, as Hydra calls it. A failure ends the command, but in a sweep it is left to Hydra, which goes on."""
     now = HydraConfig.get()
+    typed = [text for text in now.overrides.task if text not in brought]
     try:
-        chosen = settings.meet(settings.build(config), list(names(now.overrides.task)))
+        chosen = settings.meet(settings.build(config), list(names(typed)))
         from metarun.runner import run
 
         return run(chosen, Path(now.runtime.output_dir))
     except Exception as error:
-        sweeping = now.mode == RunMode.MULTIRUN
-        if not isinstance(error, UserError):
+        if isinstance(error, OSError) and error.errno in UNUSABLE:
+            error = UserError(f"{error.filename}: {error.strerror}; give a folder that can be read and written")
+        if not isinstance(error, (UserError, FloatingPointError)):
             traceback.print_exc()
-        if sweeping:
+        if now.mode == RunMode.MULTIRUN:
             failures.append(error)
-            tell(f"job {now.job.num} ({' '.join(now.overrides.task)}): {error}")
-            raise
-        if isinstance(error, UserError):
+            tell(f"job {now.job.num} ({' '.join(typed)}): {error}")
+            raise error
+        if isinstance(error, (UserError, FloatingPointError)):
             tell(str(error))
         sys.exit(worst([error]))
 
@@ -110,10 +120,26 @@ def arrange(arguments: Sequence[str]) -> list[str]:
     parser = get_args_parser()
     parser.error = refuse
     flags = parser.parse_intermixed_args(arguments)
-    if not (flags.hydra_help or flags.shell_completion):
-        for text in flags.overrides:
-            check_override(text, flags.multirun or any(word.startswith("hydra.mode=") for word in flags.overrides))
-    return [*flags.overrides, *(word for word in arguments if word not in flags.overrides)]
+    home = str(Path.home())
+    typed = [re.sub(r"^([\w.]+)=~(?=/|$)", rf"\g<1>={home}", text) for text in flags.overrides]
+    if flags.hydra_help or flags.shell_completion:
+        return list(arguments)
+    for text in typed:
+        check_override(text, flags.multirun or any(word.startswith("hydra.mode=") for word in typed))
+    brought.extend(choices_of_checkpoint(typed))
+    return [*brought, *typed, *(word for word in arguments if word not in flags.overrides)]
+
+
+def choices_of_checkpoint(typed: Sequence[str]) -> list[str]:
+    """`dataset=...` and so on of the checkpoint that is typed, so that the keys of its choices are known."""
+    overrides = OverridesParser.create().parse_overrides(list(typed))
+    values = {override.key_or_group: override.value() for override in overrides if not override.is_delete()}
+    resume, place = values.get("resume"), values.get("checkpoint")
+    if isinstance(resume, str):
+        return settings.choices(resumed(resume), True, list(values))
+    if isinstance(place, str):
+        return settings.choices(Path(place).expanduser(), False, list(values))
+    return []
 
 
 def check_override(text: str, sweeping: bool) -> None:
@@ -134,7 +160,7 @@ def check_override(text: str, sweeping: bool) -> None:
         raise UserError(f"{text}: several values need --multirun; a list is written {name}=[A,B]")
     if name == "resume" and sweeping:
         raise UserError(f"{text}: goes on with a single run, leave out --multirun")
-    several = (list,) if name == "experiment" else (dict,)
+    several = (list, type(None)) if name == "experiment" else (dict,)
     if name in CHOICES and not override.is_sweep_override() and not isinstance(override.value(), (str, *several)):
         raise UserError(f"{text}: no choice of {name}; metarun --help lists them")
 
@@ -166,17 +192,26 @@ def run_folder(_: str, resume: str | None) -> str:
     """The folder to resume in, or a new one."""
     if resume is None:
         return claim(Path("outputs"))
+    return str(resumed(resume))
+
+
+def resumed(resume: object) -> Path:
     folder = Path(str(resume)).expanduser()
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"resume={resume}: no run folder, {folder / 'checkpoints'} does not exist")
-    return str(folder)
+    return folder
 
 
 def claim(parent: Path) -> str:
     """Make parent/<date>/<time>, or with -2, -3, ... behind it where another run of this second has been first."""
     now = datetime.now()
     day = parent / f"{now:%Y-%m-%d}"
-    day.mkdir(parents=True, exist_ok=True)
+    try:
+        day.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"no run folder can be made in {day.absolute()} ({error.strerror}); give hydra.run.dir=FOLDER"
+        ) from error
     number = 1
     while True:
         folder = day / (f"{now:%H-%M-%S}" if number == 1 else f"{now:%H-%M-%S}-{number}")
@@ -185,6 +220,11 @@ def claim(parent: Path) -> str:
             return str(folder)
         except FileExistsError:
             number += 1
+
+
+def record_folder(resume: str | None) -> str | None:
+    """Where Hydra writes down what was typed; a resumed run keeps its first record."""
+    return None if resume else ".hydra"
 
 
 def help_text(*, _root_: DictConfig) -> str:
@@ -207,6 +247,7 @@ def register() -> None:
     OmegaConf.register_new_resolver(
         "metarun.sweep_folder", lambda: claim(Path("outputs/multirun")), use_cache=True, replace=True
     )
+    OmegaConf.register_new_resolver("metarun.record_folder", record_folder, replace=True)
     OmegaConf.register_new_resolver("metarun.help", help_text, replace=True)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+import shlex
 from collections.abc import Iterable
 
 
@@ -18,3 +20,9 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'X'?` for the choice spelt most like `word`, or nothing where none is alike."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def pasteable(key: str, value: object) -> str:
+    """`key=value` as a shell takes it, quoted for the shell and for Hydra where the value needs it."""
+    text = str(value)
+    return f"{key}={text}" if re.fullmatch(r"[\w./-]+", text) else shlex.quote(f"{key}='{text}'")

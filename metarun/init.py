@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metarun.errors import UserError
 from metarun.meta import MetaLearner, OneTask, meta_gradient, tape_gradient
-from metarun.methods import compose
+from metarun.methods import Parameters, compose
 from metarun.objective import Objective, State
 from metarun.task import Task
 
@@ -43,7 +44,7 @@ class Init(nn.Module):
     is added to `model`, which can be prepared once.
 
     Raises:
-        UserError: two of use_t, use_warp, use_forget; a model without layers that the method can act on.
+        UserError: a negative inner_loop; two of use_t, use_warp and use_forget; a model without layers to act on.
     """
 
     def __init__(
@@ -60,15 +61,23 @@ class Init(nn.Module):
         use_forget: bool | dict[str, Any] = False,
     ) -> None:
         super().__init__()
+        if inner_loop < 0:
+            raise UserError(f"inner_loop={inner_loop}: must be 0 or more")
         self.model = model
         method = compose(model, inner_learning_rate, learn_lr, use_t, use_warp, use_forget)
         self.learner = MetaLearner(model, method, inner_objective, outer_objective, inner_loop, use_second_order)
-        self.learned = method.parameters
+
+    @property
+    def learned(self) -> Parameters:
+        """All that is learned, as the model holds it now."""
+        held = dict(self.model.named_parameters())
+        theta, phi = self.learner.method.parameters
+        return Parameters({name: held[name] for name in theta}, {name: held[name] for name in phi})
 
     @property
     def weight_names(self) -> tuple[str, ...]:
         """Names of the weights that adapt, in the order of `State.updated_weights`."""
-        return tuple(self.learned.theta)
+        return tuple(self.learner.method.parameters.theta)
 
     def optimize(
         self,
@@ -88,6 +97,9 @@ class Init(nn.Module):
         tasks = Task(train_data, train_target, validate_data, validate_target)
         if not batched:
             tasks = Task(*([side] for side in tasks))
+        counts = [len(side) for side in tasks]
+        if len(set(counts)) > 1 or counts[0] == 0:
+            raise UserError(f"batched=True: every argument holds the same number of tasks, one or more; found {counts}")
         gradient, losses, _ = meta_gradient(
             self.learner, self.learned, tasks, self.noise(len(tasks.support_data)), vectorised=batched and vectorise
         )
@@ -102,7 +114,7 @@ class Init(nn.Module):
         with torch.no_grad():
             task = Task(data, target, None, None)
             one = OneTask(learner, task, self.noise(1)[0], tape_gradient)
-            return list(one.adapt(self.learned)[-1].values())
+            return [weight.detach().clone() for weight in one.adapt(self.learned)[-1].values()]
 
     def noise(self, tasks: int) -> Tensor:
         """What the method draws for each task, from torch's generator."""

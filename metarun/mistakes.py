@@ -25,6 +25,7 @@ REASONS = {  # what OmegaConf says of a value, and what is said here
     "valid bool": "must be true or false",
     "not Optional": "needs a value",
     "Invalid type assigned": "is several keys, which are set one by one",
+    "is not a ListConfig": "must be a list, as in [40,40]",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,20 @@ class Records:
     last line that was cut short.
     """
 
-    def __init__(self, folder: Path, step: int) -> None:
+    def __init__(self, folder: Path, step: int, due: bool) -> None:
+        """Go on behind `step`; `due` says that its validation is still to come."""
         path = folder / "metrics.jsonl"
         if path.exists():
             whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            write_whole(path, "".join(line for line in whole if json.loads(line)["step"] <= step))
+            kept = {"train": step, "val": step - due}  # the last step of each
+            found = [(line, json.loads(line)) for line in whole]
+            write_whole(path, "".join(line for line, entry in found if entry["step"] <= kept[entry["split"]]))
         self.lines = path.open("a")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, step: int, split: str, seconds: float, **scalars: float) -> None:
-        self.lines.write(json.dumps({"step": step, "split": split, **scalars, "seconds": round(seconds, 3)}) + "\n")
+        line = {"step": step, "split": split, **scalars, "seconds": round(seconds, 3)}
+        self.lines.write(json.dumps(finite(line), allow_nan=False) + "\n")
         self.lines.flush()
         for name, value in scalars.items():
             self.board.add_scalar(f"{name}/{split}", value, step)
@@ -47,4 +52,13 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    write_whole(folder / "result.json", json.dumps(result, indent=2) + "\n")
+    write_whole(folder / "result.json", json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
+
+
+def finite(value: Any) -> Any:
+    """The same with null for numbers that are not finite, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

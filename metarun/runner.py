@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from metarun import __version__, checkpoint
 from metarun.data import Shape
+from metarun.errors import pasteable
 from metarun.evaluation import Evaluation
 from metarun.interrupt import noted_signals
 from metarun.records import write_result
@@ -30,10 +32,12 @@ def run(settings: Settings, folder: Path) -> float | None:
 
     Raises:
         UserError: something that was asked for cannot be had.
+        FloatingPointError: a loss is not finite.
         Stopped: a signal asked for it.
     """
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
     if settings.mode == "evaluate":
         path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
         work = build(settings)
@@ -44,6 +48,8 @@ def run(settings: Settings, folder: Path) -> float | None:
     untrained = work.snapshot()
     log.info("training %s for %d iterations in %s", title(work, work.train_shape), settings.iterations, folder)
     best = train(work, folder, resume_from)
+    if best is None:
+        raise FloatingPointError(f"no validation was finite, so there is nothing to test; {folder} has the checkpoints")
     test(work, folder, checkpoint.best_path(folder), untrained, began)
     return best
 
@@ -56,7 +62,8 @@ def test(work: Work, folder: Path, path: Path, untrained: dict[str, Any], began:
 
         def progress(done: int) -> None:
             bar.update(done)
-            stop.raise_if_asked("in the final test")
+            again = f"; go on with {pasteable('resume', folder)}" if work.settings.mode == "train" else ""
+            stop.raise_if_asked(f"in the final test{again}")
 
         work.restore(content, str(path))
         tested = work.evaluate("test", tasks, progress)
@@ -65,7 +72,7 @@ def test(work: Work, folder: Path, path: Path, untrained: dict[str, Any], began:
     write_result(folder, result(work, content, path, tested, baseline, time.perf_counter() - began))
     log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
     log.info("%s: test %s on %d tasks (untrained: %s)", title(work, work.eval_shape), tested, tasks, baseline)
-    log.info("everything is in %s; look at it with: tensorboard --logdir %s", folder, folder)
+    log.info("everything is in %s; look at it with: tensorboard --logdir %s", folder, shlex.quote(str(folder)))
 
 
 def title(work: Work, shape: Shape) -> str:
@@ -102,7 +109,7 @@ def result(
         "batch_norm": work.batch_norm,
         "seed": s.seed,
         "iterations": content["step"],
-        "checkpoint": str(path),
+        "checkpoint": str(path.resolve()),
         "seconds": round(seconds, 3),
         "metarun": __version__,
         "torch": str(torch.__version__),

@@ -25,7 +25,7 @@ def key(
     choices: Any = None,
     pattern: str = "",
 ) -> Any:
-    """A key with its meaning and what it admits: `least` <= value <= `most`, `above` < value, `choices`, a `pattern`."""
+    """A key, its meaning and what it admits: `least` <= value <= `most`, `above` < value, `choices`, a `pattern`."""
     metadata = {"help": help, "least": least, "above": above, "most": most, "choices": choices, "pattern": pattern}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)

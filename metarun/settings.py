@@ -17,6 +17,7 @@ from metarun.schema import GROUPS, Settings, check, keys
 PRESENT = ("mode", "resume", "checkpoint")  # what is asked for now, never taken from a checkpoint
 FREE = (*PRESENT, "iterations", "device", "data_dir", "cache_dir", "download")  # a resumed run may change these
 FREE_NODES = ("eval.", "save.", "engine.")  # and these
+TASKS = ("dataset", "ways", "shots", "queries", "inner_loop", "inner_learning_rate")  # and an evaluation these as well
 
 
 def build(config: DictConfig) -> Settings:
@@ -27,6 +28,8 @@ def build(config: DictConfig) -> Settings:
     """
     try:
         own = OmegaConf.masked_copy(config, [item.name for item in fields(Settings)])
+        for name in OmegaConf.missing_keys(own):
+            raise UserError(f"{name}=???: needs a value")
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), own))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from error
@@ -56,6 +59,18 @@ def rebuild(saved: dict[str, Any], place: str) -> Settings:
     return settings
 
 
+def choices(place: Path, resume: bool, typed: Sequence[str]) -> list[str]:
+    """`GROUP=CHOICE` for each group of a checkpoint that is not among the `typed` names.
+
+    Raises:
+        UserError: no checkpoint is there, or it is damaged.
+    """
+    from metarun import checkpoint  # brings torch with it
+
+    config = checkpoint.load(checkpoint.newest(place) if resume else place)["config"]
+    return [f"{group}={config[group]['name']}" for group in GROUPS if group not in typed]
+
+
 def meet(now: Settings, typed: Sequence[str]) -> Settings:
     """`now`, or the settings of the checkpoint that it names, changed by the keys and groups that are `typed`.
 
@@ -64,9 +79,10 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
     """
     place = now.resume or now.checkpoint
     if place is None:
+        follow(now, typed)
         return now
     asked = f"resume={place}" if now.resume else f"checkpoint={place}"
-    if "experiment" in typed:
+    if "experiment" in typed:  # which the checkpoint does not record
         raise UserError(f"{asked}: it brings its own settings; leave experiment= out and type the keys to change")
     from metarun import checkpoint  # brings torch with it
 
@@ -76,13 +92,23 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
     for name in PRESENT:
         setattr(settings, name, getattr(now, name))
     for name in typed:
-        if now.resume and name not in FREE and not name.startswith(FREE_NODES):
+        free = FREE if now.resume else (*FREE, *TASKS)
+        nodes = FREE_NODES if now.resume else (*FREE_NODES, "dataset.")
+        if name not in free and not name.startswith(nodes):
             refuse_change(name, now, settings, asked)
         take(name, now, settings, asked)
+    follow(settings, typed)
     if now.resume and settings.iterations != iterations and settings.outer_schedule == "cosine":
         raise UserError(f"{asked}: iterations={settings.iterations} would bend outer_schedule=cosine of {iterations}")
     check(settings)
     return settings
+
+
+def follow(settings: Settings, typed: Sequence[str]) -> None:
+    """Evaluation follows what is typed for training, unless its own key is typed too."""
+    for name in ("shots", "queries", "inner_loop"):
+        if name in typed and f"eval.{name}" not in typed:
+            setattr(settings.eval, name, None)
 
 
 def refuse_change(name: str, now: Settings, saved: Settings, asked: str) -> None:

@@ -6,16 +6,17 @@ import dataclasses
 import logging
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.nn.utils import get_total_norm
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from metarun import __version__, checkpoint
 from metarun.data import noise
+from metarun.errors import UserError, pasteable
 from metarun.interrupt import noted_signals
 from metarun.meta import meta_gradient
 from metarun.records import Records
@@ -35,8 +36,9 @@ class Training:
         self.folder = folder
         self.step = 0
         self.best: dict[str, float] | None = None  # step, mean and ci95 of the best validation
+        self.due = False  # whether this step's validation is still to come
         self.running: dict[str, float] = {}  # sums since the last training line
-        self.seconds = 0.0  # spent training, over all sittings of this run
+        self.seconds = 0.0  # spent up to this step, over all sittings of this run
         self.optimizer = torch.optim.Adam(work.tensors, lr=work.settings.outer_learning_rate)
 
     def content(self) -> dict[str, Any]:
@@ -47,6 +49,7 @@ class Training:
             "vectorised": self.work.vectorised,
             "step": self.step,
             "best": self.best,
+            "due": self.due,
             "running": self.running,
             "seconds": self.seconds,
             **self.work.snapshot(),
@@ -62,8 +65,14 @@ class Training:
         content = checkpoint.load(path)
         self.work.restore(content, str(path))
         self.optimizer.load_state_dict(content["optimizer"])
-        self.step, self.best = content["step"], content["best"]
+        self.step, self.due = content["step"], content["due"]
         self.running, self.seconds = content["running"], content["seconds"]
+        if self.step > self.work.settings.iterations:
+            raise UserError(f"iterations={self.work.settings.iterations}: the run is at step {self.step} already")
+        if judged_alike(content["config"]["eval"], dataclasses.asdict(self.work.settings.eval)):
+            self.best = content["best"]
+        else:
+            self.due = True  # judged anew, since what was found before cannot be compared
 
     def outer_step(self) -> dict[str, float]:
         """One step of Adam on a meta-batch's gradient; returns the meta-batch's mean loss and metric.
@@ -80,20 +89,29 @@ class Training:
         own = own.to(tasks.query_data.device)
         gradient, losses, measures = meta_gradient(learner, work.parameters, tasks, own, work.vectorised)
         gradients = [tensor for part in gradient for tensor in part.values()]
-        loss, norm = float(losses.mean()), float(get_total_norm(gradients))
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        if settings.outer_clip is not None:
+            gradients = [entry.clamp(-settings.outer_clip, settings.outer_clip) for entry in gradients]
+        loss = float(losses.mean())
+        if not math.isfinite(loss) or not all(bool(entry.isfinite().all()) for entry in gradients):
             raise FloatingPointError(
                 f"outer step {self.step + 1}, training tasks {first} to {first + settings.meta_batch - 1}: the loss is "
-                f"{loss}, the gradient's norm {norm}; a smaller inner_learning_rate or outer_clip=10 may help"
+                f"{loss} or its gradient is not finite; try a smaller inner_learning_rate, or outer_clip=10"
             )
-        clip = settings.outer_clip
         for tensor, entry in zip(work.tensors, gradients, strict=True):
-            tensor.grad = entry if clip is None else entry.clamp_(-clip, clip)
+            tensor.grad = entry
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step)
         self.optimizer.step()
         self.step += 1
         return {"loss": loss, work.source.metric: float(measures[work.source.metric].mean())}
+
+    def outer_step_or_save(self) -> dict[str, float]:
+        """The outer step; where it is not finite, the parameters before it are kept in a checkpoint."""
+        try:
+            return self.outer_step()
+        except FloatingPointError:
+            self.save()
+            raise
 
     def record(self, records: Records, scalars: dict[str, float]) -> None:
         """Add to the running sums; every so many steps their means become a training line."""
@@ -104,15 +122,26 @@ class Training:
             records.write(self.step, "train", self.seconds, **means)
             self.running = {}
 
-    def validate(self, records: Records) -> None:
+    def validate(self, records: Records, progress: Callable[[int], object]) -> None:
         """Judge on the validation tasks; the best so far becomes best.pt."""
-        found = self.work.evaluate("val", self.work.settings.eval.validation_tasks)
+        found = self.work.evaluate("val", self.work.settings.eval.validation_tasks, progress)
+        self.due = False
         records.write(self.step, "val", self.seconds, loss=found.loss, **{found.metric: found.mean}, ci95=found.ci95)
-        improved = self.best is None or found.better_than(self.best["mean"])
+        if not math.isfinite(found.mean):
+            log.warning(
+                "step %d: the validation %s is not finite; such a step is never the best", self.step, found.metric
+            )
+        improved = math.isfinite(found.mean) and (self.best is None or found.better_than(self.best["mean"]))
         log.info("step %d: validation %s%s", self.step, found, ", the best so far" if improved else "")
         if improved:
             self.best = {"step": self.step, "mean": found.mean, "ci95": found.ci95}
             checkpoint.save(checkpoint.best_path(self.folder), self.content())
+
+
+def judged_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether validations with these `eval.*` settings can be compared."""
+    free = ("tasks", "every")
+    return {k: v for k, v in one.items() if k not in free} == {k: v for k, v in other.items() if k not in free}
 
 
 def learning_rate(settings: Settings, step: int) -> float:
@@ -138,17 +167,29 @@ def train(work: Work, folder: Path, resume_from: Path | None = None) -> float | 
         log.info("going on from %s", resume_from)
     sitting, before = time.perf_counter(), training.seconds
     bar = tqdm(total=settings.iterations, initial=training.step, desc="training", unit="step", disable=None)
-    with Records(folder, training.step) as records, noted_signals() as stop, logging_redirect_tqdm(), bar:
+    go_on = f"which is saved; go on with {pasteable('resume', folder)}"
+    with Records(folder, training.step, training.due) as records, noted_signals() as stop, logging_redirect_tqdm(), bar:
+
+        def validate() -> None:
+            where = f"in the validation of step {training.step}, {go_on}"
+            training.validate(records, lambda done: stop.raise_if_asked(where))
+
+        if training.due:
+            validate()
         while training.step < settings.iterations:
-            scalars = training.outer_step()
+            scalars = training.outer_step_or_save()
             training.seconds = before + time.perf_counter() - sitting
             training.record(records, scalars)
             bar.update()
             bar.set_postfix({name: f"{value:.3f}" for name, value in scalars.items()}, refresh=False)
             last = training.step == settings.iterations
-            if last or training.step % settings.eval.every == 0:
-                training.validate(records)
-            if last or stop.number or training.step % (settings.save.every or settings.eval.every) == 0:
+            training.due = last or training.step % settings.eval.every == 0
+            save = last or training.step % (settings.save.every or settings.eval.every) == 0
+            if training.due or stop.number:
+                training.save()  # before the validation, so that nothing is lost if it is cut short
+            stop.raise_if_asked(f"after step {training.step}, {go_on}")
+            if training.due:
+                validate()
+            if save:
                 training.save()
-            stop.raise_if_asked(f"after step {training.step}, which is saved; go on with resume={folder}")
     return training.best["mean"] if training.best else None

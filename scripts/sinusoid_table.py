@@ -81,7 +81,7 @@ def main() -> None:
     torch.set_num_threads(1)
     with ThreadPoolExecutor(asked.jobs) as pool:
         pairs = [(method, shots) for shots in asked.shots for method in asked.methods]
-        list(pool.map(lambda pair: train(asked.out, *pair, asked.iterations), pairs))
+        list(pool.map(lambda pair: train(asked.out, pair[0], pair[1], asked.iterations), pairs))
     print("| trained with | method | " + " | ".join(f"{shots}-shot" for shots in asked.shots) + " |")
     print("| --- " * (2 + len(asked.shots)) + "|")
     for trained in asked.shots:

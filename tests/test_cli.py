@@ -252,6 +252,16 @@ def test_configs_are_found_in_the_package_or_else_the_clone(monkeypatch: pytest.
         ("ways=abc", ["ways=abc", "whole number"]),
         ("ways=1.5", ["ways=1.5", "whole number"]),
         ("ways=null", ["ways=null"]),
+        ("ways=???", ["ways=???", "needs a value"]),
+        ("ways=100000000000", ["ways=100000000000", "100000 or less"]),
+        ("inner_learning_rate=inf", ["inner_learning_rate=inf", "finite"]),
+        ("seed=-1", ["seed=-1", "0 or more"]),
+        ("seed=18446744073709551616", ["seed=18446744073709551616", "or less"]),
+        ("device=gpu", ["device=gpu", "auto, cpu, cuda or cuda:N"]),
+        ("dataset=sinusoid dataset.frequency=[1]", ["dataset.frequency=[1.0]", "[LOWEST,HIGHEST]"]),
+        ("dataset=sinusoid dataset.frequency=[2,1]", ["dataset.frequency=[2.0, 1.0]", "[LOWEST,HIGHEST]"]),
+        ("dataset=sinusoid backbone.hidden=8", ["backbone.hidden=8", "list"]),
+        ("method=fomaml use_second_order=true", ["use_second_order=true", "method=maml"]),
         ("ways=${foo}", ["ways", "foo"]),
         ("ways=[1", ["ways=[1", "quotes"]),
         ("use_second_order=maybe", ["use_second_order=maybe", "true or false"]),
@@ -300,8 +310,29 @@ def test_a_file_in_the_way_of_the_run_folder(capsys: pytest.CaptureFixture[str],
     Path("outputs").touch()
     assert command() == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "outputs" in line
+    assert f"{Path.cwd() / 'outputs'}" in line and "hydra.run.dir=FOLDER" in line
     assert not runs
+
+
+def test_a_path_that_cannot_be_used_is_the_user_s_mistake(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(chosen: Settings, folder: Path) -> None:
+        (folder / "metrics.jsonl").mkdir()
+        (folder / "metrics.jsonl").write_text("")
+
+    runner(monkeypatch, run)
+    assert command() == 2
+    assert re.match(r"metarun: error: /.*metrics.jsonl: Is a directory; give a folder", capsys.readouterr().err)
+
+
+def test_divergence_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(chosen: Settings, folder: Path) -> None:
+        raise FloatingPointError("outer step 3: the loss is nan")
+
+    runner(monkeypatch, run)
+    assert command() == 1
+    assert capsys.readouterr().err == "metarun: error: outer step 3: the loss is nan\n"
 
 
 def test_a_mistake_found_by_the_work(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -481,7 +512,7 @@ def test_resume_takes_the_run_s_settings_and_folder(run_folder: Path, runs: list
         ("dataset=glyphs", ["dataset=glyphs", "sinusoid"]),
         ("dataset=sinusoid dataset.frequency=[1,2]", ["dataset.frequency=[1.0, 2.0]", "[1.0, 1.0]"]),
         ("dataset=sinusoid backbone={hidden:[3]}", ["backbone.hidden=[3]", "[40, 40]"]),
-        ("backbone.filters=3", ["backbone.filters=3"]),
+        ("backbone.hidden=[9]", ["backbone.hidden=[9]", "[40, 40]"]),
         ("iterations=60", ["iterations=60", "cosine"]),
         ("experiment=maml_sinusoid", ["experiment"]),
     ],
@@ -517,6 +548,52 @@ def test_evaluate_refuses_a_key_the_checkpoint_has_not(
     assert command("mode=evaluate", f"checkpoint={run_folder}", "backbone.filters=3") == 2
     assert "backbone.filters" in capsys.readouterr().err
     assert not runs
+
+
+@pytest.mark.parametrize("typed", ["seed=4", "use_second_order=false", "meta_batch=99", "backbone.hidden=[9]"])
+def test_evaluate_refuses_what_would_make_its_result_untrue(
+    typed: str, run_folder: Path, runs: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command("mode=evaluate", f"checkpoint={run_folder}", typed) == 2
+    assert f"checkpoint={run_folder}: {typed[:6]}" in capsys.readouterr().err
+    assert not runs
+
+
+def test_evaluate_knows_the_keys_of_the_checkpoint_s_choices(
+    run_folder: Path, runs: list[tuple[Settings, Path]]
+) -> None:
+    assert command("mode=evaluate", f"checkpoint={run_folder}", "dataset.frequency=[0.8,1.2]") == 0
+    assert runs[0][0].dataset == Sinusoid(frequency=[0.8, 1.2])
+
+
+def test_a_resumed_run_keeps_the_record_of_what_was_typed(run_folder: Path, runs: list[Any]) -> None:
+    (run_folder / ".hydra").mkdir()
+    (run_folder / ".hydra/overrides.yaml").write_text("- seed=3\n")
+    assert command(f"resume={run_folder}", "seed=4") == 2
+    assert command(f"resume={run_folder}", "save.keep=9") == 0
+    assert [path.name for path in (run_folder / ".hydra").iterdir()] == ["overrides.yaml"]
+    assert (run_folder / ".hydra/overrides.yaml").read_text() == "- seed=3\n"
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ([], (5, 10, 100)),
+        (["shots=3", "inner_loop=2", "queries=7"], (None, None, None)),
+        (["shots=3", "eval.shots=4", "eval={inner_loop:6}", "inner_loop=2"], (4, 6, 100)),
+    ],
+)
+def test_evaluation_follows_what_is_typed_for_training(
+    typed: list[str], expected: tuple[int | None, ...], runs: list[tuple[Settings, Path]]
+) -> None:
+    assert command("dataset=sinusoid", *typed) == 0
+    found = runs[0][0].eval
+    assert (found.shots, found.inner_loop, found.queries) == expected
+
+
+def test_home_is_known_in_paths(runs: list[tuple[Settings, Path]]) -> None:
+    assert command("data_dir=~/data") == 0
+    assert runs[0][0].data_dir == str(Path.home() / "data")
 
 
 def test_a_checkpoint_of_another_version_is_refused() -> None:

@@ -7,12 +7,13 @@ from functools import partial
 
 import pytest
 import torch
+from laws import finite_differences, largest_relative_error, no_noise
 from problems import NORMS, Normed, Quadratic, Tanh, quadratic_loss, quadratic_tasks, regression_tasks
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import nn
+from torch.utils._pytree import tree_map
 
 from metarun import meta
-from metarun.meta import MetaLearner, one_by_one, task_loss
+from metarun.meta import MetaLearner, one_by_one
 from metarun.methods import METHODS, Method, Parameters
 from metarun.methods.slots import divide
 from metarun.objective import regression
@@ -20,10 +21,6 @@ from metarun.task import Task
 
 both_ways = pytest.mark.parametrize("vectorised", [False, True], ids=["looped", "vectorised"])
 any_steps = pytest.mark.parametrize("steps", [0, 1, 3])
-
-
-def no_noise(tasks: Task) -> Tensor:
-    return torch.empty(len(tasks.support_data), 0)
 
 
 def meta_gradient(learner: MetaLearner, parameters: Parameters, tasks: Task, vectorised: bool) -> tuple:
@@ -37,36 +34,6 @@ def evaluate_tasks(learner: MetaLearner, parameters: Parameters, tasks: Task, ve
 def learner_for(model: nn.Module, steps: int = 3, rate: float = 0.1, order: bool = True) -> MetaLearner:
     objective = quadratic_loss if isinstance(model, Quadratic) else regression
     return MetaLearner(model, METHODS["maml"](model, rate), objective, objective, steps, order)
-
-
-def mean_loss(learner: MetaLearner, parameters: Parameters, tasks: Task) -> Tensor:
-    return torch.stack([task_loss(learner, parameters, task, torch.empty(0))[0] for task in one_by_one(tasks)]).mean()
-
-
-def largest_relative_error(found: object, expected: object) -> float:
-    pairs = list(zip(tree_leaves(found), tree_leaves(expected), strict=True))
-    scale = max(float(e.abs().max()) for _, e in pairs)
-    return max(float((f - e).abs().max()) for f, e in pairs) / scale
-
-
-def finite_differences(learner: MetaLearner, parameters: Parameters, tasks: Task, width: float = 1e-3) -> Parameters:
-    """Eighth-order central differences of the mean task loss by every entry of every parameter."""
-    weights = (4 / 5, -1 / 5, 4 / 105, -1 / 280)
-    parameters = tree_map(lambda tensor: tensor.detach().clone(), parameters)
-
-    def derivative(tensor: Tensor) -> Tensor:
-        flat, slope = tensor.view(-1), torch.zeros_like(tensor).view(-1)
-        for entry in range(len(flat)):
-            before = float(flat[entry])
-            for distance, weight in enumerate(weights, start=1):
-                for sign in (1, -1):
-                    flat[entry] = before + sign * distance * width
-                    loss = float(mean_loss(learner, parameters, tasks).detach())
-                    slope[entry] += sign * weight * loss / width
-            flat[entry] = before
-        return slope.view_as(tensor)
-
-    return tree_map(derivative, parameters)
 
 
 # --- closed forms on quadratics (f64) ----------------------------------------------------------------------

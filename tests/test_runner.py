@@ -90,7 +90,10 @@ def test_a_stopped_run_resumes_as_if_nothing_had_happened(
             os.kill(os.getpid(), signal.SIGTERM)
         return outer_step(self)
 
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match=f"SIGTERM: stopped after step {at}") as raised:
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(Stopped, match=f"SIGTERM: stopped after step {at}, .*resume=") as raised,
+    ):
         patch.setattr(training.Training, "outer_step", interrupted)
         run(settings, stopped)
     assert raised.value.number == signal.SIGTERM
@@ -111,6 +114,72 @@ def test_resuming_drops_what_a_killed_run_wrote_after_its_checkpoint(tmp_path: P
         file.write('{"step": 6')
     run(replace(settings, resume="x"), tmp_path / "killed")
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+def test_a_run_stopped_in_a_validation_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = small(tmp_path)
+    run(settings, tmp_path / "whole")
+    validate = training.Training.validate
+
+    def interrupted(self: training.Training, *arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        validate(self, *arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped, match=r"in the validation of step 30, .* resume="):
+        patch.setattr(training.Training, "validate", interrupted)
+        run(settings, tmp_path / "stopped")
+    assert [line["split"] for line in lines(tmp_path / "stopped")] == ["train"]
+    run(replace(settings, resume="x"), tmp_path / "stopped")
+    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
+
+
+def test_a_run_killed_behind_a_validation_does_not_write_it_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = small(tmp_path)
+    run(settings, tmp_path / "whole")
+    save = training.Training.save
+
+    def killed(self: training.Training) -> None:
+        if self.step == 60 and not self.due:
+            raise KeyboardInterrupt
+        save(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(training.Training, "save", killed)
+        run(settings, tmp_path / "killed")
+    assert [line["step"] for line in lines(tmp_path / "killed") if line["split"] == "val"] == [30, 60]
+    run(replace(settings, resume="x"), tmp_path / "killed")
+    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+def test_a_run_cannot_be_made_shorter_than_it_is(tmp_path: Path) -> None:
+    run(small(tmp_path), tmp_path / "run")
+    with pytest.raises(UserError, match="iterations=10: the run is at step 60 already"):
+        run(small(tmp_path, iterations=10, resume="x"), tmp_path / "run")
+
+
+def test_other_validation_tasks_begin_a_new_best(tmp_path: Path) -> None:
+    run(small(tmp_path), tmp_path / "run")
+    other = Eval(tasks=10, validation_tasks=10, every=30, inner_loop=0, shots=4, queries=7)
+    found = run(small(tmp_path, resume="x", eval=other), tmp_path / "run")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["validation"] == {"step": 60, "mean": found, "ci95": result["validation"]["ci95"]}
+
+
+def test_a_validation_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
+    diverging = Eval(tasks=10, validation_tasks=10, every=30, inner_loop=400)
+    with pytest.raises(FloatingPointError, match="no validation was finite"):
+        run(small(tmp_path, inner_learning_rate=0.5, inner_loop=1, eval=diverging), tmp_path / "run")
+    assert [line["mse"] for line in lines(tmp_path / "run") if line["split"] == "val"] == [None, None]
+
+
+def test_the_first_order_phase_ends(tmp_path: Path) -> None:
+    for name, steps in [("second", 0), ("first", 60), ("phase", 30)]:
+        run(small(tmp_path, first_order_steps=steps), tmp_path / name)
+    curves = {name: [line for line in lines(tmp_path / name) if line["split"] == "val"] for name in ("first", "phase")}
+    assert curves["first"][0] == curves["phase"][0] and curves["first"][1] != curves["phase"][1]
+    assert lines(tmp_path / "second") != lines(tmp_path / "phase")
 
 
 def test_evaluate_judges_a_checkpoint_as_its_run_did(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ class Conv4(nn.Module):
         super().__init__()
         if len(input_shape) != 3:
             raise UserError(
-                f"backbone=conv4 takes images, the data set gives inputs of shape {list(input_shape)}; give backbone=mlp"
+                f"backbone=conv4 takes images, the data set has inputs of shape {list(input_shape)}: give backbone=mlp"
             )
         channels, height, width = input_shape
         self.pool = downsample == "pool"

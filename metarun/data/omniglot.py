@@ -8,7 +8,7 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from metarun.data.cache import cached
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # raised whenever the same files would give other pixels: it names the cached file
 SIZE = 28  # pixels
+DRAWINGS = 20  # of each character
 
 
 def load(data_dir: Path, cache_dir: Path, split: str, rotations: bool, download: bool) -> ImageSet:
@@ -38,6 +39,9 @@ def load(data_dir: Path, cache_dir: Path, split: str, rotations: bool, download:
     parts = SPLITS[split]()
     names, first, count = np.unique([drawing.name for drawing in drawings], return_index=True, return_counts=True)
     number = {str(name): i for i, name in enumerate(names)}
+    if (count < DRAWINGS).any():
+        short = int((count < DRAWINGS).sum())
+        log.warning("%d characters have fewer than %d drawings, first %r", short, DRAWINGS, names[count < DRAWINGS][0])
     lacking = [name for part in parts.values() for name in part if name not in number]
     if lacking:
         raise UserError(
@@ -83,6 +87,14 @@ def decode(drawings: list[Drawing]) -> np.ndarray:
             except UserError:
                 raise
             except Exception as error:  # Pillow and zipfile raise many kinds for damaged bytes
-                raise UserError(f"{drawing.source}: {drawing.member} cannot be read as an image ({error})") from error
+                raise UserError(
+                    f"{drawing.source / drawing.member}: cannot be read as an image ({cause(error)}); "
+                    "put back the file or the whole archive"
+                ) from error
             images[i, 0] = 255 - np.asarray(grey)
     return images
+
+
+def cause(error: Exception) -> str:
+    """What an error says, but for Pillow's, which names an address in memory."""
+    return "not in a form that Pillow knows" if isinstance(error, UnidentifiedImageError) else str(error)

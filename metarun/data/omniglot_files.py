@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -43,6 +44,8 @@ def find(data_dir: Path, download: bool) -> list[Drawing]:
 
 
 def search(data_dir: Path, download: bool) -> list[Drawing]:
+    if data_dir.is_file():
+        raise UserError(f"data_dir={data_dir}: a file; give the folder that data sets lie in")
     halves = {top: locate(data_dir, top) for top in TOPS}
     missing = [top for top, path in halves.items() if path is None]
     bare = next((place for place in PLACES if holds_alphabets(data_dir / place)), None)
@@ -81,7 +84,7 @@ def holds_alphabets(folder: Path) -> bool:
 
 
 def absent(data_dir: Path, missing: list[str]) -> str:
-    if not data_dir.exists():
+    if not data_dir.is_dir():
         return f"data_dir={data_dir}: no such folder; {remedy(data_dir, missing)}"
     places = ", ".join(str(data_dir / place) for place in PLACES)
     what = " and ".join(f"{top}.zip or {top}/" for top in missing)
@@ -94,17 +97,19 @@ def remedy(data_dir: Path, tops: list[str]) -> str:
 
 
 def fetch(data_dir: Path, tops: list[str]) -> None:
-    """Download the official archives into data_dir/omniglot-py, with torchvision, which checks their md5."""
+    """Download the official archives into data_dir/omniglot-py, by torchvision, which knows their md5."""
+    folder = data_dir / PLACES[0]
     for top in tops:
         try:
             from torchvision.datasets import Omniglot
+            from torchvision.datasets.utils import download_url
 
-            Omniglot(root=str(data_dir), background=top == "images_background", download=True)
-        except BaseException as error:
-            # What a broken download leaves would be taken for the archive next time.
-            (data_dir / PLACES[0] / f"{top}.zip").unlink(missing_ok=True)
-            if not isinstance(error, Exception):
-                raise
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=folder) as part:  # an interrupted download leaves no archive
+                address = f"{Omniglot.download_url_prefix}/{top}.zip"
+                download_url(address, part, f"{top}.zip", Omniglot.zips_md5[top])
+                (Path(part) / f"{top}.zip").replace(folder / f"{top}.zip")
+        except Exception as error:  # torchvision raises many kinds
             cause = " ".join(str(error).split()) or type(error).__name__
             by_hand = remedy(data_dir, [top]).removeprefix("give download=true, or ")
             raise UserError(f"download=true: {top}.zip could not be fetched ({cause}); {by_hand}") from error

@@ -33,7 +33,7 @@ class ImageSource:
         self.turns = TURNS if image_set.rotations else 1
 
     def check(self, split: str, shape: Shape, names: Sequence[str] = Shape._fields) -> None:
-        """Raises UserError where `ways` or `shots` + `queries`, by whatever names, ask for more than the split holds."""
+        """Raises UserError where `ways` or `shots` + `queries`, by their `names`, ask for more than the split holds."""
         ways, shots, queries = names
         classes = self.set.splits[split]
         available = len(classes) * self.turns

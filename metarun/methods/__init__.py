@@ -68,6 +68,8 @@ def compose(
     ]
     if len(on) > 1:
         raise UserError(f"{' and '.join(on)}: no published method is both; choose one of them (learn_lr goes with any)")
+    if is_on(learn_lr) and options(use_warp).get("approximate"):
+        raise UserError("learn_lr and use_warp approximate=True: no gradient would reach the rates; choose one of them")
     method = maml(model, inner_learning_rate)
     if is_on(use_warp):
         method = warpgrad(model, inner_learning_rate, **options(use_warp))
@@ -81,7 +83,7 @@ def compose(
 
 
 def is_on(switch: Switch) -> bool:
-    return switch is not False
+    return switch is not None and switch is not False
 
 
 def options(switch: Switch) -> dict[str, Any]:

@@ -14,25 +14,25 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from metarun.methods.slots import Method, Tensors, attach
+from metarun.methods.slots import Method, Parts, Tensors, attach
 
 
 def forget(method: Method, model: nn.Module) -> Method:
     """The method from an attenuated initialisation."""
     theta, phi = method.parameters
     size = len(theta)
-    attenuator = nn.Sequential(nn.Linear(size, size), nn.ReLU(), nn.Linear(size, size), nn.Sigmoid())
+    attenuator = Parts({"0": nn.Linear(size, size), "2": nn.Linear(size, size)})
     added = attach(model, "attenuator", attenuator)
-    inner_names = {name: name.removeprefix("attenuator.") for name in added}
 
     def begin(
         theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor
     ) -> tuple[Tensors, Any]:
         seen = torch.stack([entry.mean() for entry in gradient(theta).values()]).detach()
-        gamma = functional_call(attenuator, {inner: phi[name] for name, inner in inner_names.items()}, (seen,))
+        hidden = F.linear(seen, phi["attenuator.0.weight"], phi["attenuator.0.bias"]).relu()
+        gamma = F.linear(hidden, phi["attenuator.2.weight"], phi["attenuator.2.bias"]).sigmoid()
         kept = {name: gamma[i] * tensor for i, (name, tensor) in enumerate(theta.items())}
         return method.begin(kept, phi, gradient, noise)
 

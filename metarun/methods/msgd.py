@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.methods.slots import Bag, Method, Tensors, attach, spelt
+from metarun.methods.slots import Bag, Method, Tensors, attach, require_choice, spelt
 
 PAPER_RANGE = (0.005, 0.1)  # of alpha's first value
 
@@ -29,11 +29,13 @@ def learn_rates(
         alpha: a rate for each "element" of theta (the paper's), for each "tensor", or one "scalar" for all.
         start: every rate begins at `inner_learning_rate` ("rate"), or at one draw from U[0.005, 0.1] ("random").
     """
+    require_choice("alpha", alpha, ("element", "tensor", "scalar"))
+    require_choice("start", start, ("rate", "random"))
     theta, phi = method.parameters
     first = inner_learning_rate if start == "rate" else float(torch.empty(()).uniform_(*PAPER_RANGE))
     shapes = {"element": torch.Tensor.size, "tensor": lambda tensor: (), "scalar": lambda tensor: ()}
     chosen = theta if alpha != "scalar" else dict([next(iter(theta.items()))])
-    rates = {name: torch.full(shapes[alpha](tensor), first) for name, tensor in chosen.items()}
+    rates = {name: torch.full(shapes[alpha](tensor), first, dtype=tensor.dtype) for name, tensor in chosen.items()}
     added = attach(model, "inner_rates", Bag(rates))
     common = f"inner_rates.{spelt(next(iter(rates)))}"
     key = {name: f"inner_rates.{spelt(name)}" if alpha != "scalar" else common for name in theta}

@@ -107,7 +107,7 @@ def straight_through(logit: Tensor, noise: Tensor) -> Tensor:
     """
     tiny = torch.finfo(noise.dtype).tiny
     soft = torch.sigmoid(logit + noise.clamp_min(tiny).log() - torch.log1p(-noise))
-    return (soft > 0.5).to(soft) + soft - soft.detach()
+    return (soft > 0.5).to(soft) + (soft - soft.detach())  # exactly 0 or 1
 
 
 def aligned(mask: Tensor, gradient: Tensor) -> Tensor:

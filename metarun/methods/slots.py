@@ -115,6 +115,17 @@ class Bag(nn.Module):
         for name, tensor in tensors.items():
             self.register_parameter(spelt(name), nn.Parameter(tensor))
 
+    def forward(self, x: Any) -> Any:
+        """Nothing: a model that runs all its children, such as nn.Sequential, runs this too."""
+        return x
+
+
+class Parts(nn.ModuleDict):
+    """Modules that a model holds but does not run: see `Bag.forward`."""
+
+    def forward(self, x: Any) -> Any:
+        return x
+
 
 def spelt(name: str) -> str:
     return name.replace(".", "/")
@@ -140,6 +151,12 @@ def layers(model: nn.Module, theta: Tensors) -> list[Layer]:
             bias = f"{prefix}bias"
             found.append(Layer(name, module, f"{prefix}weight", bias if bias in theta else None))
     return found
+
+
+def require_choice(option: str, value: str, choices: Iterable[str]) -> None:
+    """Raises UserError where the option has another value."""
+    if value not in choices:
+        raise UserError(f"{option}={value!r}: choose one of {', '.join(choices)}")
 
 
 def require_layers(found: list[Layer], method: str) -> list[Layer]:

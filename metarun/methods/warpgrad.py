@@ -12,13 +12,24 @@ approximation (equation 12) differentiates only L_query's own phi. C is differen
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from metarun.errors import UserError
-from metarun.methods.slots import Method, Parameters, TaskFunctions, attach, layers, require_layers
+from metarun.methods.slots import (
+    Method,
+    Parameters,
+    Parts,
+    TaskFunctions,
+    attach,
+    layers,
+    require_choice,
+    require_layers,
+)
 from metarun.norm import Norm
 
 Map = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -83,12 +94,19 @@ def warp(
         depth, kernel, norm, activation, residual: of each warp layer; by default one linear 3x3 convolution.
 
     Raises:
-        UserError: no place for a warp layer, a name that is no module, or a norm behind something not 2-d.
+        UserError: no place for a warp layer, a name that is no module or stands twice, an even kernel, or a norm
+            behind something not 2-d.
     """
+    require_choice("objective", objective, ("warp_maml", "unrolled"))
+    require_choice("start", start, ("reference", "identity"))
+    if kernel % 2 == 0:
+        raise UserError(f"warpgrad: kernel={kernel} would change the shape of what it warps; give an odd one")
     phi = method.parameters.phi
     places = dict(model.named_modules())
     names = default_places(model) if after is None else after
-    warps = nn.ModuleDict()
+    if len(set(names)) < len(names):
+        raise UserError(f"warpgrad: after={names} names a module twice")
+    warps = Parts()
     for name in names:
         if name not in places:
             raise UserError(f"warpgrad: the model has no module {name!r} to put a warp layer behind")
@@ -100,8 +118,9 @@ def warp(
         if start == "identity":
             layer.start_as_identity()
         warps[name.replace(".", "/")] = layer
-        places[name].register_forward_hook(lambda module, inputs, output, layer=layer: layer(output))
     added = attach(model, "warp_layers", warps)
+    for name, layer in zip(names, warps.values(), strict=True):
+        places[name].register_forward_hook(partial(run_warp, layer))  # a partial is copied along with the model
 
     def warp_maml(parameters: Parameters, task: TaskFunctions) -> Tensor:
         theta, phi = parameters
@@ -111,13 +130,17 @@ def warp(
         for number, iterate in enumerate(trajectory[:-1]):
             here = tree_map(torch.detach, iterate)
             ahead = task.step(here, still if approximate else phi, number)
-            total = total + task.query_loss(tree_map(torch.detach, ahead) if approximate else ahead, phi)
+            total = total + task.query_loss(ahead, phi)
         return total + task.query_loss(trajectory[-1], still)
 
     parameters = method.parameters._replace(phi={**phi, **added})
     if objective == "unrolled":
         return replace(method, parameters=parameters)
     return replace(method, parameters=parameters, meta_objective=warp_maml)
+
+
+def run_warp(layer: nn.Module, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return layer(output)
 
 
 def default_places(model: nn.Module) -> list[str]:

@@ -1,0 +1,74 @@
+"""What each method costs against MAML: time of an outer step and peak memory, interleaved in one run.
+
+python scripts/method_cost.py [GROUP=CHOICE ...] [KEY=VALUE ...]      the same words as metarun takes
+
+Prints a Markdown table. Times are medians over steps that take turns; memory is the growth of a fresh process's peak.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+
+from metarun import cli, settings
+from metarun.training import Training
+from metarun.work import build
+
+METHODS = {name: [f"method={name}"] for name in ("maml", "fomaml", "msgd", "mtnet", "warpgrad", "l2f", "anil", "boil")}
+METHODS["tnet"] = ["method=mtnet", "method.mask=false"]
+ROUNDS = 15
+
+
+def training(words: list[str], folder: str) -> Training:
+    with initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
+        chosen = settings.build(compose("config", words))
+    return Training(build(chosen), Path(folder))
+
+
+def peak(words: list[str]) -> float:
+    """MiB that three outer steps add to the peak memory of a process of their own."""
+    line = [sys.executable, __file__, "--peak", *words]
+    return float(subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def peak_here(words: list[str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        run = training(words, folder)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(3):
+            run.outer_step()
+        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def main() -> None:
+    words = sys.argv[1:]
+    if words[:1] == ["--peak"]:
+        return peak_here(words[1:])
+    with tempfile.TemporaryDirectory() as folder:
+        runs = {name: training([*words, *chosen], folder) for name, chosen in METHODS.items()}
+        times: dict[str, list[float]] = {name: [] for name in runs}
+        for number in range(ROUNDS + 2):
+            for name, run in runs.items():
+                began = time.perf_counter()
+                run.outer_step()
+                if number >= 2:  # the first rounds warm up
+                    times[name].append(time.perf_counter() - began)
+    memory = {name: peak([*words, *chosen]) for name, chosen in METHODS.items()}
+    median = {name: statistics.median(entries) for name, entries in times.items()}
+    print(f"{os.cpu_count()} cores; {' '.join(words)}\n")
+    print("| method | ms a step | times MAML's | MiB at the peak | times MAML's |\n| --- | --- | --- | --- | --- |")
+    for name in METHODS:
+        time_ratio, memory_ratio = median[name] / median["maml"], memory[name] / max(memory["maml"], 1e-9)
+        print(f"| {name} | {1e3 * median[name]:.1f} | {time_ratio:.2f} | {memory[name]:.0f} | {memory_ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
