@@ -6,6 +6,7 @@ import difflib
 import re
 import shlex
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -26,3 +27,8 @@ def pasteable(key: str, value: object) -> str:
     """`key=value` as a shell takes it, quoted for the shell and for Hydra where the value needs it."""
     text = str(value)
     return f"{key}={text}" if re.fullmatch(r"[\w./-]+", text) else shlex.quote(f"{key}='{text}'")
+
+
+def nearby(path: Path) -> Path:
+    """A path as a person would type it from the working folder."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

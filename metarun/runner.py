@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from metarun import __version__, checkpoint
 from metarun.data import Shape
-from metarun.errors import pasteable
+from metarun.errors import nearby, pasteable
 from metarun.evaluation import Evaluation
 from metarun.interrupt import noted_signals
 from metarun.records import write_result
@@ -46,10 +46,12 @@ def run(settings: Settings, folder: Path) -> float | None:
     resume_from = checkpoint.newest(folder) if settings.resume else None
     work = build(settings)
     untrained = work.snapshot()
-    log.info("training %s for %d iterations in %s", title(work, work.train_shape), settings.iterations, folder)
+    log.info("training %s for %d iterations in %s", title(work, work.train_shape), settings.iterations, nearby(folder))
     best = train(work, folder, resume_from)
     if best is None:
-        raise FloatingPointError(f"no validation was finite, so there is nothing to test; {folder} has the checkpoints")
+        raise FloatingPointError(
+            f"no validation was finite, so there is nothing to test; {nearby(folder)} has the checkpoints"
+        )
     test(work, folder, checkpoint.best_path(folder), untrained, began)
     return best
 
@@ -62,7 +64,7 @@ def test(work: Work, folder: Path, path: Path, untrained: dict[str, Any], began:
 
         def progress(done: int) -> None:
             bar.update(done)
-            again = f"; go on with {pasteable('resume', folder)}" if work.settings.mode == "train" else ""
+            again = f"; go on with {pasteable('resume', nearby(folder))}" if work.settings.mode == "train" else ""
             stop.raise_if_asked(f"in the final test{again}")
 
         work.restore(content, str(path))
@@ -72,7 +74,8 @@ def test(work: Work, folder: Path, path: Path, untrained: dict[str, Any], began:
     write_result(folder, result(work, content, path, tested, baseline, time.perf_counter() - began))
     log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
     log.info("%s: test %s on %d tasks (untrained: %s)", title(work, work.eval_shape), tested, tasks, baseline)
-    log.info("everything is in %s; look at it with: tensorboard --logdir %s", folder, shlex.quote(str(folder)))
+    place = nearby(folder)
+    log.info("everything is in %s; look at it with: tensorboard --logdir %s", place, shlex.quote(str(place)))
 
 
 def title(work: Work, shape: Shape) -> str:

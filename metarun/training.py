@@ -16,7 +16,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from metarun import __version__, checkpoint
 from metarun.data import noise
-from metarun.errors import UserError, pasteable
+from metarun.errors import UserError, nearby, pasteable
 from metarun.interrupt import noted_signals
 from metarun.meta import meta_gradient
 from metarun.records import Records
@@ -164,10 +164,10 @@ def train(work: Work, folder: Path, resume_from: Path | None = None) -> float | 
     training = Training(work, folder)
     if resume_from is not None:
         training.restore(resume_from)
-        log.info("going on from %s", resume_from)
+        log.info("going on from %s", nearby(resume_from))
     sitting, before = time.perf_counter(), training.seconds
     bar = tqdm(total=settings.iterations, initial=training.step, desc="training", unit="step", disable=None)
-    go_on = f"which is saved; go on with {pasteable('resume', folder)}"
+    go_on = f"which is saved; go on with {pasteable('resume', nearby(folder))}"
     with Records(folder, training.step, training.due) as records, noted_signals() as stop, logging_redirect_tqdm(), bar:
 
         def validate() -> None:

@@ -1,9 +1,30 @@
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """An empty working folder; Hydra's state and log files do not outlive a test."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("METARUN_DATA", raising=False)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    for handler in logging.root.handlers:
+        if handler not in handlers:
+            handler.close()
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+    GlobalHydra.instance().clear()

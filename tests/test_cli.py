@@ -7,7 +7,7 @@ import logging
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from types import ModuleType
@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 import metarun
 from metarun import cli, settings
 from metarun.errors import UserError
 from metarun.schema import GROUPS, Conv4, Glyphs, Maml, Mlp, Settings, Sinusoid, keys
 
+pytestmark = pytest.mark.usefixtures("alone")
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "configs"
 Run = Callable[[Settings, Path], Any]
@@ -29,22 +29,6 @@ Run = Callable[[Settings, Path], Any]
 
 def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
-
-
-@pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """An empty working folder; Hydra's state and log files do not outlive a test."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("METARUN_DATA", raising=False)
-    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    for handler in logging.root.handlers:
-        if handler not in handlers:
-            handler.close()
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
-    GlobalHydra.instance().clear()
 
 
 @pytest.fixture

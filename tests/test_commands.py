@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -33,18 +31,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """An empty working folder; Hydra's state and log files do not outlive a test."""
-    monkeypatch.chdir(tmp_path)
+def data_dir(alone: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Real data where there is some, and else none."""
     monkeypatch.setenv("METARUN_DATA", os.environ.get("METARUN_TEST_DATA", str(tmp_path / "nothing")))
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    for handler in logging.root.handlers:
-        if handler not in handlers:
-            handler.close()
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
-    GlobalHydra.instance().clear()
 
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
