@@ -98,7 +98,10 @@ class Mtnet:
 @dataclass
 class Warpgrad:
     name: str = "warpgrad"
-    objective: str = key("warp_maml", "what the warp layers descend", choices=("warp_maml", "unrolled"))
+    objective: str = key("warp_maml", "what the warp layers descend", choices=("warp_maml", "trajectory", "unrolled"))
+    initialisation: str = key(
+        "leap", "trajectory: theta follows the tasks' paths, or stays", choices=("leap", "frozen")
+    )
     approximate: bool = key(False, "drop the derivative through the look-ahead step (equation 12)")
     start: str = key(
         "reference",

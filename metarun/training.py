@@ -11,16 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from metarun import __version__, checkpoint
-from metarun.data import noise
+from metarun import __version__, checkpoint, offline
+from metarun.data import noise, order
 from metarun.errors import UserError, nearby, pasteable
 from metarun.interrupt import noted_signals
-from metarun.meta import meta_gradient
+from metarun.meta import Measures, MetaLearner, meta_gradient
+from metarun.methods import Parameters
 from metarun.records import Records
 from metarun.schema import Settings
+from metarun.task import Task
 from metarun.work import Work
 
 log = logging.getLogger(__name__)
@@ -87,23 +90,55 @@ class Training:
         tasks = work.source.draw(settings.seed, "train", first, settings.meta_batch, work.train_shape)
         own = noise(settings.seed, "train", first, settings.meta_batch, learner.method.noise(learner.inner_loop))
         own = own.to(tasks.query_data.device)
+        if learner.method.offline is not None:
+            return self.offline_step(learner, tasks, own)
         gradient, losses, measures = meta_gradient(learner, work.parameters, tasks, own, work.vectorised)
-        gradients = [tensor for part in gradient for tensor in part.values()]
-        if settings.outer_clip is not None:
-            gradients = [entry.clamp(-settings.outer_clip, settings.outer_clip) for entry in gradients]
+        self.apply(gradient, float(losses.mean()))
+        self.step += 1
+        return self.means(losses, measures)
+
+    def offline_step(self, learner: MetaLearner, tasks: Task, own: Tensor) -> dict[str, float]:
+        """The same for a method that learns from stored iterates: a step of phi for each, then one of theta."""
+        phi = self.work.parameters.phi
+        paths = offline.follow(learner, self.work.parameters, tasks, own)
+        losses, measures = offline.judge(paths, phi)
         loss = float(losses.mean())
-        if not math.isfinite(loss) or not all(bool(entry.isfinite().all()) for entry in gradients):
+        shuffled = order(self.work.settings.seed, self.step, len(paths) * learner.inner_loop)
+        for gradient in offline.phi_gradients(paths, phi, shuffled):
+            self.apply(Parameters({}, gradient), loss)
+        if learner.method.leap:
+            self.apply(Parameters(offline.leap_gradient(paths), {}), loss)
+        self.step += 1
+        return self.means(losses, measures)
+
+    def means(self, losses: Tensor, measures: Measures) -> dict[str, float]:
+        metric = self.work.source.metric
+        return {"loss": float(losses.mean()), metric: float(measures[metric].mean())}
+
+    def apply(self, gradient: Parameters, loss: float) -> None:
+        """A step of the outer optimiser on what `gradient` holds.
+
+        Raises:
+            FloatingPointError: loss or gradient is not finite; the parameters are as before.
+        """
+        settings = self.work.settings
+        clip = settings.outer_clip
+        tensors, entries = [], []
+        for held, part in zip(self.work.parameters, gradient, strict=True):
+            tensors += [held[name] for name in part]
+            entries += [entry if clip is None else entry.clamp(-clip, clip) for entry in part.values()]
+        if not math.isfinite(loss) or not all(bool(entry.isfinite().all()) for entry in entries):
+            first = self.step * settings.meta_batch
             raise FloatingPointError(
                 f"outer step {self.step + 1}, training tasks {first} to {first + settings.meta_batch - 1}: the loss is "
                 f"{loss} or its gradient is not finite; try a smaller inner_learning_rate, or outer_clip=10"
             )
-        for tensor, entry in zip(work.tensors, gradients, strict=True):
+        self.optimizer.zero_grad()
+        for tensor, entry in zip(tensors, entries, strict=True):
             tensor.grad = entry
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step)
         self.optimizer.step()
-        self.step += 1
-        return {"loss": loss, work.source.metric: float(measures[work.source.metric].mean())}
 
     def outer_step_or_save(self) -> dict[str, float]:
         """The outer step; where it is not finite, the parameters before it are kept in a checkpoint."""

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from metarun.data import glyphs, omniglot
-from metarun.data.counter import noise
+from metarun.data.counter import noise, order
 from metarun.data.sampler import ImageSource
 from metarun.data.sinusoid import SinusoidSource
 from metarun.data.source import Shape, Source
 
-__all__ = ["Shape", "Source", "load", "noise"]
+__all__ = ["Shape", "Source", "load", "noise", "order"]
 
 
 def load(name: str, data_dir: Path, cache_dir: Path, download: bool, device: torch.device, **options: Any) -> Source:

@@ -12,6 +12,7 @@ from metarun.data.source import SPLITS
 
 WORDS_A_BLOCK = 4  # Philox makes four words at each count
 NOISE_STREAM = 2 * len(SPLITS)  # the streams before it are the samplers'
+ORDER_STREAM = NOISE_STREAM + len(SPLITS)
 
 
 def words(seed: int, stream: int, first: int, count: int, each: int) -> np.ndarray:
@@ -43,6 +44,11 @@ def distinct(random_words: np.ndarray, population: np.ndarray) -> np.ndarray:
         chosen[:, k] = np.where(taken, largest, drawn)
     order = np.argsort(random_words[:, wanted:], axis=1)
     return np.take_along_axis(chosen, order, axis=1)
+
+
+def order(seed: int, index: int, count: int) -> list[int]:
+    """A random permutation of range(count), a function of (seed, index)."""
+    return np.argsort(words(seed, ORDER_STREAM, index, 1, count)[0], kind="stable").tolist()
 
 
 def noise(seed: int, split: str, first: int, count: int, each: int) -> torch.Tensor:

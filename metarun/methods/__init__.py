@@ -70,6 +70,8 @@ def compose(
         raise UserError(f"{' and '.join(on)}: no published method is both; choose one of them (learn_lr goes with any)")
     if is_on(learn_lr) and options(use_warp).get("approximate"):
         raise UserError("learn_lr and use_warp approximate=True: no gradient would reach the rates; choose one of them")
+    if options(use_warp).get("objective") == "trajectory":
+        raise UserError("use_warp objective='trajectory': learns from stored iterates, which the command does only")
     method = maml(model, inner_learning_rate)
     if is_on(use_warp):
         method = warpgrad(model, inner_learning_rate, **options(use_warp))

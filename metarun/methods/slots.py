@@ -69,6 +69,9 @@ class Method:
                     and whatever stays fixed for this task
     weights         theta, phi -> the weights that the network runs with
     meta_objective  parameters, one task -> the task's loss
+    offline         theta_k, phi, one task, k -> the loss that phi descends from a stored iterate; instead of a
+                    meta-objective, see `metarun/offline.py`
+    leap            offline: the initialisation follows the tasks' trajectories, or stays
     noise           number of inner steps -> how many uniform numbers in [0, 1) a task is given
     """
 
@@ -77,6 +80,8 @@ class Method:
     begin: Callable[[Tensors, Tensors, Callable[[Tensors], Tensors], Tensor], tuple[Tensors, Any]] = begin
     weights: Callable[[Tensors, Tensors], Tensors] = weights
     meta_objective: Callable[[Parameters, TaskFunctions], Tensor] = meta_objective
+    offline: Callable[[Tensors, Tensors, TaskFunctions, int], Tensor] | None = None
+    leap: bool = True
     noise: Callable[[int], int] = no_noise
 
 

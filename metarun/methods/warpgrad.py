@@ -25,6 +25,7 @@ from metarun.methods.slots import (
     Parameters,
     Parts,
     TaskFunctions,
+    Tensors,
     attach,
     layers,
     require_choice,
@@ -75,6 +76,7 @@ def warp(
     model: nn.Module,
     after: list[str] | None = None,
     objective: str = "warp_maml",
+    initialisation: str = "leap",
     approximate: bool = False,
     start: str = "reference",
     depth: int = 1,
@@ -88,7 +90,9 @@ def warp(
     Args:
         after: names of the modules behind which a warp layer stands; by default each of the model's `blocks`,
             or each convolution and linear layer but the last.
-        objective: "warp_maml", or "unrolled": everything by backpropagation through the inner loop.
+        objective: "warp_maml"; "trajectory", Algorithm 2 with stored iterates, for many inner steps; or "unrolled":
+            everything by backpropagation through the inner loop.
+        initialisation: of "trajectory": it follows the trajectories ("leap"), or stays as it is ("frozen").
         approximate: drop the derivative through the look-ahead step (equation 12).
         start: "reference" is torch's random initialisation, "identity" leaves the model's function as it was.
         depth, kernel, norm, activation, residual: of each warp layer; by default one linear 3x3 convolution.
@@ -97,7 +101,8 @@ def warp(
         UserError: no place for a warp layer, a name that is no module or stands twice, an even kernel, or a norm
             behind something not 2-d.
     """
-    require_choice("objective", objective, ("warp_maml", "unrolled"))
+    require_choice("objective", objective, ("warp_maml", "trajectory", "unrolled"))
+    require_choice("initialisation", initialisation, ("leap", "frozen"))
     require_choice("start", start, ("reference", "identity"))
     if kernel % 2 == 0:
         raise UserError(f"warpgrad: kernel={kernel} would change the shape of what it warps; give an odd one")
@@ -122,20 +127,23 @@ def warp(
     for name, layer in zip(names, warps.values(), strict=True):
         places[name].register_forward_hook(partial(run_warp, layer))  # a partial is copied along with the model
 
+    def look_ahead(theta: Tensors, phi: Tensors, task: TaskFunctions, number: int) -> Tensor:
+        """L_query after one step from an iterate, which is detached; approximate: the step does not see phi change."""
+        here = tree_map(torch.detach, theta)
+        return task.query_loss(task.step(here, tree_map(torch.detach, phi) if approximate else phi, number), phi)
+
     def warp_maml(parameters: Parameters, task: TaskFunctions) -> Tensor:
         theta, phi = parameters
         still = tree_map(torch.detach, phi)
         trajectory = task.adapt(Parameters(theta, still))
-        total = 0.0
-        for number, iterate in enumerate(trajectory[:-1]):
-            here = tree_map(torch.detach, iterate)
-            ahead = task.step(here, still if approximate else phi, number)
-            total = total + task.query_loss(ahead, phi)
+        total = sum(look_ahead(iterate, phi, task, number) for number, iterate in enumerate(trajectory[:-1]))
         return total + task.query_loss(trajectory[-1], still)
 
     parameters = method.parameters._replace(phi={**phi, **added})
     if objective == "unrolled":
         return replace(method, parameters=parameters)
+    if objective == "trajectory":
+        return replace(method, parameters=parameters, offline=look_ahead, leap=initialisation == "leap")
     return replace(method, parameters=parameters, meta_objective=warp_maml)
 
 
