@@ -2,13 +2,12 @@
 
 python scripts/method_cost.py [GROUP=CHOICE ...] [KEY=VALUE ...]      the same words as metarun takes
 
-Prints a Markdown table. Times are medians over steps that take turns; memory is the growth of a fresh process's peak.
+Prints a Markdown table. Times are medians over steps that take turns; memory is a fresh process's peak (Linux only).
 """
 
 from __future__ import annotations
 
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -34,7 +33,7 @@ def training(words: list[str], folder: str) -> Training:
 
 
 def peak(words: list[str]) -> float:
-    """MiB that three outer steps add to the peak memory of a process of their own."""
+    """MiB that a process of its own holds at the peak of an outer step, torch and the data included."""
     line = [sys.executable, __file__, "--peak", *words]
     return float(subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()[-1])
 
@@ -42,10 +41,12 @@ def peak(words: list[str]) -> float:
 def peak_here(words: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = training(words, folder)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        run.outer_step()
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         for _ in range(3):
             run.outer_step()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+        print(int(peak.split()[1]) / 1024)
 
 
 def main() -> None:
