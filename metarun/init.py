@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -93,6 +94,10 @@ class Init(nn.Module):
 
         With `batched` every argument holds tasks along a leading axis; gradient and loss are means over them.
         `vectorise` computes those tasks at once, for objectives without `.item()` or branches on values.
+
+        Raises:
+            UserError: an objective that returns no scalar, or (task by task) does not depend on the weights.
+            FloatingPointError: a loss that is not finite; names the task and the cause.
         """
         tasks = Task(train_data, train_target, validate_data, validate_target)
         if not batched:
@@ -100,13 +105,25 @@ class Init(nn.Module):
         counts = [len(side) for side in tasks]
         if len(set(counts)) > 1 or counts[0] == 0:
             raise UserError(f"batched=True: every argument holds the same number of tasks, one or more; found {counts}")
-        gradient, losses, _ = meta_gradient(
-            self.learner, self.learned, tasks, self.noise(len(tasks.support_data)), vectorised=batched and vectorise
-        )
+        noise = self.noise(len(tasks.support_data))
+        gradient, losses, _ = meta_gradient(self.learner, self.learned, tasks, noise, vectorised=batched and vectorise)
+        if not losses.isfinite().all():
+            raise FloatingPointError(self.why_not_finite(tasks, noise, losses))
         for tensors, gradients in zip(self.learned, gradient, strict=True):
             for name, tensor in tensors.items():
                 tensor.grad = gradients[name] if tensor.grad is None else tensor.grad + gradients[name]
         return losses.mean()
+
+    def why_not_finite(self, tasks: Task, noise: Tensor, losses: Tensor) -> str:
+        """Which task's outer loss is not finite, and whether the inner loss was so to begin with."""
+        number = int((~losses.isfinite()).nonzero()[0])
+        learned = self.learned
+        one = OneTask(self.learner, Task(*(side[number] for side in tasks)), noise[number], tape_gradient)
+        inner = float(one.support_loss(learned.theta, learned.phi).detach())
+        cause = "the inner loop diverged, try a smaller inner_learning_rate"
+        if not math.isfinite(inner):
+            cause = f"the inner objective is {inner} before the first inner step, look at the task's data"
+        return f"optimize: the outer loss of task {number} is {float(losses[number])}: {cause}; .grad is as it was"
 
     def adapt(self, data: Any, target: Any) -> list[Tensor]:
         """The weights after the inner loop on one task, in the order of `weight_names`, without a graph."""

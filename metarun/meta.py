@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_map
 
+from metarun.errors import UserError
 from metarun.methods import Method, Parameters, Tensors
 from metarun.norm import batch_statistics
 from metarun.objective import Objective, State
@@ -59,7 +60,23 @@ def evaluate_objective(
 
     state = State(data, target, model, list(theta.values()))
     loss = objective(state)
+    if not isinstance(loss, Tensor) or loss.dim() != 0:
+        found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise UserError(f"{name_of(objective)}: an objective must return a scalar tensor, this one returned {found}")
     return loss, state.measures
+
+
+def name_of(objective: Objective) -> str:
+    return getattr(objective, "__name__", type(objective).__name__)
+
+
+def require_dependence(loss: Tensor, objective: Objective) -> None:
+    """Raises UserError where the loss, which the tape has recorded, does not depend on the weights."""
+    if not loss.requires_grad:
+        raise UserError(
+            f"{name_of(objective)}: does not depend on the weights; "
+            "run the network as state.model(state.data, state.updated_weights)"
+        )
 
 
 # --- the gradient of a support loss, on torch.func or on the tape ------------------------------------------
@@ -94,12 +111,20 @@ class OneTask:
 
     def support_gradient(self, theta: Tensors, phi: Tensors, graph: bool) -> Tensors:
         """Of the inner objective; without a graph, nothing flows back through it to theta or phi."""
-        learner, data, target = self.learner, self.task.support_data, self.task.support_target
         if not graph:
             theta, phi = tree_map(torch.detach, (theta, phi))
-        return self.gradient(
-            lambda t: evaluate_objective(learner, learner.inner_objective, t, phi, data, target)[0], theta, graph
-        )
+
+        def loss(theta: Tensors) -> Tensor:
+            found = self.support_loss(theta, phi)
+            if self.gradient is tape_gradient:
+                require_dependence(found, self.learner.inner_objective)
+            return found
+
+        return self.gradient(loss, theta, graph)
+
+    def support_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
+        learner, data, target = self.learner, self.task.support_data, self.task.support_target
+        return evaluate_objective(learner, learner.inner_objective, theta, phi, data, target)[0]
 
     def step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
         gradient = self.support_gradient(theta, phi, self.learner.use_second_order)
@@ -153,6 +178,7 @@ def meta_gradient(
     judged = []
     for task, own_noise in zip(one_by_one(tasks), noise, strict=True):
         loss, measures = task_loss(learner, leaves, task, own_noise)
+        require_dependence(loss, learner.outer_objective)
         accumulate_gradient(loss, leaves, total)
         judged.append((loss.detach(), measures))
     losses, measures = stack(judged)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from metarun import Init, State
 from metarun.data.sinusoid import SinusoidSource
 from metarun.data.source import Shape
+from metarun.errors import UserError
 from metarun.meta import MetaLearner, evaluate_tasks, meta_gradient, one_by_one
 from metarun.methods import METHODS
 from metarun.objective import regression
@@ -103,6 +104,55 @@ def test_running_buffers_are_left_alone_in_train_mode_and_used_in_eval_mode(vect
         meta.model[1].running_mean += 1  # type: ignore[index]
     moved = meta.optimize(*tasks, batched=True, vectorise=vectorise)
     assert len({round(float(loss), 9) for loss in (trained, in_eval, moved)}) == 3
+
+
+@pytest.mark.parametrize("side", ["inner", "outer"])
+def test_an_objective_that_gives_no_scalar_or_ignores_the_weights_is_named(side: str) -> None:
+    def per_example(state: State) -> Tensor:
+        return (state.model(state.data, state.updated_weights) - state.target).square().mean(1)
+
+    def constant(state: State) -> Tensor:
+        return (state.data.mean() - state.target.mean()).square()
+
+    def number(state: State) -> Tensor:
+        return user_objective(state).item()  # type: ignore[return-value]
+
+    for objective, message in [
+        (per_example, r"per_example: an objective must return a scalar tensor, .* shape \[6\]"),
+        (number, "number: an objective must return a scalar tensor, this one returned a float"),
+        (constant, r"constant: does not depend on the weights; run the network as state\.model"),
+    ]:
+        pair = (objective, user_objective) if side == "inner" else (user_objective, objective)
+        with pytest.raises(UserError, match=message):
+            Init(Tanh(), *pair).optimize(*regression_tasks(2), batched=True)
+
+
+@pytest.mark.parametrize("vectorise", [False, True], ids=["task by task", "vectorised"])
+def test_a_loss_that_is_not_finite_is_told_with_its_task_and_cause(vectorise: bool) -> None:
+    tasks = regression_tasks(3)
+    meta = Init(Tanh(), user_objective, user_objective, inner_learning_rate=1e200, inner_loop=4)
+    with pytest.raises(FloatingPointError, match=r"outer loss of task 0 is (nan|inf): the inner loop diverged"):
+        meta.optimize(*tasks, batched=True, vectorise=vectorise)
+    tasks.support_target[1, 0] = float("nan")
+    meta = Init(Tanh(), user_objective, user_objective)
+    with pytest.raises(
+        FloatingPointError, match=r"of task 1 is nan: the inner objective is nan before the first inner"
+    ):
+        meta.optimize(*tasks, batched=True, vectorise=vectorise)
+    assert all(parameter.grad is None for parameter in meta.parameters())
+
+
+@pytest.mark.parametrize(
+    ("switch", "message"),
+    [
+        ({"learn_lr": {"alfa": "tensor"}}, "learn_lr=.*'alfa'.*alpha, start; did you mean 'alpha'"),
+        ({"use_forget": {"x": 1}}, "use_forget=.*it has no options"),
+        ({"use_warp": {"start": "identidy"}}, "start='identidy': choose one of reference, identity"),
+    ],
+)
+def test_a_misspelt_option_is_named(switch: dict[str, dict[str, object]], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        Init(Tanh(), user_objective, user_objective, **switch)
 
 
 def test_it_is_a_module() -> None:

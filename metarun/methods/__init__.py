@@ -6,11 +6,12 @@ Each is a function of a model, the inner learning rate and the method's options,
 from __future__ import annotations
 
 from collections.abc import Callable
+from inspect import signature
 from typing import Any
 
 from torch import nn
 
-from metarun.errors import UserError
+from metarun.errors import UserError, nearest
 from metarun.methods.l2f import forget
 from metarun.methods.maml import maml
 from metarun.methods.msgd import learn_rates
@@ -50,6 +51,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "boil": boil,
 }
 
+ARGUMENTS = ("method", "model", "inner_learning_rate")  # of a function that extends a method, before its options
 Switch = bool | dict[str, Any]
 
 
@@ -59,7 +61,7 @@ def compose(
     """A switch is off, on, or on with options. Learned rates go with any one of the other three.
 
     Raises:
-        UserError: two of use_t, use_warp and use_forget together.
+        UserError: two of use_t, use_warp and use_forget together; an option that a switch does not have.
     """
     on = [
         name
@@ -68,19 +70,19 @@ def compose(
     ]
     if len(on) > 1:
         raise UserError(f"{' and '.join(on)}: no published method is both; choose one of them (learn_lr goes with any)")
-    if is_on(learn_lr) and options(use_warp).get("approximate"):
+    if is_on(learn_lr) and options(use_warp, "use_warp", warp).get("approximate"):
         raise UserError("learn_lr and use_warp approximate=True: no gradient would reach the rates; choose one of them")
-    if options(use_warp).get("objective") == "trajectory":
+    if options(use_warp, "use_warp", warp).get("objective") == "trajectory":
         raise UserError("use_warp objective='trajectory': learns from stored iterates, which the command does only")
     method = maml(model, inner_learning_rate)
     if is_on(use_warp):
-        method = warpgrad(model, inner_learning_rate, **options(use_warp))
+        method = warpgrad(model, inner_learning_rate, **options(use_warp, "use_warp", warp))
     if is_on(learn_lr):
-        method = learn_rates(method, model, inner_learning_rate, **options(learn_lr))
+        method = learn_rates(method, model, inner_learning_rate, **options(learn_lr, "learn_lr", learn_rates))
     if is_on(use_t):
-        method = transform(method, model, **options(use_t))
+        method = transform(method, model, **options(use_t, "use_t", transform))
     if is_on(use_forget):
-        method = forget(method, model, **options(use_forget))
+        method = forget(method, model, **options(use_forget, "use_forget", forget))
     return method
 
 
@@ -88,5 +90,12 @@ def is_on(switch: Switch) -> bool:
     return switch is not None and switch is not False
 
 
-def options(switch: Switch) -> dict[str, Any]:
-    return switch if isinstance(switch, dict) else {}
+def options(switch: Switch, name: str, function: Callable[..., Method]) -> dict[str, Any]:
+    """The options of switch `name`, whose method `function` makes. Raises UserError for one that it does not have."""
+    given = switch if isinstance(switch, dict) else {}
+    known = [option for option in signature(function).parameters if option not in ARGUMENTS]
+    for option in given:
+        if option not in known:
+            allowed = f"its options: {', '.join(known)}" if known else "it has no options"
+            raise UserError(f"{name}={{{option!r}: ...}}: no such option; {allowed}{nearest(option, known)}")
+    return given
