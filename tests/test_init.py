@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -150,7 +151,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_task_and_cause(vectorise: bo
         ({"use_warp": {"start": "identidy"}}, "start='identidy': choose one of reference, identity"),
     ],
 )
-def test_a_misspelt_option_is_named(switch: dict[str, dict[str, object]], message: str) -> None:
+def test_a_misspelt_option_is_named(switch: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         Init(Tanh(), user_objective, user_objective, **switch)
 
