@@ -106,6 +106,7 @@ class OneTask:
 
     def __init__(self, learner: MetaLearner, task: Task, noise: Tensor, gradient: Gradient) -> None:
         self.learner, self.task, self.noise, self.gradient = learner, task, noise, gradient
+        self.inner_loop = learner.inner_loop
         self.fixed: Any = None  # by the method's begin, for this task
         self.measures: Measures = {}  # of the query loss that was asked for last
 
@@ -130,14 +131,14 @@ class OneTask:
         gradient = self.support_gradient(theta, phi, self.learner.use_second_order)
         return self.learner.method.update(theta, gradient, phi, self.fixed, number)
 
-    def adapt(self, parameters: Parameters) -> list[Tensors]:
-        """theta_0 .. theta_K."""
+    def adapt(self, parameters: Parameters, steps: int | None = None) -> list[Tensors]:
+        """theta_0 .. theta_K, or only those of the first `steps`."""
         theta, phi = parameters
         theta, self.fixed = self.learner.method.begin(
             theta, phi, lambda t: self.support_gradient(t, phi, graph=False), self.noise
         )
         trajectory = [theta]
-        for number in range(self.learner.inner_loop):
+        for number in range(self.inner_loop if steps is None else steps):
             trajectory.append(self.step(trajectory[-1], phi, number))
         return trajectory
 

@@ -27,8 +27,10 @@ class Parameters(NamedTuple):
 class TaskFunctions(Protocol):
     """What a meta-objective can ask of one task."""
 
-    def adapt(self, parameters: Parameters) -> list[Tensors]:
-        """theta_0 .. theta_K of the inner loop."""
+    inner_loop: int  # K, the number of inner steps
+
+    def adapt(self, parameters: Parameters, steps: int | None = None) -> list[Tensors]:
+        """theta_0 .. theta_K of the inner loop, or only those of its first `steps`."""
         ...
 
     def step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:

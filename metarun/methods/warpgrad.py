@@ -127,17 +127,25 @@ def warp(
     for name, layer in zip(names, warps.values(), strict=True):
         places[name].register_forward_hook(partial(run_warp, layer))  # a partial is copied along with the model
 
+    def step(theta: Tensors, phi: Tensors, task: TaskFunctions, number: int) -> Tensors:
+        """The look-ahead; approximate: it does not see phi change."""
+        return task.step(theta, tree_map(torch.detach, phi) if approximate else phi, number)
+
     def look_ahead(theta: Tensors, phi: Tensors, task: TaskFunctions, number: int) -> Tensor:
-        """L_query after one step from an iterate, which is detached; approximate: the step does not see phi change."""
-        here = tree_map(torch.detach, theta)
-        return task.query_loss(task.step(here, tree_map(torch.detach, phi) if approximate else phi, number), phi)
+        """L_query after one step from an iterate, which is detached."""
+        return task.query_loss(step(tree_map(torch.detach, theta), phi, task, number), phi)
 
     def warp_maml(parameters: Parameters, task: TaskFunctions) -> Tensor:
         theta, phi = parameters
         still = tree_map(torch.detach, phi)
-        trajectory = task.adapt(Parameters(theta, still))
+        if task.inner_loop == 0:
+            return task.query_loss(task.adapt(parameters)[0], still)
+        last = task.inner_loop - 1
+        trajectory = task.adapt(Parameters(theta, still), last)
         total = sum(look_ahead(iterate, phi, task, number) for number, iterate in enumerate(trajectory[:-1]))
-        return total + task.query_loss(trajectory[-1], still)
+        # MAML's loss by theta and the last look-ahead's by phi are derivatives of one value, computed once for both.
+        both = task.query_loss(step(trajectory[-1], phi, task, last), phi)
+        return total + both + both.detach()
 
     parameters = method.parameters._replace(phi={**phi, **added})
     if objective == "unrolled":

@@ -193,10 +193,11 @@ class Spy:
 
     def __init__(self, one: OneTask, cut: bool) -> None:
         self.one, self.cut = one, cut
+        self.inner_loop = one.inner_loop
         self.stepped_from: list[Tensors] = []
 
-    def adapt(self, parameters: Parameters) -> list[Tensors]:
-        iterates = self.one.adapt(parameters)
+    def adapt(self, parameters: Parameters, steps: int | None = None) -> list[Tensors]:
+        iterates = self.one.adapt(parameters, steps)
         return tree_map(torch.detach, iterates) if self.cut else iterates
 
     def step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
@@ -221,7 +222,12 @@ def test_iterates_are_detached() -> None:
 
     whole, spy = gradients(cut=False)
     assert len(spy.stepped_from) == 3
-    assert not any(tensor.requires_grad for theta in spy.stepped_from for tensor in theta.values())
+    *earlier, last = spy.stepped_from  # the last step is MAML's as well, and leads back to theta, but not to phi
+    assert not any(tensor.requires_grad for theta in earlier for tensor in theta.values())
+    ways = torch.autograd.grad(
+        [tensor.sum() for tensor in last.values()], list(one.parameters.phi.values()), allow_unused=True
+    )
+    assert all(gradient is None for gradient in ways)
     assert largest_relative_error(gradients(cut=True)[0], whole) < 1e-14
     unrolled = problem(switches_case(learn_lr=True, use_warp={"objective": "unrolled"}), steps=3, tasks=1).gradient()
     assert largest_relative_error(one.gradient().theta, unrolled.theta) < 1e-13
