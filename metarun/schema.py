@@ -1,4 +1,4 @@
-"""Every key of the command, its type, default, range and meaning: the single place where they stand.
+"""Every key of the command, its type, default, range and meaning: here, and in `groups` those of a group's choices.
 
 The dataclasses are Hydra's typed schema, the plain settings that the runner takes, and the source of `--help`.
 """
@@ -13,143 +13,9 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from metarun.errors import UserError, nearest
-
-
-def key(
-    default: Any,
-    help: str,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    choices: Any = None,
-    pattern: str = "",
-) -> Any:
-    """A key, its meaning and what it admits: `least` <= value <= `most`, `above` < value, `choices`, a `pattern`."""
-    metadata = {"help": help, "least": least, "above": above, "most": most, "choices": choices, "pattern": pattern}
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
-
-# --- groups: what `dataset=`, `backbone=` and `method=` choose between -------------------------------------
-
-
-@dataclass
-class Glyphs:
-    name: str = "glyphs"
-    seed: int = key(0, "which invented alphabets are drawn", least=0, most=2**63 - 1)
-
-
-@dataclass
-class Omniglot:
-    name: str = "omniglot"
-    split: str = key("vinyals", "division into classes", choices=("vinyals", "maml", "lake"))
-    rotations: bool = key(True, "a character turned by 90, 180, 270 degrees counts as three more classes")
-
-
-@dataclass
-class Sinusoid:
-    name: str = "sinusoid"
-    frequency: list[float] = key([1.0, 1.0], "range of the frequency; Meta-SGD and MT-net use [0.8,1.2]", above=0)
-
-
-@dataclass
-class Mlp:
-    name: str = "mlp"
-    hidden: list[int] = key([40, 40], "widths of the hidden layers; [] is a linear model", least=1, most=10**5)
-
-
-@dataclass
-class Conv4:
-    name: str = "conv4"
-    filters: int = key(64, "channels of each convolution", least=1, most=10**5)
-    bias: bool = key(True, "convolutions have a bias")
-    norm: str = key("batch", "normalisation layer", choices=("batch", "layer", "instance", "group", "none"))
-    downsample: str = key("pool", "2x2 max-pool, or stride-2 convolutions and a mean", choices=("pool", "stride"))
-
-
-@dataclass
-class Maml:
-    name: str = "maml"
-
-
-@dataclass
-class Fomaml:
-    name: str = "fomaml"
-
-
-@dataclass
-class Msgd:
-    name: str = "msgd"
-    alpha: str = key("element", "a learned rate for each of these", choices=("element", "tensor", "scalar"))
-    start: str = key(
-        "rate", "rates begin at inner_learning_rate, or at one draw of U[0.005, 0.1]", choices=("rate", "random")
-    )
-
-
-@dataclass
-class Mtnet:
-    name: str = "mtnet"
-    mask: bool = key(True, "learned masks on the inner gradient; false: T-net")
-    full: bool = key(False, "a mask for each weight, drawn afresh at each inner step, instead of each output unit")
-
-
-@dataclass
-class Warpgrad:
-    name: str = "warpgrad"
-    objective: str = key("warp_maml", "what the warp layers descend", choices=("warp_maml", "trajectory", "unrolled"))
-    initialisation: str = key(
-        "leap", "trajectory: theta follows the tasks' paths, or stays", choices=("leap", "frozen")
-    )
-    approximate: bool = key(False, "drop the derivative through the look-ahead step (equation 12)")
-    start: str = key(
-        "reference",
-        "warp layers begin random as the reference's, or as the identity",
-        choices=("reference", "identity"),
-    )
-    after: list[str] | None = key(None, "names of the modules that a warp layer follows; null: each block")
-    depth: int = key(1, "layers of a warp", least=1)
-    kernel: int = key(3, "width of its convolutions, an odd number", least=1)
-    norm: bool = key(False, "batch norm behind a warp")
-    activation: bool = key(False, "ReLU in a warp")
-    residual: bool = key(False, "a warp adds to what it is given")
-
-
-@dataclass
-class L2f:
-    name: str = "l2f"
-
-
-@dataclass
-class Anil:
-    name: str = "anil"
-
-
-@dataclass
-class Boil:
-    name: str = "boil"
-
+from metarun.groups import Fomaml, Sinusoid, key
 
 LARGEST = 10**9  # of any number that has no bound of its own
-
-GROUPS: dict[str, dict[str, type]] = {
-    "dataset": {"glyphs": Glyphs, "sinusoid": Sinusoid, "omniglot": Omniglot},
-    "backbone": {"mlp": Mlp, "conv4": Conv4},
-    "method": {
-        "maml": Maml,
-        "fomaml": Fomaml,
-        "msgd": Msgd,
-        "mtnet": Mtnet,
-        "warpgrad": Warpgrad,
-        "l2f": L2f,
-        "anil": Anil,
-        "boil": Boil,
-    },
-}
-
-
-# --- keys --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -175,7 +41,11 @@ class Engine:
 
 @dataclass
 class Settings:
-    mode: str = key("train", "train (then evaluates) or evaluate", choices=("train", "evaluate"))
+    mode: str = key(
+        "train",
+        "train (then evaluates), evaluate, or predict: label pictures of your own",
+        choices=("train", "evaluate", "predict"),
+    )
     dataset: Any = None
     backbone: Any = None
     method: Any = None
@@ -205,7 +75,11 @@ class Settings:
     cache_dir: str = key("~/.cache/metarun", "prepared images are kept here")
     download: bool = key(False, "fetch the official archives into data_dir if they are missing")
     resume: str | None = key(None, "a run folder to continue")
-    checkpoint: str | None = key(None, "run folder or checkpoint file that mode=evaluate reads")
+    checkpoint: str | None = key(None, "run folder or checkpoint file that mode=evaluate and mode=predict read")
+
+    support: str | None = key(None, "mode=predict: a folder of class folders, the pictures to learn from")
+    query: Any = key(None, "mode=predict: a folder or a list of files, the pictures to label")
+    adapted_weights: bool = key(False, "mode=predict: keep the adapted network's weights, as adapted.safetensors")
 
     eval: Eval = field(default_factory=Eval)
     save: Save = field(default_factory=Save)
@@ -240,12 +114,39 @@ def check(settings: Settings) -> None:
         raise UserError(f"dataset.frequency={settings.dataset.frequency}: must be two numbers, [LOWEST,HIGHEST]")
     if isinstance(settings.method, Fomaml) and settings.use_second_order:
         raise UserError("use_second_order=true: method=fomaml is first order; that would be method=maml")
-    if settings.mode == "evaluate" and settings.checkpoint is None:
-        raise UserError("mode=evaluate needs checkpoint=RUN, the run folder or checkpoint file to evaluate")
-    if settings.mode == "train" and settings.checkpoint is not None:
-        raise UserError("checkpoint= is read by mode=evaluate only; to continue a training run give resume=RUN")
-    if settings.mode == "evaluate" and settings.resume is not None:
-        raise UserError("resume= continues a training run; mode=evaluate reads checkpoint=RUN only")
+    check_mode(settings)
+
+
+def check_mode(settings: Settings) -> None:
+    """Refuse keys that the mode does not read, and the lack of those that it needs."""
+    mode = settings.mode
+    if mode == "train" and settings.checkpoint is not None:
+        raise UserError(
+            "checkpoint= is read by mode=evaluate and mode=predict only; to continue a training run give resume=RUN"
+        )
+    if mode != "train" and settings.checkpoint is None:
+        raise UserError(f"mode={mode} needs checkpoint=RUN, the run folder or checkpoint file to {mode} with")
+    if mode != "train" and settings.resume is not None:
+        raise UserError(f"resume= continues a training run; mode={mode} reads checkpoint=RUN only")
+    if mode == "predict":
+        check_pictures(settings)
+        return
+    for name in ("support", "query", "adapted_weights"):
+        if getattr(settings, name) not in (None, False):
+            raise UserError(f"{name}= is read by mode=predict only; leave it out, or give mode=predict")
+
+
+def check_pictures(settings: Settings) -> None:
+    if settings.support is None:
+        raise UserError("mode=predict needs support=DIR, a folder with a folder of pictures for each class")
+    if settings.query is None:
+        raise UserError("mode=predict needs query=DIR or query=[FILE,FILE], the pictures to label")
+    places = settings.query if isinstance(settings.query, list) else [settings.query]
+    if not places or not all(isinstance(place, str) for place in places):
+        raise UserError(
+            f"query={settings.query}: must be a folder, a file or a list of them, [FILE,FILE]; "
+            "a number as a name needs quotes, as in \"query='7'\""
+        )
 
 
 def is_range(values: list[float]) -> bool:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from metarun.data import glyphs, omniglot
+from metarun.data import cifar, cub, folder, glyphs, miniimagenet, omniglot, tieredimagenet
 from metarun.data.counter import noise, order
+from metarun.data.on_disk import Places
 from metarun.data.sampler import ImageSource
 from metarun.data.sinusoid import SinusoidSource
 from metarun.data.source import Shape, Source
 
-__all__ = ["Shape", "Source", "load", "noise", "order"]
+__all__ = ["Places", "Shape", "Source", "load", "noise", "order"]
+
+IMAGES = {
+    "glyphs": glyphs.load,
+    "omniglot": omniglot.load,
+    "cifar_fs": cifar.load_cifar_fs,
+    "fc100": cifar.load_fc100,
+    "miniimagenet": miniimagenet.load,
+    "tieredimagenet": tieredimagenet.load,
+    "cub": cub.load,
+    "folder": folder.load,
+}
 
 
-def load(name: str, data_dir: Path, cache_dir: Path, download: bool, device: torch.device, **options: Any) -> Source:
+def load(name: str, places: Places, device: torch.device, **options: Any) -> Source:
     """The data set `name`, ready to draw tasks from on `device`.
 
     Raises:
@@ -24,6 +35,5 @@ def load(name: str, data_dir: Path, cache_dir: Path, download: bool, device: tor
     """
     if name == "sinusoid":
         return SinusoidSource(device=device, **options)
-    if name == "glyphs":
-        return ImageSource(glyphs.load(cache_dir, **options), device)
-    return ImageSource(omniglot.load(data_dir, cache_dir, download=download, **options), device)
+    drawing = {key: options.pop(key) for key in ("normalise", "augment") if key in options}
+    return ImageSource(IMAGES[name](places, **options), device, **drawing)

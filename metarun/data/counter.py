@@ -13,6 +13,8 @@ from metarun.data.source import SPLITS
 WORDS_A_BLOCK = 4  # Philox makes four words at each count
 NOISE_STREAM = 2 * len(SPLITS)  # the streams before it are the samplers'
 ORDER_STREAM = NOISE_STREAM + len(SPLITS)
+AUGMENT_STREAM = ORDER_STREAM + 1
+CHANGES = 6  # random numbers that an image's augmentation takes
 
 
 def words(seed: int, stream: int, first: int, count: int, each: int) -> np.ndarray:
@@ -51,7 +53,17 @@ def order(seed: int, index: int, count: int) -> list[int]:
     return np.argsort(words(seed, ORDER_STREAM, index, 1, count)[0], kind="stable").tolist()
 
 
+def augmentation(seed: int, first: int, count: int, images: int) -> torch.Tensor:
+    """What the images of training tasks first .. first + count - 1 are changed by: [count, images, CHANGES]."""
+    drawn = words(seed, AUGMENT_STREAM, first, count, images * CHANGES)
+    return to_unit(drawn).view(count, images, CHANGES)
+
+
+def to_unit(drawn: np.ndarray) -> torch.Tensor:
+    """Random words -> float32, uniform in [0, 1)."""
+    return torch.from_numpy(((drawn >> np.uint64(40)) * 2.0**-24).astype(np.float32))
+
+
 def noise(seed: int, split: str, first: int, count: int, each: int) -> torch.Tensor:
     """What a method draws for tasks first .. first + count - 1: float32 [count, each], uniform in [0, 1)."""
-    drawn = words(seed, NOISE_STREAM + SPLITS.index(split), first, count, each)
-    return torch.from_numpy(((drawn >> np.uint64(40)) * 2.0**-24).astype(np.float32))
+    return to_unit(words(seed, NOISE_STREAM + SPLITS.index(split), first, count, each))

@@ -6,16 +6,18 @@ al. (2015) do: a stroke starts, ends or crosses somewhere along an earlier one. 
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import ExitStack
 
 import numpy as np
-from tqdm import tqdm
 
-from metarun.data.cache import cached
 from metarun.data.glyphs_draw import SIZE, STEPS, Character, Hand, Stock, draw
-from metarun.data.images import ImageSet
+from metarun.data.images import ImageSet, image_set
+from metarun.data.look import Look
+from metarun.data.on_disk import Places
+from metarun.data.prepare import Contents, prepared
 
 VERSION = 1  # raised whenever the same seed would give other pictures: it names the cached file
+LOOK = Look(SIZE, 1, inverted=True)
 DRAWINGS = 20  # of each character
 CHARACTERS = 25  # of each alphabet
 ALPHABETS = {"train": 40, "val": 6, "test": 16}
@@ -25,31 +27,26 @@ HEADINGS = {0: 0.3, 1: 0.1, 2: 0.35, 3: 0.15, 6: 0.1}  # in eighths of a circle 
 KINDS = {"line": 1.2, "arc": 1.2, "ring": 0.5, "hook": 1.2, "wave": 0.5, "corner": 1.2, "zigzag": 0.3}  # how common
 
 
-def load(cache_dir: Path, seed: int) -> ImageSet:
+def load(places: Places, seed: int) -> ImageSet:
     """1000/150/400 characters of 40/6/16 alphabets, 20 drawings each: uint8 [31000, 1, 28, 28], ink = 255.
 
     Raises:
         UserError: cache_dir cannot be written.
     """
-    numbers = sum(ALPHABETS.values())
+    names = [
+        f"alphabet{a + 1:02}/character{c + 1:02}" for a in range(sum(ALPHABETS.values())) for c in range(CHARACTERS)
+    ]
+    bounds = np.cumsum([0, *ALPHABETS.values()]) * CHARACTERS
+    parts = {part: names[begin:end] for part, begin, end in zip(ALPHABETS, bounds[:-1], bounds[1:], strict=True)}
 
-    def build() -> np.ndarray:
-        alphabets = tqdm(range(numbers), desc="drawing glyphs", unit="alphabet", disable=None, leave=False)
-        return np.concatenate([alphabet(seed, number) for number in alphabets])[:, None]
+    def contents(_: ExitStack) -> Contents:
+        drawings = (255 - picture for number in range(sum(ALPHABETS.values())) for picture in alphabet(seed, number))
+        images = ((f"glyph {i}", drawing) for i, drawing in enumerate(drawings))
+        return Contents(names, np.repeat(np.arange(len(names)), DRAWINGS), images)
 
-    shape = (numbers * CHARACTERS * DRAWINGS, 1, SIZE, SIZE)
-    images = cached(cache_dir / f"glyphs-v{VERSION}-seed{seed}.npy", shape, build)
-    classes = np.arange(numbers * CHARACTERS, dtype=np.int64)
-    bounds = np.cumsum([number * CHARACTERS for number in ALPHABETS.values()])
-    parts = dict(zip(ALPHABETS, np.split(classes, bounds[:-1]), strict=True))
-    return ImageSet(
-        images=images,
-        first=classes * DRAWINGS,
-        count=np.full_like(classes, DRAWINGS),
-        names=tuple(f"alphabet{a + 1:02}/character{c + 1:02}" for a in range(numbers) for c in range(CHARACTERS)),
-        splits=parts,
-        class_split=f"glyphs-{'/'.join(str(len(part)) for part in parts.values())}-seed{seed}",
-    )
+    found = prepared(places.cache_dir, f"glyphs-{VERSION}-seed{seed}", LOOK, f"seed {seed}", contents)
+    sizes = "/".join(str(len(part)) for part in parts.values())
+    return image_set(found, LOOK, parts, f"glyphs-{sizes}-seed{seed}")
 
 
 def alphabet(seed: int, number: int) -> np.ndarray:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from metarun.data.download import fetch
 from metarun.data.omniglot_splits import BACKGROUND, EVALUATION
+from metarun.data.pickles import refuse_web_page
 from metarun.errors import UserError
 
 TOPS = ("images_background", "images_evaluation")
 PLACES = ("omniglot-py", ".", "omniglot")  # below data_dir
 ADDRESS = "https://github.com/brendenlake/omniglot/raw/master/python"
+MD5 = {
+    "images_background": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -52,7 +58,8 @@ def search(data_dir: Path, download: bool) -> list[Drawing]:
     if len(missing) == len(TOPS) and bare is not None:
         return sorted(in_folder((data_dir / bare).resolve()))
     if missing and download:
-        fetch(data_dir, missing)
+        for top in missing:
+            fetch(f"{ADDRESS}/{top}.zip", MD5[top], data_dir / PLACES[0])
         halves = {top: locate(data_dir, top) for top in TOPS}
         missing = [top for top, path in halves.items() if path is None]
     if missing:
@@ -96,25 +103,6 @@ def remedy(data_dir: Path, tops: list[str]) -> str:
     return f"give download=true, or put {archives} from {ADDRESS} in {data_dir / PLACES[0]}"
 
 
-def fetch(data_dir: Path, tops: list[str]) -> None:
-    """Download the official archives into data_dir/omniglot-py, by torchvision, which knows their md5."""
-    folder = data_dir / PLACES[0]
-    for top in tops:
-        try:
-            from torchvision.datasets import Omniglot
-            from torchvision.datasets.utils import download_url
-
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder) as part:  # an interrupted download leaves no archive
-                address = f"{Omniglot.download_url_prefix}/{top}.zip"
-                download_url(address, part, f"{top}.zip", Omniglot.zips_md5[top])
-                (Path(part) / f"{top}.zip").replace(folder / f"{top}.zip")
-        except Exception as error:  # torchvision raises many kinds
-            cause = " ".join(str(error).split()) or type(error).__name__
-            by_hand = remedy(data_dir, [top]).removeprefix("give download=true, or ")
-            raise UserError(f"download=true: {top}.zip could not be fetched ({cause}); {by_hand}") from error
-
-
 def in_archive(path: Path, top: str) -> Iterator[Drawing]:
     """The drawings of one archive; other members are passed over."""
     with open_archive(path) as archive:
@@ -128,9 +116,7 @@ def in_archive(path: Path, top: str) -> Iterator[Drawing]:
 def open_archive(path: Path) -> zipfile.ZipFile:
     try:
         with path.open("rb") as file:
-            start = file.read(512).lstrip().lower()
-        if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-            raise UserError(f"{path}: a web page, not a zip archive; delete it and fetch the archive from {ADDRESS}")
+            refuse_web_page(file.read(512), path)
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
         raise UserError(
@@ -158,7 +144,7 @@ def visible(folder: os.DirEntry | Path) -> list[os.DirEntry]:
 
 
 class Reader:
-    """Reads drawings' bytes; keeps archives open while it is entered."""
+    """Where a drawing's bytes are, or they themselves out of an archive, which it keeps open while it is entered."""
 
     def __enter__(self) -> Reader:
         self.stack = ExitStack()
@@ -168,9 +154,15 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
-    def read(self, drawing: Drawing) -> bytes:
+    def read(self, drawing: Drawing) -> Path | bytes:
         if drawing.source.suffix != ".zip":
-            return (drawing.source / drawing.member).read_bytes()
+            return drawing.source / drawing.member
         if drawing.source not in self.archives:
             self.archives[drawing.source] = self.stack.enter_context(open_archive(drawing.source))
-        return self.archives[drawing.source].read(drawing.member)
+        try:
+            return self.archives[drawing.source].read(drawing.member)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            place = drawing.source / drawing.member
+            raise UserError(
+                f"{place}: cannot be read as an image ({error}); put back the file or the whole archive"
+            ) from error

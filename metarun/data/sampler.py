@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.data.counter import distinct, words
+from metarun.data.augment import augmented
+from metarun.data.counter import augmentation, distinct, words
 from metarun.data.images import ImageSet
 from metarun.data.source import SPLITS, Shape
 from metarun.errors import UserError
 from metarun.task import Task
 
+log = logging.getLogger(__name__)
+
 TURNS = 4  # by 0, 90, 180, 270 degrees
+LARGEST_ON_DEVICE = 2**32  # bytes; a larger set stays on disk, and its tasks' images are sent to the GPU
 
 
 class ImageSource:
-    """Draws tasks from an image set that lies on `device` once, as uint8.
+    """Draws tasks from an image set: on a GPU from its uint8 copy there, else from what is mapped from disk.
 
     A task's classes, and the images of each, are drawn without replacement: support and query never share one.
+
+    Args:
+        normalise: shift and scale each channel by mean and standard deviation over the training classes.
+        augment: changes of training tasks' images, see `augment`.
     """
 
     metric = "accuracy"
 
-    def __init__(self, image_set: ImageSet, device: torch.device) -> None:
-        self.set = image_set
-        self.images = torch.from_numpy(image_set.images).to(device)
+    def __init__(
+        self, image_set: ImageSet, device: torch.device, normalise: bool = False, augment: Sequence[str] = ()
+    ) -> None:
+        self.set, self.device, self.augment = image_set, device, tuple(augment)
+        self.splits = dict(image_set.splits)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it ever written to
+            self.images = torch.from_numpy(image_set.images)
+        if image_set.images.nbytes <= LARGEST_ON_DEVICE:
+            self.images = self.images.to(device)
+        self.mean, self.deviation = (
+            torch.tensor(values, device=device).view(-1, 1, 1) for values in (image_set.mean, image_set.deviation)
+        )
+        self.normalise = normalise
         self.input_shape: tuple[int, ...] = tuple(image_set.images.shape[1:])
         self.class_split: str | None = image_set.class_split
         self.turns = TURNS if image_set.rotations else 1
@@ -35,10 +56,12 @@ class ImageSource:
     def check(self, split: str, shape: Shape, names: Sequence[str] = Shape._fields) -> None:
         """Raises UserError where `ways` or `shots` + `queries`, by their `names`, ask for more than the split holds."""
         ways, shots, queries = names
-        classes = self.set.splits[split]
+        if self.set.any_size:
+            self.leave_out_small(split, shape)
+        classes = self.splits[split]
         available = len(classes) * self.turns
         if shape.ways > available:
-            most = min(len(part) for part in self.set.splits.values()) * self.turns
+            most = min(len(part) for part in self.splits.values()) * self.turns
             raise UserError(
                 f"{ways}={shape.ways}: the {split} split ({self.class_split}) has {available} classes; "
                 f"{most} is the most that every split can fill"
@@ -51,12 +74,22 @@ class ImageSource:
                 f"class {self.set.names[smallest]!r} of the {split} split has {images}; lower one of the two"
             )
 
+    def leave_out_small(self, split: str, shape: Shape) -> None:
+        classes, wanted = self.splits[split], shape.shots + shape.queries
+        enough = self.set.count[classes] >= wanted
+        if not enough.all():
+            self.splits[split] = classes[enough]
+            log.warning(
+                "%d of %d classes of the %s split are left out: fewer than %d images (shots + queries), as %r",
+                *((~enough).sum(), len(classes), split, wanted, self.set.names[classes[~enough][0]]),
+            )
+
     def outputs(self, ways: int) -> int:
         return ways
 
     def draw(self, seed: int, split: str, first: int, count: int, shape: Shape) -> Task:
-        """Images as float32 in [0, 1], [count, ways * images, channels, height, width]; labels 0 .. ways - 1."""
-        classes = self.set.splits[split]
+        """Images as float32, [count, ways * images, channels, height, width]; labels 0 .. ways - 1."""
+        classes = self.splits[split]
         ways, each = shape.ways, shape.shots + shape.queries
         class_stream, image_stream = 2 * SPLITS.index(split), 2 * SPLITS.index(split) + 1
         number = distinct(
@@ -67,9 +100,12 @@ class ImageSource:
             words(seed, image_stream, first, count, 2 * ways * each).reshape(count * ways, -1), self.set.count[chosen]
         )  # [count * ways, each]
         index = self.set.first[chosen][:, None] + place
-        images = self.images[torch.from_numpy(index).to(self.images.device)].float().div_(255)
+        images = self.images[torch.from_numpy(index).to(self.images.device)].to(self.device).float().div_(255)
         images = self.turn(images, (number % self.turns).ravel())
-        images = images.unflatten(0, (count, ways))  # [count, ways, each, channels, height, width]
+        if self.augment and split == "train":
+            random = augmentation(seed, first, count, ways * each).to(self.device)
+            images = augmented(images.flatten(0, 1), random.flatten(0, 1), self.augment).view_as(images)
+        images = self.normalised(images).unflatten(0, (count, ways))  # [count, ways, each, channels, height, width]
         support, query = images.split([shape.shots, shape.queries], dim=2)
         label = torch.arange(ways, device=images.device).expand(count, ways)
         return Task(
@@ -78,6 +114,10 @@ class ImageSource:
             query.flatten(1, 2),
             label.repeat_interleave(shape.queries, dim=1),
         )
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """What the network is given, of images in [0, 1]: [..., channels, height, width]."""
+        return (images - self.mean) / self.deviation if self.normalise else images
 
     def turn(self, images: Tensor, quarters: np.ndarray) -> Tensor:
         """Each class's images [classes, each, channels, height, width] turned by its number of quarter circles."""

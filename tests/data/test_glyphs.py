@@ -7,7 +7,12 @@ import pytest
 
 from metarun.data import glyphs
 from metarun.data.images import ImageSet
+from metarun.data.on_disk import Places
 from metarun.errors import UserError
+
+
+def places(cache_dir: Path) -> Places:
+    return Places(cache_dir / "none", cache_dir, False)
 
 
 @pytest.fixture(scope="session")
@@ -17,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def drawn(folder: Path) -> ImageSet:
-    return glyphs.load(folder, 0)
+    return glyphs.load(places(folder), 0)
 
 
 @pytest.fixture(scope="session")
@@ -81,19 +86,23 @@ def test_other_pictures_need_another_version(drawn: ImageSet) -> None:
 
 def test_the_second_time_comes_from_the_cache(drawn: ImageSet, folder: Path, monkeypatch) -> None:
     monkeypatch.setattr(glyphs, "alphabet", None)
-    assert (glyphs.load(folder, 0).images == drawn.images).all()
-    assert [file.name for file in folder.iterdir()] == ["glyphs-v1-seed0.npy"]
+    assert (glyphs.load(places(folder), 0).images == drawn.images).all()
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "glyphs-1-seed0-v1.json",
+        "glyphs-1-seed0-v1.lock",
+        "glyphs-1-seed0-v1.npy",
+    ]
 
 
 def test_each_seed_has_a_file_of_its_own(folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(glyphs, "alphabet", lambda seed, number: np.full((500, 28, 28), 10 * seed + 1, np.uint8))
     for seed in (2, 3):
-        image_set = glyphs.load(tmp_path, seed)
+        image_set = glyphs.load(places(tmp_path), seed)
         assert (image_set.images == 10 * seed + 1).all() and image_set.class_split == f"glyphs-1000/150/400-seed{seed}"
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["glyphs-v1-seed2.npy", "glyphs-v1-seed3.npy"]
+    assert {file.name for file in tmp_path.glob("*.npy")} == {"glyphs-1-seed2-v1.npy", "glyphs-1-seed3-v1.npy"}
 
 
 def test_a_cache_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"^cache_dir: cannot write .*/file/glyphs-v1-seed0\.npy"):
-        glyphs.load(tmp_path / "file", 0)
+    with pytest.raises(UserError, match=r"^cache_dir: cannot write .*/file/glyphs-1-seed0-v1\.npy"):
+        glyphs.load(places(tmp_path / "file"), 0)

@@ -6,22 +6,19 @@ import io
 import logging
 import os
 import re
-import sys
-import types
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
-from urllib.error import URLError
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from metarun.data import omniglot
+from metarun.data import omniglot, omniglot_files, prepare
 from metarun.data.images import ImageSet
 from metarun.data.omniglot_files import TOPS
 from metarun.data.omniglot_splits import BACKGROUND, EVALUATION, SPLITS, characters
+from metarun.data.on_disk import Places
 from metarun.errors import UserError
 
 HALVES: dict[str, dict[str, int]] = {TOPS[0]: BACKGROUND, TOPS[1]: EVALUATION}
@@ -77,7 +74,7 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def load(data_dir: Path, split: str = "vinyals", rotations: bool = False, download: bool = False) -> ImageSet:
-    return omniglot.load(data_dir, data_dir.parent / "cache", split, rotations, download)
+    return omniglot.load(Places(data_dir, data_dir.parent / "cache", download), split, rotations)
 
 
 def refused(data_dir: Path, *patterns: str, download: bool = False) -> str:
@@ -205,7 +202,7 @@ def test_the_random_divisions_are_the_same_everywhere() -> None:
 
 def test_the_second_time_comes_from_the_cache(data_dir: Path, monkeypatch) -> None:
     first = load(data_dir)
-    monkeypatch.setattr(omniglot, "decode", None)
+    monkeypatch.setattr(prepare, "make", None)
     assert (load(data_dir, "lake", rotations=True).images == first.images).all()
 
 
@@ -253,7 +250,7 @@ def test_missing_characters_are_counted_and_the_first_is_named(tmp_path: Path) -
 BROKEN: list[tuple[str, Callable[[bytes], bytes], str]] = [
     ("truncated", lambda whole: whole[: len(whole) // 2], "not a whole zip archive"),
     ("empty", lambda whole: b"", "not a whole zip archive"),
-    ("a web page", lambda whole: b"\n<!DOCTYPE html><html>404</html>", "a web page, not a zip archive"),
+    ("a web page", lambda whole: b"\n<!DOCTYPE html><html>404</html>", "a web page, not data"),
     ("other content", lambda whole: archive({"readme.txt": b""}), r"holds no images_evaluation/<alphabet>"),
 ]
 
@@ -286,7 +283,7 @@ def test_a_broken_drawing_is_named(tmp_path: Path, archives: dict[str, bytes], f
     files = files if form == "folder" else {f"{top}.zip": archive(files)}
     data_dir = put(tmp_path / "data", {**files, f"{TOPS[0]}.zip": archives[TOPS[0]]})
     refused(data_dir, rf"{top}(\.zip)?/.*{member}: cannot be read as an image \((?!.* at 0x).+\)")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
 def test_a_member_whose_bytes_changed_is_named(data_dir: Path) -> None:
@@ -301,79 +298,23 @@ def test_a_member_whose_bytes_changed_is_named(data_dir: Path) -> None:
 # --- download ----------------------------------------------------------------------------------------------
 
 
-class OfTorchvision:
-    """What metarun takes from torchvision's class."""
-
-    download_url_prefix = "https://official"
-    zips_md5: ClassVar = {half: f"md5 of {half}" for half in TOPS}
-
-
-def torchvision_with(monkeypatch: pytest.MonkeyPatch, call: Callable[..., object] | None) -> None:
-    datasets, utils = types.ModuleType("torchvision.datasets"), types.ModuleType("torchvision.datasets.utils")
-    if call is not None:
-        datasets.__dict__["Omniglot"] = OfTorchvision
-        utils.__dict__["download_url"] = call
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
-    monkeypatch.setitem(sys.modules, "torchvision.datasets.utils", utils)
-
-
 @pytest.mark.parametrize("missing", [TOPS, TOPS[1:]], ids=["both", "one"])
 def test_download_fetches_only_what_is_missing(
     tmp_path: Path, archives: dict[str, bytes], monkeypatch, missing: tuple[str, ...]
 ) -> None:
     calls = []
 
-    def fetch(url: str, root: str, filename: str, md5: str) -> None:
-        half = filename.removesuffix(".zip")
-        calls.append(half)
-        assert (url, md5) == (f"https://official/{filename}", f"md5 of {half}")
-        put(Path(root), {filename: archives[half]})
+    def fetch(address: str, md5: str, folder: Path) -> None:
+        name = address.rpartition("/")[2]
+        calls.append((address, md5))
+        put(folder, {name: archives[name.removesuffix(".zip")]})
 
-    torchvision_with(monkeypatch, fetch)
+    monkeypatch.setattr(omniglot_files, "fetch", fetch)
     data_dir = put(tmp_path / "data", {f"{half}.zip": archives[half] for half in TOPS if half not in missing})
     check_whole(load(data_dir, download=True))
-    assert calls == list(missing)
-    torchvision_with(monkeypatch, None)
-    check_whole(load(data_dir, download=True))  # nothing is missing: torchvision is not asked
-
-
-@pytest.mark.parametrize("error", [RuntimeError("File not found or corrupted.\nsecond line"), KeyboardInterrupt()])
-def test_a_failed_download_leaves_no_broken_archive(tmp_path: Path, monkeypatch, error: BaseException) -> None:
-    def fetch(url: str, root: str, filename: str, md5: str) -> None:
-        put(Path(root), {filename: b"half of it"})
-        raise error
-
-    torchvision_with(monkeypatch, fetch)
-    if isinstance(error, RuntimeError):
-        refused(
-            tmp_path / "data",
-            r"^download=true: images_background\.zip could not be fetched \(File not found or corrupted\. second line",
-            rf"put images_background\.zip from https://.* in {tmp_path / 'data' / 'omniglot-py'}",
-            download=True,
-        )
-    else:
-        with pytest.raises(KeyboardInterrupt):
-            load(tmp_path / "data", download=True)
-    assert list((tmp_path / "data" / "omniglot-py").iterdir()) == []
-
-
-def test_download_without_torchvision_is_told(tmp_path: Path, monkeypatch) -> None:
-    torchvision_with(monkeypatch, None)
-    refused(tmp_path / "data", r"^download=true: images_background\.zip could not be fetched \(.*import", download=True)
-
-
-def test_the_real_torchvision_is_asked_rightly(tmp_path: Path, monkeypatch) -> None:
-    real = pytest.importorskip("torchvision.datasets.utils")
-    asked = []
-
-    def no_network(url: str, root: str, filename: str, md5: str) -> None:
-        asked.append((url, filename, md5))
-        raise URLError("no network")
-
-    monkeypatch.setattr(real, "download_url", no_network)
-    refused(tmp_path / "data", "no network", download=True)
-    address = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
-    assert asked == [(f"{address}/images_background.zip", "images_background.zip", "68d2efa1b9178cc56df9314c21c6e718")]
+    assert calls == [(f"{omniglot_files.ADDRESS}/{half}.zip", omniglot_files.MD5[half]) for half in missing]
+    check_whole(load(data_dir, download=True))  # nothing is missing: nothing is fetched
+    assert len(calls) == len(missing)
 
 
 # --- the real data -----------------------------------------------------------------------------------------
@@ -389,7 +330,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_the_real_data(real: tuple[Path, Path], monkeypatch) -> None:
-    image_set = omniglot.load(*real, "vinyals", True, False)
+    image_set = omniglot.load(Places(*real, False), "vinyals", True)
     assert image_set.images.shape == (32460, 1, 28, 28)
     assert len(image_set.names) == 1623 and (image_set.count == 20).all()
     assert [len(classes) for classes in image_set.splits.values()] == [1028, 172, 423]
@@ -399,7 +340,7 @@ def test_the_real_data(real: tuple[Path, Path], monkeypatch) -> None:
     braille = image_set.images[first : first + 20]
     assert (braille[2] == braille[18]).all()  # the known duplicate, drawings 03 and 19
     assert (braille[2] != braille[17]).any()
-    monkeypatch.setattr(omniglot, "decode", None)
-    again = omniglot.load(*real, "maml", False, False)
+    monkeypatch.setattr(prepare, "make", None)
+    again = omniglot.load(Places(*real, False), "maml", False)
     assert (again.images == image_set.images).all()
     assert [len(classes) for classes in again.splits.values()] == [1100, 100, 423]

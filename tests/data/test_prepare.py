@@ -1,35 +1,84 @@
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from metarun.data.cache import cached
+from metarun.data.images import image_set
+from metarun.data.look import Look
+from metarun.data.prepare import Contents, Prepared, prepared
 from metarun.errors import UserError
 
-SHAPE = (6, 1, 4, 4)
+LOOK = Look(4, 1)
+LABELS = [1, 0, 1, 2, 0, 1]
+NAMES = ["b", "a", "c"]
 
 
-def picture() -> np.ndarray:
-    return np.arange(96, dtype=np.uint8).reshape(SHAPE)
+def picture(number: int) -> np.ndarray:
+    return np.full((4, 4), 10 * number, np.uint8)
 
 
-def never() -> np.ndarray:
-    raise AssertionError("built although the cache holds it")
+def contents(_: ExitStack) -> Contents:
+    return Contents(NAMES, LABELS, ((f"picture {i}", picture(i)) for i in range(6)))
 
 
-def test_builds_once_and_leaves_one_file(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "folder" / "a.npy"
-    assert (cached(path, SHAPE, picture) == picture()).all()
-    assert (cached(path, SHAPE, never) == picture()).all()
-    assert [file.name for file in path.parent.iterdir()] == ["a.npy"]
+def never(_: ExitStack) -> Contents:
+    raise AssertionError("prepared although the cache holds it")
 
 
+def load(folder: Path, what=contents, **options) -> Prepared:
+    return prepared(folder, "a", LOOK, "here", what, **options)
+
+
+def check(found: Prepared) -> None:
+    assert found.images[:, 0, 0, 0].tolist() == [10, 40, 0, 20, 50, 30]  # class after class, each in its order
+    assert found.manifest.first == [0, 2, 5] and found.manifest.count == [2, 3, 1] and found.manifest.names == NAMES
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def test_prepares_once_and_says_what_of(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "folder"
+    check(load(folder))
+    check(load(folder, never))
+    assert left(folder) == ["a-v1.json", "a-v1.lock", "a-v1.npy"]
+    manifest = json.loads((folder / "a-v1.json").read_text())
+    assert manifest["source"] == "here" and manifest["shape"] == [6, 1, 4, 4]
+    assert manifest["sha256"] == hashlib.sha256((folder / "a-v1.npy").read_bytes()).hexdigest()
+
+
+def test_the_images_cannot_be_written_to(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="read-only"):
+        load(tmp_path).images[:] = 7
+
+
+def test_mean_and_deviation_are_those_of_the_training_classes(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
+    look = Look(4, 3)
+    found = prepared(tmp_path, "a", look, "", lambda _: Contents(NAMES, LABELS, (("", row) for row in rows)))
+    made = image_set(found, look, {"train": ["b", "c"], "val": ["a"], "test": []}, "mine")
+    training = rows[[1, 4, 3]].reshape(-1, 3) / 255
+    np.testing.assert_allclose(made.mean, training.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(made.deviation, training.std(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("file", ["a-v1.npy", "a-v1.json"])
 @pytest.mark.parametrize(
     "damage",
     [
@@ -41,80 +90,183 @@ def test_builds_once_and_leaves_one_file(tmp_path: Path) -> None:
     ],
     ids=["truncated", "header truncated", "empty", "a web page", "a zip"],
 )
-def test_a_damaged_file_is_made_again_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, damage) -> None:
-    path = tmp_path / "a.npy"
-    cached(path, SHAPE, picture)
+def test_damaged_files_are_made_again_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage, file: str
+) -> None:
+    load(tmp_path)
+    path = tmp_path / file
     path.write_bytes(damage(path.read_bytes()))
     with caplog.at_level(logging.WARNING):
-        assert (cached(path, SHAPE, picture) == picture()).all()
-    assert str(path) in caplog.text and "damaged" in caplog.text
-    assert (cached(path, SHAPE, never) == picture()).all()
+        check(load(tmp_path))
+    assert "a-v1.npy" in caplog.text and "damaged" in caplog.text
+    check(load(tmp_path, never))
 
 
-@pytest.mark.parametrize("other", [np.zeros((5, 1, 4, 4), np.uint8), np.zeros(SHAPE, np.float32)])
-def test_an_array_of_another_kind_is_made_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, other: np.ndarray
-) -> None:
-    np.save(tmp_path / "a.npy", other)
-    assert (cached(tmp_path / "a.npy", SHAPE, picture) == picture()).all()
+def test_images_without_their_manifest_are_not_believed(tmp_path: Path) -> None:
+    load(tmp_path)
+    (tmp_path / "a-v1.json").unlink()
+    with pytest.raises(AssertionError, match="prepared although"):
+        load(tmp_path, never)
+    check(load(tmp_path))
+
+
+def test_an_array_of_another_kind_is_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    load(tmp_path)
+    np.save(tmp_path / "a-v1.npy", np.zeros((6, 1, 4, 4), np.float32))
+    check(load(tmp_path))
     assert "not uint8 (6, 1, 4, 4)" in caplog.text
 
 
-def test_writers_at_the_same_time_do_not_disturb_each_other(tmp_path: Path) -> None:
-    path = tmp_path / "a.npy"
-    together = threading.Barrier(4, timeout=20)
+def test_those_that_start_together_prepare_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made, together = [], threading.Barrier(4, timeout=20)
 
-    def build() -> np.ndarray:
-        together.wait()  # all four have found no file
-        return picture()
+    def once(stack: ExitStack) -> Contents:
+        made.append(1)
+        time.sleep(0.2)
+        return contents(stack)
 
-    with ThreadPoolExecutor(4) as pool:
-        arrays = list(pool.map(lambda _: cached(path, SHAPE, build), range(4)))
-    assert all((array == picture()).all() for array in arrays)
-    assert [file.name for file in tmp_path.iterdir()] == ["a.npy"]
-    assert (cached(path, SHAPE, never) == picture()).all()
+    def start(_: int) -> Prepared:
+        together.wait()
+        return load(tmp_path, once)
+
+    with caplog.at_level(logging.INFO), ThreadPoolExecutor(4) as pool:
+        for found in pool.map(start, range(4)):
+            check(found)
+    assert made == [1]
+    assert "another run is preparing a-v1; waiting for it" in caplog.text
 
 
-def test_nothing_stands_under_the_final_name_before_it_is_whole(tmp_path: Path, monkeypatch) -> None:
-    path, seen = tmp_path / "a.npy", []
-    sync = os.fsync
+KILLED = """
+import os, sys, time
+from pathlib import Path
+from metarun.data.look import Look
+from metarun.data.prepare import Contents, prepared
+import numpy as np
 
-    def fsync(descriptor: int) -> None:
-        seen.append((path.exists(), os.fstat(descriptor).st_size))
-        sync(descriptor)
+def images():
+    yield "picture 0", np.zeros((4, 4), np.uint8)
+    print("begun", flush=True)
+    time.sleep(60)
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    cached(path, SHAPE, picture)
-    assert seen == [(False, path.stat().st_size)]
+prepared(Path(sys.argv[1]), "a", Look(4, 1), "here", lambda _: Contents(["b"], [0, 0], images()))
+"""
+
+
+def test_a_killed_preparation_neither_blocks_nor_leaves_half_a_file(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGKILL)
+    assert "a-v1.npy" not in left(tmp_path) and "a-v1.json" not in left(tmp_path)
+    check(load(tmp_path))
+    assert left(tmp_path) == ["a-v1.json", "a-v1.lock", "a-v1.npy"]
 
 
 def test_a_folder_that_cannot_be_made_is_told_before_the_work(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    path = tmp_path / "file" / "sub" / "a.npy"
-    with pytest.raises(UserError, match=r"^cache_dir: cannot write .*/file/sub/a\.npy \(Not a directory\)"):
-        cached(path, SHAPE, never)
+    with pytest.raises(UserError, match=r"^cache_dir: cannot write .*/file/sub/a-v1\.npy \(Not a directory\)"):
+        load(tmp_path / "file" / "sub", never)
 
 
-def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch) -> None:
-    def full(_: int) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_may_not_be_written_is_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    with pytest.raises(UserError, match=r"^cache_dir: cannot write .*\(Permission denied\); choose another folder"):
+        load(tmp_path, never)
+
+
+def test_a_prepared_set_is_read_from_a_cache_that_may_not_be_written(tmp_path: Path) -> None:
+    load(tmp_path)
+    (tmp_path / "a-v1.lock").unlink()
+    for path in (*tmp_path.iterdir(), tmp_path):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    check(load(tmp_path, never))
+    assert left(tmp_path) == ["a-v1.json", "a-v1.npy"]
+    tmp_path.chmod(0o755)
+
+
+@pytest.mark.parametrize("call", ["posix_fallocate", "fsync"])
+def test_a_full_disk_is_told_and_nothing_is_left(tmp_path: Path, monkeypatch, call: str) -> None:
+    def full(*_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match=r"^cache_dir: cannot write .*a\.npy \(No space left on device\); .*cache_dir="):
-        cached(tmp_path / "a.npy", SHAPE, picture)
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, call, full)
+    with pytest.raises(UserError, match=r"^cache_dir: cannot write .*\.npy \(No space left on device\); .*cache_dir="):
+        load(tmp_path)
+    assert left(tmp_path) == ["a-v1.lock"]
 
 
-def test_a_failed_build_leaves_nothing_and_keeps_its_own_error(tmp_path: Path) -> None:
-    def build() -> np.ndarray:
-        raise FileNotFoundError("an image")
+def test_room_is_taken_where_the_file_system_cannot_reserve_it(tmp_path: Path, monkeypatch) -> None:
+    def unsupported(*_: int) -> None:
+        raise OSError(95, "Operation not supported")
 
-    with pytest.raises(FileNotFoundError, match="an image"):
-        cached(tmp_path / "a.npy", SHAPE, build)
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(os, "posix_fallocate", unsupported)
+    check(load(tmp_path))
+
+
+def test_a_failed_listing_leaves_nothing_and_keeps_its_own_error(tmp_path: Path) -> None:
+    def broken(_: ExitStack) -> Contents:
+        raise ZeroDivisionError("a listing")
+
+    with pytest.raises(ZeroDivisionError, match="a listing"):
+        load(tmp_path, broken)
+    assert left(tmp_path) == ["a-v1.lock"]
+
+
+def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    def damaged(_: ExitStack) -> Contents:
+        return Contents(["a"], [0, 0], [("first", picture(1)), ("second", b"no picture")])
+
+    with pytest.raises(UserError, match=r"^second: cannot be read as an image .*Pillow"):
+        load(tmp_path, damaged)
+    assert left(tmp_path) == ["a-v1.lock"]
+
+
+def test_pictures_that_cannot_be_read_are_left_out_on_request(tmp_path: Path, caplog) -> None:
+    def damaged(_: ExitStack) -> Contents:
+        images = [(f"file {i}", b"no picture" if i in (1, 2) else picture(i)) for i in range(6)]
+        return Contents(NAMES, LABELS, images)
+
+    for what in (damaged, never):  # told at every start
+        caplog.clear()
+        found = load(tmp_path, what, skip_unreadable=True)
+        assert found.manifest.count == [1, 2, 1]
+        assert found.images[found.manifest.first, 0, 0, 0].tolist() == [40, 0, 30]
+        assert found.images[found.manifest.first[1] + 1, 0, 0, 0] == 50
+        assert "2 files are no pictures and left out, first file 1 (not in a form that Pillow knows)" in caplog.text
+    assert [name for name, _ in found.manifest.left_out] == ["file 1", "file 2"]
 
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
-    (tmp_path / "a.npy").mkdir()
-    with pytest.raises(UserError, match=r"^cache_dir: cannot read .*a\.npy \(Is a directory\)"):
-        cached(tmp_path / "a.npy", SHAPE, never)
+    (tmp_path / "a-v1.json").mkdir()
+    with pytest.raises(UserError, match=r"^cache_dir: cannot read .*a-v1\.json \(Is a directory\)"):
+        load(tmp_path, never)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its memory from /proc")
+def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
+    """A set of 512 MiB is prepared and drawn from by a process that may take only 300 MiB more of its own."""
+    program = f"""
+import resource
+from pathlib import Path
+import numpy as np
+from metarun.data.look import Look
+from metarun.data.prepare import Contents, prepared
+
+one = np.zeros((512, 512), np.uint8)
+look = Look(512, 1)
+held = next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmData"))
+limit = held * 2**10 + 300 * 2**20
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+images = (("", one + i % 200) for i in range(2048))
+found = prepared(Path({str(tmp_path)!r}), "a", look, "", lambda _: Contents(["b"], [0] * 2048, images))
+assert found.images.nbytes == 2**29
+assert found.images[::100, 0, 5, 5].tolist() == [i % 200 for i in range(0, 2048, 100)]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_pictures_are_decoded_from_files(tmp_path: Path) -> None:
+    for i in range(6):
+        Image.fromarray(picture(i)).save(tmp_path / f"{i}.png")
+    files = [tmp_path / f"{i}.png" for i in range(6)]
+    check(load(tmp_path / "cache", lambda _: Contents(NAMES, LABELS, ((str(file), file) for file in files))))

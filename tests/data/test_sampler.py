@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_map
 
 from metarun.data.counter import distinct, uniform, words
 from metarun.data.images import ImageSet
+from metarun.data.look import Look
 from metarun.data.sampler import ImageSource
 from metarun.data.sinusoid import SinusoidSource
 from metarun.data.source import SPLITS, Shape, Source
@@ -30,7 +31,8 @@ def numbered_images(rotations: bool = False) -> ImageSet:
     images[:, 0, 3, 3] = 255
     splits = {"train": np.arange(15), "val": np.arange(15, 22), "test": np.arange(22, 30)}
     names = tuple(f"class {c}" for c in range(30))
-    return ImageSet(images, np.cumsum(count) - count, count, names, splits, "thirds", rotations)
+    first = np.cumsum(count) - count
+    return ImageSet(images, first, count, names, splits, "thirds", Look(4, 1), (0.5,), (0.25,), rotations)
 
 
 def image_numbers(data: torch.Tensor) -> torch.Tensor:

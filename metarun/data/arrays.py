@@ -1,0 +1,220 @@
+"""Data sets that lie in one large file, or two, for each split: pickles of arrays, and HDF5."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metarun.data.look import Raw
+from metarun.data.on_disk import Form
+from metarun.data.pickles import load_pickle, refuse_web_page
+from metarun.data.prepare import Contents
+from metarun.data.source import SPLITS
+from metarun.errors import UserError
+
+ROWS = 64  # pictures that are read at a time
+AGAIN = "put back the original file"
+
+
+class Part(NamedTuple):
+    """One split."""
+
+    names: Sequence[str]  # of its classes
+    labels: np.ndarray  # int64 [images]: each one's class
+    images: Iterable[tuple[str, Raw]]  # in the same order
+
+
+# --- finders -----------------------------------------------------------------------------------------------
+
+
+def cache_pickles(folder: Path) -> Form | None:
+    """Ren's mini-imagenet-cache-{train,val,test}.pkl of `image_data` and `class_dict`."""
+    return form("Ren's pickles of mini-ImageNet", triples(folder, "mini-imagenet-cache-{}.pkl"), of_cache)
+
+
+def category_pickles(folder: Path) -> Form | None:
+    """MetaOptNet's miniImageNet_category_split_{train_phase_train,val,test}.pickle of `data` and `labels`."""
+    parts = ("train_phase_train", "val", "test")
+    files = triples(folder, "miniImageNet_category_split_{}.pickle", parts)
+    return form("MetaOptNet's pickles of mini-ImageNet", files, of_categories)
+
+
+def hdf5_files(folder: Path) -> Form | None:
+    """Torchmeta's {train,val,test}_data.hdf5, one data set a class, with {train,val,test}_labels.json."""
+    return form("Torchmeta's HDF5 files", triples(folder, "{}_data.hdf5 {}_labels.json"), of_hdf5)
+
+
+def triples(folder: Path, patterns: str, parts: Sequence[str] = SPLITS) -> list[list[Path]] | None:
+    """The files of each split, one for each pattern, or None where any is missing; val may be called validation."""
+    for val in (parts[1], "validation"):
+        names = [part if part != parts[1] else val for part in parts]
+        found = [[folder / pattern.format(name) for pattern in patterns.split()] for name in names]
+        if all(file.is_file() for files in found for file in files):
+            return found
+    return None
+
+
+def form(
+    name: str, found: list[list[Path]] | None, read: Callable[[str, Sequence[Path], ExitStack], Part]
+) -> Form | None:
+    if found is None:
+        return None
+
+    def contents(stack: ExitStack) -> Contents:
+        return together([read(split, files, stack) for split, files in zip(SPLITS, found, strict=True)])
+
+    return Form(name, [file for files in found for file in files], contents)
+
+
+def together(parts: Sequence[Part]) -> Contents:
+    """The splits' classes one after another; names get their split in front where one stands in two splits."""
+    names = [name for part in parts for name in part.names]
+    if len(set(names)) < len(names):
+        names = [f"{split}/{name}" for split, part in zip(SPLITS, parts, strict=True) for name in part.names]
+    ends = np.cumsum([len(part.names) for part in parts]).tolist()
+    begins = [0, *ends[:-1]]
+    labels = np.concatenate([part.labels + begin for part, begin in zip(parts, begins, strict=True)])
+    splits = {split: names[begin:end] for split, begin, end in zip(SPLITS, begins, ends, strict=True)}
+    return Contents(names, labels, chain.from_iterable(part.images for part in parts), splits)
+
+
+# --- pickles that fit in memory ----------------------------------------------------------------------------
+
+
+def of_cache(_: str, files: Sequence[Path], __: ExitStack) -> Part:
+    (path,) = files
+    content = load_pickle(path)
+    images, classes = pictures(path, content, "image_data"), field(path, content, "class_dict", dict)
+    rows = [numbers(path, f"class_dict[{text(name)!r}]", indices) for name, indices in classes.items()]
+    every = np.concatenate([np.zeros(0, np.int64), *rows])
+    if not np.array_equal(np.sort(every), np.arange(len(images))):
+        raise UserError(f"{path}: its class_dict does not give each of its {len(images)} images one class; {AGAIN}")
+    labels = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    return Part([text(name) for name in classes], labels, ((f"{path}[{i}]", images[i]) for i in every.tolist()))
+
+
+def of_categories(split: str, files: Sequence[Path], _: ExitStack) -> Part:
+    (path,) = files
+    content = load_pickle(path)
+    images, labels = pictures(path, content, "data"), numbers(path, "labels", get(content, "labels"))
+    same_count(path, len(images), path, len(labels))
+    known = get(content, "catname2label")
+    pairs = known.items() if isinstance(known, dict) else ()
+    words = {number: text(name) for name, number in pairs if isinstance(number, int)}
+    return Part(*named(split, labels, words), ((f"{path}[{i}]", image) for i, image in enumerate(images)))
+
+
+def get(content: Any, key: str) -> Any:
+    """A dict's value of that name, in whichever kind of string Python 2 or 3 wrote it, or None."""
+    return content.get(key, content.get(key.encode())) if isinstance(content, dict) else None
+
+
+def field(path: Path, content: Any, key: str, kind: type) -> Any:
+    found = get(content, key)
+    if not isinstance(found, kind):
+        raise UserError(f"{path}: holds no {key!r}; it is not the file that its name says")
+    return found
+
+
+def text(name: Any) -> str:
+    return name.decode("latin1") if isinstance(name, bytes) else str(name)
+
+
+def pictures(path: Path, content: Any, key: str) -> np.ndarray:
+    images = field(path, content, key, np.ndarray)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:]:
+        raise UserError(
+            f"{path}: its {key!r} is {images.dtype} {images.shape}, not uint8 [N, height, width, 3]; {AGAIN}"
+        )
+    return images
+
+
+def numbers(path: Path, key: str, found: Any) -> np.ndarray:
+    """A list or an array of whole numbers as int64 [N]."""
+    with damage(path, "the file that its name says"):
+        array = np.asarray(found)
+        if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+            raise ValueError(f"{key} is not a list of whole numbers")
+        return array.astype(np.int64)
+
+
+def named(split: str, found: np.ndarray, words: Mapping[Any, str]) -> tuple[list[str], np.ndarray]:
+    """The classes' names, which are SPLIT/NUMBER unless words have one for each; and int64 [images], each one's."""
+    own, labels = np.unique(found, return_inverse=True)
+    names = [words.get(number, "") for number in own.tolist()]
+    if "" in names or len(set(names)) < len(names):
+        names = [f"{split}/{number}" for number in own.tolist()]
+    return names, labels
+
+
+def same_count(path: Path, images: int, labels_path: Path, labels: int) -> None:
+    if images != labels:
+        raise UserError(f"{path}: holds {images} images, but {labels_path.name} has {labels} labels; {AGAIN}s")
+
+
+# --- HDF5 --------------------------------------------------------------------------------------------------
+
+
+def of_hdf5(_: str, files: Sequence[Path], stack: ExitStack) -> Part:
+    path, list_path = files
+    with damage(list_path, "a JSON list of class names"):
+        names = json.loads(list_path.read_text(encoding="utf-8"))
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ValueError("it is no list of names")
+        if len(set(names)) < len(names):
+            raise ValueError("a class stands in it twice")
+    with damage(path, "an HDF5 file of pictures"):
+        with path.open("rb") as file:
+            refuse_web_page(file.read(512), path)
+        import h5py
+
+        file = stack.enter_context(h5py.File(path, "r", locking=False))
+        classes = {name: hdf5_class(file, name) for name in names}
+        labels = np.repeat(np.arange(len(names)), [len(found) for found in classes.values()])
+    return Part(names, labels, hdf5_images(path, classes))
+
+
+def hdf5_class(file: Any, name: str) -> Any:
+    """The pictures of a class: uint8 [n, height, width, 3], or n files' bytes. Raises ValueError for anything else."""
+    import h5py
+
+    found = file.get(f"datasets/{name}")
+    if not isinstance(found, h5py.Dataset):
+        raise ValueError(f"it holds no pictures of the class {name!r}")
+    if found.file.filename != file.filename or found.external or found.is_virtual:
+        raise ValueError(f"the pictures of the class {name!r} lie in another file")
+    encoded = found.ndim == 1 and h5py.check_vlen_dtype(found.dtype) == np.uint8
+    if not encoded and (found.dtype != np.uint8 or found.ndim != 4 or found.shape[3] != 3 or 0 in found.shape[1:]):
+        raise ValueError(f"the class {name!r} is {found.dtype} {found.shape}, not uint8 [n, height, width, 3]")
+    return found
+
+
+def hdf5_images(path: Path, classes: Mapping[str, Any]) -> Iterator[tuple[str, Raw]]:
+    with damage(path, "a whole HDF5 file"):
+        for name, found in classes.items():
+            for first in range(0, len(found), ROWS):
+                for i, row in enumerate(found[first : first + ROWS], first):
+                    yield f"{path}[{name}][{i}]", row.tobytes() if found.ndim == 1 else row
+
+
+# --- damage ------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def damage(path: Path, kind: str) -> Iterator[None]:
+    """Makes a UserError that names the file of whatever its reader says, as damaged bytes do anything."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{path}: not {kind}, or damaged ({cause}); {AGAIN}") from error

@@ -1,0 +1,42 @@
+"""CUB-200-2011: 11,788 pictures of 200 kinds of birds (Wah et al. 2011), whole, without their bounding boxes."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+from metarun.data.arrays import hdf5_files
+from metarun.data.by_hand import Wanted, known_folders
+from metarun.data.by_hand import load as load_wanted
+from metarun.data.images import ImageSet
+from metarun.data.look import Look
+from metarun.data.on_disk import Form, Places
+from metarun.data.trees import json_lists
+
+ADDRESS = "https://data.caltech.edu/records/65de6-vp158"
+
+
+def bird_folders(folder: Path) -> Form | None:
+    """CUB_200_2011/images/NNN.Name/*, or from images/ or NNN.Name/ on."""
+    places = (folder, folder / "images", folder / "CUB_200_2011" / "images")
+    return next(filter(None, map(partial(known_folders, dataset="cub"), places)), None)
+
+
+WANTED = Wanted(
+    dataset="cub",
+    look=Look(size=84, channels=3),
+    folders=("CUB_200_2011", "CUB-200-2011", "CUB", "cub", "filelists/CUB"),
+    finders=(bird_folders, json_lists, hdf5_files),
+    archives=("CUB_200_2011",),
+    remedy=f"CUB_200_2011.tgz from {ADDRESS}, unpacked or not; or {{base,val,novel}}.json; or "
+    "{train,val,test}_data.hdf5 and _labels.json (download=true does not fetch it)",
+)
+
+
+def load(places: Places, split: str) -> ImageSet:
+    """CUB-200-2011, from any form below data_dir: uint8 [11788, 3, 84, 84].
+
+    Raises:
+        UserError: files are missing or damaged; cache_dir cannot be written.
+    """
+    return load_wanted(WANTED, places, split)

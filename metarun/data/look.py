@@ -1,0 +1,60 @@
+"""The one form that a data set's pictures are brought into, whatever they are on disk."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Raw = np.ndarray | bytes | Path  # decoded uint8 [height, width] or [height, width, 3]; an image file's bytes; its path
+GREYS_16_BIT = 257  # 65535 / 255
+
+
+@dataclass(frozen=True)
+class Look:
+    """Pictures are squeezed into a square."""
+
+    size: int  # pixels, of its height and width
+    channels: int  # 1: grey, 3: red, green, blue
+    inverted: bool = False  # dark ink on light paper becomes 255 on 0
+
+
+class Unreadable(Exception):
+    """What was given is no picture; the message says why."""
+
+
+def pixels(raw: Raw, look: Look) -> np.ndarray:
+    """uint8 [channels, size, size]. Raises Unreadable."""
+    if isinstance(raw, np.ndarray):
+        return fit(Image.fromarray(raw), look)
+    try:
+        with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw) as picture:
+            return fit(ImageOps.exif_transpose(picture), look)
+    except UnidentifiedImageError as error:  # its own words name an address in memory
+        raise Unreadable("not in a form that Pillow knows") from error
+    except Exception as error:  # Pillow raises many kinds for damaged bytes
+        raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def fit(picture: Image.Image, look: Look) -> np.ndarray:
+    picture = plain(picture).convert("L" if look.channels == 1 else "RGB")
+    if picture.size != (look.size, look.size):
+        picture = picture.resize((look.size, look.size), Image.Resampling.LANCZOS)
+    array = np.asarray(picture)
+    array = array[None] if look.channels == 1 else array.transpose(2, 0, 1)
+    return 255 - array if look.inverted else array
+
+
+def plain(picture: Image.Image) -> Image.Image:
+    """The same picture of 8 bits a channel, on white where it is transparent."""
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, of no known range")
+    if picture.mode.startswith("I"):
+        return Image.fromarray((np.asarray(picture).clip(0, 65535) // GREYS_16_BIT).astype(np.uint8))
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture.convert("RGBA"))
+    return picture

@@ -1,0 +1,84 @@
+"""Which classes train, validate and test: the published lists, a person's own, or what the files themselves say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+
+from metarun.data.source import SPLITS
+from metarun.errors import UserError, nearest
+
+Parts = Mapping[str, Sequence[str]]  # "train", "val", "test" -> class names
+
+
+def published(dataset: str) -> dict[str, dict[str, list[str]]]:
+    """The published divisions of a data set, by their names."""
+    folder = files("metarun.data") / "class_lists"
+    lists = (file for file in folder.iterdir() if file.name.startswith(f"{dataset}-"))
+    return {file.name.removeprefix(f"{dataset}-").removesuffix(".json"): parts_of(file.read_text()) for file in lists}
+
+
+def parts_of(text: str) -> dict[str, list[str]]:
+    content = json.loads(text)
+    return {part: content[part] for part in SPLITS}
+
+
+def divide(dataset: str, split: str, names: Iterable[str], given: Parts | None) -> tuple[Parts, str]:
+    """The classes of each split, and the division's name for results.
+
+    Args:
+        split: the name of a published division, or a JSON file of a person's own.
+        names: the classes that there are.
+        given: the division that the files on disk have. It stands in for a published one whose class names the
+            files do not use, where it is of the same size.
+
+    Raises:
+        UserError: no such division or file, or classes that are not there.
+    """
+    known = published(dataset)
+    if split in known:
+        wanted, title = known[split], split
+    elif split.endswith(".json"):
+        wanted, title = own(Path(split).expanduser()), Path(split).stem
+    else:
+        raise UserError(
+            f"dataset.split={split}: choose one of {', '.join(sorted(known))}{nearest(split, known)}, "
+            "or give a JSON file with lists of class names for train, val and test"
+        )
+    there = set(names)
+    lacking = [name for part in SPLITS for name in wanted[part] if name not in there]
+    if lacking and given is not None and split in known and sizes(given) == sizes(wanted):
+        wanted, lacking = given, []
+    if lacking:
+        found = sizes(given) if given is not None else f"{len(there)} classes"
+        raise UserError(
+            f"dataset.split={split}: {len(lacking)} of its classes ({sizes(wanted)}) are not there, "
+            f"first {lacking[0]!r}; the files hold {found}"
+        )
+    return wanted, f"{dataset}-{title}-{sizes(wanted)}"
+
+
+def sizes(parts: Parts) -> str:
+    return "/".join(str(len(parts[part])) for part in SPLITS)
+
+
+def own(path: Path) -> dict[str, list[str]]:
+    """A person's own division. Raises UserError where the file is none, or a class stands twice."""
+    try:
+        parts = parts_of(path.read_text())
+    except OSError as error:
+        raise UserError(f"dataset.split={path}: cannot be read ({error.strerror})") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f'dataset.split={path}: must be JSON, {{"train": [class names], "val": [...], "test": [...]}} ({error!r})'
+        ) from error
+    for part, classes in parts.items():
+        if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
+            raise UserError(f"dataset.split={path}: {part} must be a list of class names")
+    every = [name for part in SPLITS for name in parts[part]]
+    twice = next((name for i, name in enumerate(every) if name in every[:i]), None)
+    if twice is not None:
+        raise UserError(f"dataset.split={path}: class {twice!r} stands in it twice; a class belongs to one split")
+    return parts

@@ -1,0 +1,200 @@
+"""What `dataset=`, `backbone=` and `method=` choose between, and the keys of each choice."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def key(
+    default: Any,
+    help: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    choices: Any = None,
+    pattern: str = "",
+) -> Any:
+    """A key, its meaning and what it admits: `least` <= value <= `most`, `above` < value, `choices`, a `pattern`."""
+    metadata = {"help": help, "least": least, "above": above, "most": most, "choices": choices, "pattern": pattern}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+OWN_SPLIT = "a JSON file of class names by train, val, test"
+
+
+# --- groups: what `dataset=`, `backbone=` and `method=` choose between -------------------------------------
+
+
+@dataclass
+class Glyphs:
+    name: str = "glyphs"
+    seed: int = key(0, "which invented alphabets are drawn", least=0, most=2**63 - 1)
+
+
+@dataclass
+class Omniglot:
+    name: str = "omniglot"
+    split: str = key("vinyals", "division into classes", choices=("vinyals", "maml", "lake"))
+    rotations: bool = key(True, "a character turned by 90, 180, 270 degrees counts as three more classes")
+
+
+@dataclass
+class Pictures:
+    """What every data set of photographs has."""
+
+    normalise: bool = key(False, "shift and scale each colour by its mean and deviation over the training classes")
+    augment: list[str] = key([], "random changes of training images", choices=("crop", "flip", "jitter"))
+
+
+@dataclass
+class CifarFs(Pictures):
+    name: str = "cifar_fs"
+    split: str = key("bertinetto", f"division into classes, or {OWN_SPLIT}")
+
+
+@dataclass
+class Fc100(Pictures):
+    name: str = "fc100"
+    split: str = key("oreshkin", f"division into classes, or {OWN_SPLIT}")
+
+
+@dataclass
+class MiniImagenet(Pictures):
+    name: str = "miniimagenet"
+    split: str = key("ravi", f"division into classes (ravi, vinyals), or {OWN_SPLIT}")
+
+
+@dataclass
+class TieredImagenet(Pictures):
+    name: str = "tieredimagenet"
+    split: str = key("ren", f"division into classes, or {OWN_SPLIT}")
+
+
+@dataclass
+class Cub(Pictures):
+    name: str = "cub"
+    split: str = key("closerlook", f"division into classes, or {OWN_SPLIT}")
+
+
+@dataclass
+class Folder(Pictures):
+    name: str = "folder"
+    root: str = key(
+        "???", "a folder of class folders, of train/val/test folders of those, or a CSV: path,label[,split]"
+    )
+    size: int = key(64, "pixels that every picture is brought to, high and wide", least=4, most=4096)
+    grey: bool = key(False, "one channel instead of three")
+    seed: int = key(0, "of the division of the classes, where the folder has none", least=0, most=2**63 - 1)
+
+
+@dataclass
+class Sinusoid:
+    name: str = "sinusoid"
+    frequency: list[float] = key([1.0, 1.0], "range of the frequency; Meta-SGD and MT-net use [0.8,1.2]", above=0)
+
+
+@dataclass
+class Mlp:
+    name: str = "mlp"
+    hidden: list[int] = key([40, 40], "widths of the hidden layers; [] is a linear model", least=1, most=10**5)
+
+
+@dataclass
+class Conv4:
+    name: str = "conv4"
+    filters: int = key(64, "channels of each convolution", least=1, most=10**5)
+    bias: bool = key(True, "convolutions have a bias")
+    norm: str = key("batch", "normalisation layer", choices=("batch", "layer", "instance", "group", "none"))
+    downsample: str = key("pool", "2x2 max-pool, or stride-2 convolutions and a mean", choices=("pool", "stride"))
+
+
+@dataclass
+class Maml:
+    name: str = "maml"
+
+
+@dataclass
+class Fomaml:
+    name: str = "fomaml"
+
+
+@dataclass
+class Msgd:
+    name: str = "msgd"
+    alpha: str = key("element", "a learned rate for each of these", choices=("element", "tensor", "scalar"))
+    start: str = key(
+        "rate", "rates begin at inner_learning_rate, or at one draw of U[0.005, 0.1]", choices=("rate", "random")
+    )
+
+
+@dataclass
+class Mtnet:
+    name: str = "mtnet"
+    mask: bool = key(True, "learned masks on the inner gradient; false: T-net")
+    full: bool = key(False, "a mask for each weight, drawn afresh at each inner step, instead of each output unit")
+
+
+@dataclass
+class Warpgrad:
+    name: str = "warpgrad"
+    objective: str = key("warp_maml", "what the warp layers descend", choices=("warp_maml", "trajectory", "unrolled"))
+    initialisation: str = key(
+        "leap", "trajectory: theta follows the tasks' paths, or stays", choices=("leap", "frozen")
+    )
+    approximate: bool = key(False, "drop the derivative through the look-ahead step (equation 12)")
+    start: str = key(
+        "reference",
+        "warp layers begin random as the reference's, or as the identity",
+        choices=("reference", "identity"),
+    )
+    after: list[str] | None = key(None, "names of the modules that a warp layer follows; null: each block")
+    depth: int = key(1, "layers of a warp", least=1)
+    kernel: int = key(3, "width of its convolutions, an odd number", least=1)
+    norm: bool = key(False, "batch norm behind a warp")
+    activation: bool = key(False, "ReLU in a warp")
+    residual: bool = key(False, "a warp adds to what it is given")
+
+
+@dataclass
+class L2f:
+    name: str = "l2f"
+
+
+@dataclass
+class Anil:
+    name: str = "anil"
+
+
+@dataclass
+class Boil:
+    name: str = "boil"
+
+
+GROUPS: dict[str, dict[str, type]] = {
+    "dataset": {
+        "glyphs": Glyphs,
+        "sinusoid": Sinusoid,
+        "omniglot": Omniglot,
+        "cifar_fs": CifarFs,
+        "fc100": Fc100,
+        "miniimagenet": MiniImagenet,
+        "tieredimagenet": TieredImagenet,
+        "cub": Cub,
+        "folder": Folder,
+    },
+    "backbone": {"mlp": Mlp, "conv4": Conv4},
+    "method": {
+        "maml": Maml,
+        "fomaml": Fomaml,
+        "msgd": Msgd,
+        "mtnet": Mtnet,
+        "warpgrad": Warpgrad,
+        "l2f": L2f,
+        "anil": Anil,
+        "boil": Boil,
+    },
+}
