@@ -27,8 +27,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import __version__, help, settings
 from metarun.errors import UserError, nearest
+from metarun.groups import GROUPS
 from metarun.mistakes import CHOICES, KEYS, MISTAKES, NODES, explain, unknown
-from metarun.schema import GROUPS, Settings
+from metarun.schema import Settings
 
 UNUSABLE = {  # what is wrong with a path that a person gave
     *(errno.EACCES, errno.EPERM, errno.EROFS),

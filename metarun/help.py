@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field
 from typing import Any
 
-from metarun.schema import GROUPS, Settings, keys
+from metarun.groups import GROUPS
+from metarun.schema import Settings, keys
 
 WIDTH = 100
 COLUMN = 34  # where the meaning of a key begins
@@ -17,6 +18,7 @@ HEADINGS = {  # the key that each part of the list begins with
     "ways": "Tasks and inner loop",
     "meta_batch": "Outer loop",
     "data_dir": "Files",
+    "support": "Prediction",
     "eval.tasks": "Evaluation",
     "save.every": "Checkpoints",
     "engine.tasks": "Engine: how it computes, never what",
@@ -44,6 +46,7 @@ Examples
   metarun --multirun inner_loop=1,5 seed=range(3)             a sweep of six runs
   metarun resume=outputs/2025-01-31/12-00-00                  go on with a run that was stopped
   metarun mode=evaluate checkpoint=outputs/2025-01-31/12-00-00 eval.inner_loop=10
+  metarun mode=predict checkpoint=outputs/2025-01-31/12-00-00 support=known query=new
 
 Values: method < data set < experiment < command line. A run is kept in outputs/<date>/<time>.
 Exit status: 0 done, 2 a mistake in what was typed, 130/143/138 stopped by a signal, 1 else.

@@ -11,7 +11,8 @@ from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBase
 from yaml import YAMLError
 
 from metarun.errors import UserError, nearest
-from metarun.schema import GROUPS, Settings, keys
+from metarun.groups import GROUPS
+from metarun.schema import Settings, keys
 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)  # outside of a job
 CHOICES = (*GROUPS, "experiment")  # what `NAME=CHOICE` can choose

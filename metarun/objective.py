@@ -37,6 +37,20 @@ def classification(state: State) -> Tensor:
     return F.cross_entropy(logits, state.target)
 
 
+def classification_among(counts: Tensor) -> Objective:
+    """Classification by the first outputs alone, one for each of `counts`: how many images each class has.
+
+    Each class weighs the same, as in training, where each has as many images.
+    """
+    weight = None if len(counts.unique()) == 1 else 1 / counts.float()
+
+    def classification(state: State) -> Tensor:
+        logits = state.model(state.data, state.updated_weights)
+        return F.cross_entropy(logits[:, : len(counts)], state.target, weight)
+
+    return classification
+
+
 def regression(state: State) -> Tensor:
     """Mean squared error, which is the measure as well."""
     loss = F.mse_loss(state.model(state.data, state.updated_weights), state.target)

@@ -44,10 +44,10 @@ class Records:
         self.board.close()
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under another name and rename it, so that nobody reads half of it."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under another name and rename it, so that nobody reads half of it; text as UTF-8."""
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text)
+    part.write_bytes(content if isinstance(content, bytes) else content.encode())
     part.replace(path)
 
 

@@ -1,4 +1,4 @@
-"""The job behind a command: train and test, or evaluate; leaves a run folder that explains itself."""
+"""The job behind a command: train and test, evaluate, or predict; leaves a run folder that explains itself."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from metarun.data import Shape
 from metarun.errors import nearby, pasteable
 from metarun.evaluation import Evaluation
 from metarun.interrupt import noted_signals
+from metarun.predict import predict
 from metarun.records import write_result
 from metarun.schema import Settings
 from metarun.training import train
@@ -42,6 +43,9 @@ def run(settings: Settings, folder: Path) -> float | None:
         path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
         work = build(settings)
         test(work, folder, path, work.snapshot(), began)
+        return None
+    if settings.mode == "predict":
+        predict(settings, folder)
         return None
     resume_from = checkpoint.newest(folder) if settings.resume else None
     work = build(settings)

@@ -8,16 +8,20 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.types import Quote, QuotedString
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.errors import UserError
-from metarun.schema import GROUPS, Settings, check, keys
+from metarun.groups import GROUPS
+from metarun.schema import Settings, check, keys
 
-PRESENT = ("mode", "resume", "checkpoint")  # what is asked for now, never taken from a checkpoint
+PREDICTING = ("support", "query", "adapted_weights")
+PRESENT = ("mode", "resume", "checkpoint", *PREDICTING)  # what is asked for now, never taken from a checkpoint
 FREE = (*PRESENT, "iterations", "device", "data_dir", "cache_dir", "download")  # a resumed run may change these
 FREE_NODES = ("eval.", "save.", "engine.")  # and these
-TASKS = ("dataset", "ways", "shots", "queries", "inner_loop", "inner_learning_rate")  # and an evaluation these as well
+ADAPTING = ("inner_loop", "inner_learning_rate")  # and a prediction these
+TASKS = (*ADAPTING, "dataset", "ways", "shots", "queries")  # and an evaluation these as well
 
 
 def build(config: DictConfig) -> Settings:
@@ -60,7 +64,7 @@ def rebuild(saved: dict[str, Any], place: str) -> Settings:
 
 
 def choices(place: Path, resume: bool, typed: Sequence[str]) -> list[str]:
-    """`GROUP=CHOICE` for each group of a checkpoint that is not among the `typed` names.
+    """`GROUP=CHOICE` for each group of a checkpoint that is not among the `typed` names, and its keys without default.
 
     Raises:
         UserError: no checkpoint is there, or it is damaged.
@@ -68,7 +72,20 @@ def choices(place: Path, resume: bool, typed: Sequence[str]) -> list[str]:
     from metarun import checkpoint  # brings torch with it
 
     config = checkpoint.load(checkpoint.newest(place) if resume else place)["config"]
-    return [f"{group}={config[group]['name']}" for group in GROUPS if group not in typed]
+    brought = []
+    for group in GROUPS:
+        if group not in typed:
+            name = config[group]["name"]
+            brought.append(f"{group}={name}")
+            needed = [key for key, _, default in keys(GROUPS[group].get(name, Settings)) if default == MISSING]
+            brought += [
+                f"{group}.{key}={quoted(config[group][key])}" for key in needed if f"{group}.{key}" not in typed
+            ]
+    return brought
+
+
+def quoted(value: object) -> str:
+    return QuotedString(str(value), Quote.single).with_quotes()
 
 
 def meet(now: Settings, typed: Sequence[str]) -> Settings:
@@ -92,9 +109,7 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
     for name in PRESENT:
         setattr(settings, name, getattr(now, name))
     for name in typed:
-        free = FREE if now.resume else (*FREE, *TASKS)
-        nodes = FREE_NODES if now.resume else (*FREE_NODES, "dataset.")
-        if name not in free and not name.startswith(nodes):
+        if not is_free(name, now.mode, resumed=now.resume is not None):
             refuse_change(name, now, settings, asked)
         take(name, now, settings, asked)
     follow(settings, typed)
@@ -102,6 +117,15 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
         raise UserError(f"{asked}: iterations={settings.iterations} would bend outer_schedule=cosine of {iterations}")
     check(settings)
     return settings
+
+
+def is_free(name: str, mode: str, resumed: bool) -> bool:
+    """Whether key or group `name` may differ from the checkpoint's."""
+    if resumed:
+        return name in FREE or name.startswith(FREE_NODES)
+    if mode == "predict":
+        return name in (*FREE, *ADAPTING) or name.startswith(FREE_NODES)
+    return name in (*FREE, *TASKS) or name.startswith((*FREE_NODES, "dataset."))
 
 
 def follow(settings: Settings, typed: Sequence[str]) -> None:

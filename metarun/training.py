@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from metarun import __version__, checkpoint, offline
-from metarun.data import noise, order
+from metarun.data import likeness, noise, order
 from metarun.errors import UserError, nearby, pasteable
 from metarun.interrupt import noted_signals
 from metarun.meta import Measures, MetaLearner, meta_gradient
@@ -49,6 +49,7 @@ class Training:
             "metarun": __version__,
             "torch": str(torch.__version__),
             "config": dataclasses.asdict(self.work.settings),
+            "pictures": likeness.of(self.work.source),
             "vectorised": self.work.vectorised,
             "step": self.step,
             "best": self.best,

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarun import checkpoint
 from metarun.backbones import BACKBONES
-from metarun.data import Shape, Source, load
+from metarun.data import Places, Shape, Source, load
 from metarun.engine import choose_device, choose_threads, choose_vectorised, keep_freed_memory
 from metarun.evaluation import Evaluation, evaluate
 from metarun.meta import MetaLearner
@@ -46,8 +46,7 @@ class Work:
 
     @property
     def eval_inner_loop(self) -> int:
-        chosen = self.settings.eval.inner_loop
-        return self.settings.inner_loop if chosen is None else chosen
+        return eval_inner_loop(self.settings)
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -80,43 +79,37 @@ def build(settings: Settings) -> Work:
     device = choose_device(settings.device)
     keep_freed_memory()
     data = options(settings.dataset)
-    source = load(
-        data.pop("name"),
-        Path(settings.data_dir).expanduser(),
-        Path(settings.cache_dir).expanduser(),
-        settings.download,
-        device,
-        **data,
-    )
+    places = Places(Path(settings.data_dir).expanduser(), Path(settings.cache_dir).expanduser(), settings.download)
+    source = load(data.pop("name"), places, device, **data)
     source.check("train", train_shape(settings))
     for split in ("val", "test"):
         source.check(split, eval_shape(settings), eval_names(settings))
-    backbone = options(settings.backbone)
+    learner = build_learner(settings, source, device)
+    vectorised, reason = choose_vectorised(settings.engine.tasks, learner.model, device)
+    threads = choose_threads(vectorised, device)
+    log.info("%s with %d threads, tasks %s: %s", device, threads, "vectorised" if vectorised else "looped", reason)
+    return Work(settings, source, learner, learner.method.parameters, vectorised, batch_norm(settings))
+
+
+def build_learner(settings: Settings, source: Source, device: torch.device) -> MetaLearner:
+    """The network for a source's tasks, with its initial weights, and how it learns."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        model = BACKBONES[backbone.pop("name")](source.input_shape, source.outputs(settings.ways), **backbone)
-        model.to(device)
+        model = build_model(settings, source).to(device)
         chosen = options(settings.method)
         method = METHODS[chosen.pop("name")](model, settings.inner_learning_rate, **chosen)
     objective = OBJECTIVES[source.metric]
-    vectorised, reason = choose_vectorised(settings.engine.tasks, model, device)
-    threads = choose_threads(vectorised, device)
-    log.info("%s with %d threads, tasks %s: %s", device, threads, "vectorised" if vectorised else "looped", reason)
-    return Work(
-        settings,
-        source,
-        MetaLearner(
-            model,
-            method,
-            objective,
-            objective,
-            settings.inner_loop,
-            settings.use_second_order,
-        ),
-        method.parameters,
-        vectorised,
-        settings.batch_norm if getattr(settings.backbone, "norm", "none") == "batch" else "none",
-    )
+    return MetaLearner(model, method, objective, objective, settings.inner_loop, settings.use_second_order)
+
+
+def build_model(settings: Settings, source: Source) -> nn.Module:
+    backbone = options(settings.backbone)
+    return BACKBONES[backbone.pop("name")](source.input_shape, source.outputs(settings.ways), **backbone)
+
+
+def batch_norm(settings: Settings) -> str:
+    """What the norm layers' statistics are, or "none" where there is no batch norm."""
+    return settings.batch_norm if getattr(settings.backbone, "norm", "none") == "batch" else "none"
 
 
 def train_shape(settings: Settings) -> Shape:
@@ -125,6 +118,11 @@ def train_shape(settings: Settings) -> Shape:
 
 def eval_shape(settings: Settings) -> Shape:
     return Shape(settings.ways, settings.eval.shots or settings.shots, settings.eval.queries or settings.queries)
+
+
+def eval_inner_loop(settings: Settings) -> int:
+    chosen = settings.eval.inner_loop
+    return settings.inner_loop if chosen is None else chosen
 
 
 def eval_names(settings: Settings) -> list[str]:

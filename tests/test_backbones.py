@@ -6,7 +6,7 @@ from torch import nn
 
 from metarun.backbones import BACKBONES, MLP, Conv4
 from metarun.errors import UserError
-from metarun.schema import GROUPS
+from metarun.groups import GROUPS
 
 
 def test_every_backbone_of_the_schema_exists() -> None:

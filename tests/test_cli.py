@@ -19,7 +19,8 @@ from hydra import compose, initialize_config_dir
 import metarun
 from metarun import cli, settings
 from metarun.errors import UserError
-from metarun.schema import GROUPS, Conv4, Glyphs, Maml, Mlp, Settings, Sinusoid, keys
+from metarun.groups import GROUPS, Conv4, Glyphs, Maml, Mlp, Sinusoid
+from metarun.schema import Settings, keys
 
 pytestmark = pytest.mark.usefixtures("alone")
 ROOT = Path(__file__).parent.parent
@@ -63,11 +64,13 @@ def composed(*overrides: str) -> Settings:
 
 # --- what is shipped ---------------------------------------------------------------------------------------
 
+NEEDED = {"folder": ["dataset.root=pictures"]}  # keys that have no default
+
 
 @pytest.mark.parametrize("method", choices("method"))
 @pytest.mark.parametrize("dataset", choices("dataset"))
 def test_data_sets_and_methods_compose(dataset: str, method: str) -> None:
-    chosen = composed(f"dataset={dataset}", f"method={method}")
+    chosen = composed(f"dataset={dataset}", f"method={method}", *NEEDED.get(dataset, []))
     assert isinstance(chosen.dataset, GROUPS["dataset"][dataset])
     assert isinstance(chosen.method, GROUPS["method"][method])
 
@@ -75,7 +78,7 @@ def test_data_sets_and_methods_compose(dataset: str, method: str) -> None:
 @pytest.mark.parametrize("backbone", choices("backbone"))
 @pytest.mark.parametrize("dataset", choices("dataset"))
 def test_a_data_set_composes_with_another_backbone(dataset: str, backbone: str) -> None:
-    chosen = composed(f"dataset={dataset}", f"backbone={backbone}")
+    chosen = composed(f"dataset={dataset}", f"backbone={backbone}", *NEEDED.get(dataset, []))
     assert isinstance(chosen.backbone, GROUPS["backbone"][backbone.partition("_")[0]])
 
 
@@ -222,7 +225,7 @@ def test_configs_are_found_in_the_package_or_else_the_clone(monkeypatch: pytest.
         ("--multirun infer_loop=1,2", ["infer_loop", "'inner_loop'"]),
         # choices
         ("method=mamml", ["method=mamml", "maml", "'maml'"]),
-        ("dataset=omniglott", ["glyphs, omniglot, sinusoid", "'omniglot'"]),
+        ("dataset=omniglott", ["miniimagenet, omniglot, sinusoid", "'omniglot'"]),
         ("experiment=maml_sinusoids", ["experiment=maml_sinusoids", "maml_omniglot_5way_1shot", "'maml_sinusoid'"]),
         ("backbone=null", ["backbone=null"]),
         ("method=3", ["method=3"]),

@@ -12,12 +12,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import small_data
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 
 from metarun import cli, methods
 from metarun.checkpoint import load
-from metarun.schema import GROUPS, Settings, keys
+from metarun.groups import GROUPS
+from metarun.schema import Settings, keys
 
 ROOT = Path(__file__).parent.parent
 TINY = ["iterations=2", "eval.tasks=4", "eval.validation_tasks=2", "eval.every=2"]
@@ -53,6 +56,16 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (ROOT / "configs" / group).glob("*.yaml"))
 
 
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    small_data.write(folder)
+    return folder
+
+
+SMALL = ("cifar_fs", "fc100", "miniimagenet", "tieredimagenet", "cub", "folder")  # that tests have in miniature
+
+
 def needs_data(words: str) -> None:
     if "omniglot" in words and "METARUN_TEST_DATA" not in os.environ:
         pytest.skip(NEEDS_DATA)
@@ -62,13 +75,15 @@ def needs_data(words: str) -> None:
     "typed",
     [f"{group}={name}" for group in ("dataset", "backbone", "method", "experiment") for name in choices(group)],
 )
-def test_every_shipped_config_runs(typed: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shipped_config_runs(typed: str, cache: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs_data(typed)
-    assert command(monkeypatch, typed, *TINY, f"cache_dir={cache}") == 0
+    group, _, name = typed.partition("=")
+    own = [f"data_dir={small}", *small_data.SHAPE] if name in SMALL else []
+    own += [f"dataset.root={small / 'pictures'}"] if name == "folder" else []
+    assert command(monkeypatch, typed, *TINY, f"cache_dir={cache}", *own) == 0
     (folder,) = run_folders()
     result = json.loads((folder / "result.json").read_text())
-    group, _, name = typed.partition("=")
-    assert group == "experiment" or result[group] == name.removesuffix("_strided")
+    assert group == "experiment" or result[group] == (name.partition("_")[0] if group == "backbone" else name)
     assert len(result["by_step"]) == result["inner_loop"] + 1
     assert result["batch_norm"] == ("none" if result["backbone"] == "mlp" else "transductive")
     assert (folder / ".hydra" / "config.yaml").is_file() and (folder / "metarun.log").stat().st_size > 0
@@ -80,8 +95,12 @@ def readme_commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.startswith("metarun")]
 
 
-def test_every_readme_command_runs(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_readme_command_runs(cache: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = readme_commands()
+    shutil.copytree(small / "pictures", "pictures")
+    for path in ("known/a/1.png", "known/b/1.png", "new/1.png", "new/2.png"):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), 255 if "a/" in path else 0).save(path)
     assert len(commands) >= 5
     for line in commands:
         words = shlex.split(line, comments=True)[1:]

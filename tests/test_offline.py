@@ -18,11 +18,11 @@ from torch import Tensor
 from metarun import Init, offline
 from metarun.data import order
 from metarun.errors import UserError
+from metarun.groups import Warpgrad
 from metarun.meta import MetaLearner
 from metarun.methods import METHODS, Tensors
 from metarun.objective import regression
 from metarun.runner import run
-from metarun.schema import Warpgrad
 
 STEPS, TASKS = 4, 3
 

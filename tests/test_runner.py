@@ -15,9 +15,10 @@ import torch
 from metarun import checkpoint, training
 from metarun.errors import UserError
 from metarun.evaluation import Evaluation
+from metarun.groups import Maml, Mlp, Sinusoid
 from metarun.interrupt import Stopped
 from metarun.runner import run
-from metarun.schema import Engine, Eval, Maml, Mlp, Save, Settings, Sinusoid
+from metarun.schema import Engine, Eval, Save, Settings
 from metarun.work import build
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from metarun.errors import UserError
-from metarun.schema import GROUPS, Eval, Mlp, Settings, Sinusoid, check, keys
+from metarun.groups import GROUPS, Mlp, Sinusoid
+from metarun.schema import Eval, Settings, check, keys
 
 NODES = [Settings, *(node for nodes in GROUPS.values() for node in nodes.values())]
 

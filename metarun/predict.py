@@ -1,0 +1,245 @@
+"""The job of mode=predict: adapt a trained network to a person's own classes, and label their pictures."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from metarun import checkpoint
+from metarun.data import likeness, noise
+from metarun.data.sampler import ImageSource
+from metarun.engine import choose_device
+from metarun.errors import UserError, nearby
+from metarun.evaluation import EVALUATION_SEED
+from metarun.groups import Sinusoid
+from metarun.meta import MetaLearner, OneTask, run_model, tape_gradient
+from metarun.methods import Parameters, Tensors
+from metarun.objective import classification_among
+from metarun.own_pictures import Pictures, listed, printable, read_query, read_support
+from metarun.records import write_whole
+from metarun.schema import Settings
+from metarun.task import Task
+from metarun.widen import Fixed, widened
+from metarun.work import batch_norm, build_learner, build_model, eval_inner_loop
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    classes: list[str]
+    support: Pictures
+    query: Pictures
+    probabilities: np.ndarray  # [queries, classes]
+    weights: Tensors  # of the adapted network, where they are asked for
+
+    @property
+    def found(self) -> list[int]:
+        return self.probabilities.argmax(1).tolist()
+
+    @property
+    def right(self) -> list[bool]:
+        """Of the queries whose class is known."""
+        return [known == found for known, found in zip(self.query.labels, self.found, strict=True) if known is not None]
+
+
+def predict(settings: Settings, folder: Path) -> None:
+    """Label the pictures of `query` by what `support` shows; leaves predictions.csv and predictions.png in `folder`.
+
+    Raises:
+        UserError: no such pictures, too few or too many classes, or a checkpoint that cannot label pictures.
+        FloatingPointError: the adapted network's outputs are not finite.
+    """
+    path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
+    made = prediction(settings, checkpoint.load(path), str(path))
+    write_whole(folder / "predictions.csv", table(made))
+    from metarun.predict_picture import draw  # brings matplotlib with it
+
+    title = f"{settings.method.name} on {settings.dataset.name}"
+    write_whole(folder / "predictions.png", draw(made.classes, made.support, made.query, made.probabilities, title))
+    files = ["predictions.csv", "predictions.png"]
+    if settings.adapted_weights:
+        write_whole(folder / "adapted.safetensors", weights_file(made))
+        files.append("adapted.safetensors")
+    tell(made, settings)
+    log.info("everything is in %s: %s", nearby(folder), ", ".join(files))
+
+
+def prediction(settings: Settings, content: dict[str, Any], path: str) -> Prediction:
+    """Adapt to the support set by the run's inner loop, and run all queries as one batch."""
+    if eval_inner_loop(settings) == 0:
+        name = "inner_loop" if settings.eval.inner_loop is None else "eval.inner_loop"
+        raise UserError(f"{name}=0: mode=predict learns its classes in the inner loop; give it one step or more")
+    device = choose_device(settings.device)
+    source = source_of(content, settings, path, device)
+    classes, support = read_support(str(settings.support), source.set.look)
+    places = settings.query if isinstance(settings.query, list) else [settings.query]
+    query = read_query(places, classes, source.set.look)
+    learner = learner_of(content, settings, path, source, len(classes))
+    labels = torch.tensor(support.labels, device=device)
+    learner = replace(learner, inner_objective=classification_among(labels.bincount()))
+    parameters = tree_map(torch.detach, learner.method.parameters)
+    with torch.no_grad():
+        theta = adapted(learner, parameters, inputs(support, source), labels)
+        logits = outputs(learner, Parameters(theta, parameters.phi), inputs(query, source))[:, : len(classes)]
+    probabilities = logits.double().softmax(1).cpu().numpy()
+    if not np.isfinite(probabilities).all():
+        raise FloatingPointError(
+            f"checkpoint {path}: its outputs are not finite after {learner.inner_loop} inner steps on these pictures; "
+            "try a smaller inner_learning_rate or inner_loop"
+        )
+    weights = {}
+    if settings.adapted_weights:
+        weights = used(learner, Parameters(theta, parameters.phi), inputs(support, source))
+    return Prediction(classes, support, query, probabilities, weights)
+
+
+# --- the network -------------------------------------------------------------------------------------------
+
+
+def source_of(content: dict[str, Any], settings: Settings, path: str, device: torch.device) -> ImageSource:
+    """What brings pictures into the form of the checkpoint's data set, which need not be there."""
+    if isinstance(settings.dataset, Sinusoid):
+        raise UserError(
+            f"checkpoint {path}: learned dataset=sinusoid, which has no classes; give one that saw pictures"
+        )
+    if "pictures" not in content:
+        raise UserError(f"checkpoint {path}: does not say what its pictures look like, as older ones; train it again")
+    try:
+        return likeness.source_like(content["pictures"], device)
+    except ValueError as error:
+        raise UserError(f"checkpoint {path}: what it says of its pictures is damaged ({error})") from error
+
+
+def learner_of(
+    content: dict[str, Any], settings: Settings, path: str, source: ImageSource, classes: int
+) -> MetaLearner:
+    """The checkpoint's learner, for that many classes: by the first of its outputs, or with a head of more.
+
+    Raises:
+        UserError: more classes than the method can take, or a damaged checkpoint.
+    """
+    learner = build_learner(settings, source, source.device)
+    restore(learner, Parameters(*(tensors(content, kind, path) for kind in Parameters._fields)), path)
+    if classes > settings.ways:
+        narrow, wide = learner.method.parameters, replace(settings, ways=classes)
+        learner = build_learner(wide, source, source.device)
+        network = dict(build_model(wide, source).named_parameters())
+        try:
+            restore(learner, widened(narrow, learner.method.parameters, network), path)
+        except Fixed as error:
+            raise UserError(
+                f"support={settings.support}: has {classes} classes, {settings.ways} are the most for this checkpoint, "
+                f"method={settings.method.name} ({error}); take class folders away, or train with ways={classes}"
+            ) from error
+        log.info(
+            "the run had ways=%d, here are %d classes: its head is widened; more inner steps may help, inner_loop=N",
+            *(settings.ways, classes),
+        )
+    return replace(learner, inner_loop=eval_inner_loop(settings))
+
+
+def restore(learner: MetaLearner, saved: Parameters, path: str) -> None:
+    for tensors, own in zip(learner.method.parameters, saved, strict=True):
+        checkpoint.restore(tensors, own, path)
+
+
+def tensors(content: dict[str, Any], kind: str, path: str) -> Tensors:
+    found = content.get(kind)
+    if not isinstance(found, dict) or not all(
+        isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in found.values()
+    ):
+        raise UserError(f"checkpoint {path}: cannot be read: its {kind} is damaged")
+    return found
+
+
+def inputs(pictures: Pictures, source: ImageSource) -> Tensor:
+    """[pictures, channels, height, width], as the data set's own images are given to the network."""
+    return source.normalised(torch.from_numpy(pictures.images).to(source.device).float().div_(255))
+
+
+def adapted(learner: MetaLearner, parameters: Parameters, data: Tensor, target: Tensor) -> Tensors:
+    """theta_K; what the method draws is drawn as for the first test task."""
+    own = noise(EVALUATION_SEED, "test", 0, 1, learner.method.noise(learner.inner_loop))[0].to(data.device)
+    learner = replace(learner, use_second_order=False)
+    return OneTask(learner, Task(data, target, None, None), own, tape_gradient).adapt(parameters)[-1]
+
+
+def outputs(learner: MetaLearner, parameters: Parameters, data: Tensor) -> Tensor:
+    """Raises UserError where a lone picture has no statistics of its own."""
+    try:
+        return run_model(learner, *parameters, data)
+    except ValueError as error:
+        if len(data) > 1 or "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError(
+            "query: batch norm cannot normalise one picture this small by itself; give two or more"
+        ) from error
+
+
+def used(learner: MetaLearner, parameters: Parameters, data: Tensor) -> Tensors:
+    """The network's weights, without what a method holds beside them, such as rates: those its output depends on."""
+    weights = learner.method.weights(*parameters)
+    leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
+    plain = replace(learner, method=replace(learner.method, weights=lambda theta, phi: {**theta, **phi}))
+    with torch.enable_grad():
+        total = run_model(plain, leaves, {}, data).sum()
+        gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+    return {
+        name: tensor.detach()
+        for (name, tensor), entry in zip(leaves.items(), gradients, strict=True)
+        if entry is not None
+    }
+
+
+# --- what is left ------------------------------------------------------------------------------------------
+
+
+def table(made: Prediction) -> bytes:
+    """CSV: file, class, a probability for each class, and true_class where one is known; names as the disk has them."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    known = any(label is not None for label in made.query.labels)
+    writer.writerow(["file", "class", *made.classes, *(["true_class"] if known else [])])
+    for path, found, label, row in zip(
+        made.query.files, made.found, made.query.labels, made.probabilities, strict=True
+    ):
+        truth = [] if not known else [""] if label is None else [made.classes[label]]
+        writer.writerow([path, made.classes[found], *(f"{value:.6g}" for value in row), *truth])
+    return file.getvalue().encode(errors="surrogateescape")
+
+
+def weights_file(made: Prediction) -> bytes:
+    from safetensors.torch import save
+
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in made.weights.items()}
+    return save(tensors, {"classes": json.dumps(made.classes)})
+
+
+def tell(made: Prediction, settings: Settings) -> None:
+    """The last lines, for people."""
+    shots, found = Counter(made.support.labels), Counter(made.found)
+    learned = [f"{printable(name)} ({shots[label]})" for label, name in enumerate(made.classes)]
+    labelled = [f"{printable(made.classes[label])} ({count})" for label, count in sorted(found.items())]
+    log.info(
+        "inner steps: %d; classes: %d; support pictures: %s", eval_inner_loop(settings), len(shots), listed(learned)
+    )
+    log.info("query pictures: %d, labelled as %s", len(made.query.files), listed(labelled))
+    if batch_norm(settings) == "transductive":
+        log.info("transductive batch norm: the queries are normalised together, so a label depends on which come along")
+    if made.right:
+        log.info(
+            "accuracy %.2f %%: %d of the %d whose folder is named like a class",
+            *(100 * sum(made.right) / len(made.right), sum(made.right), len(made.right)),
+        )
