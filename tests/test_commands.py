@@ -161,6 +161,15 @@ def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     assert (elsewhere / "run" / "result.json").is_file()
 
 
+def test_the_list_of_data_sets_says_what_is_there(small: Path, tmp_path: Path) -> None:
+    script = [sys.executable, str(ROOT / "scripts" / "data_sets.py"), "--data-dir", str(small)]
+    told = subprocess.run(script, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
+    for name in ("glyphs", "omniglot", *SMALL[:-1]):
+        (entry,) = re.findall(rf"^{name}\n((?:  .*\n)+)", told, re.MULTILINE)
+        assert ("there     no" in entry) == (name == "omniglot"), entry
+    assert "class folders in" in told and "CIFAR-100's pickles in" in told
+
+
 def python_blocks(path: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / path).read_text(), re.DOTALL)
 

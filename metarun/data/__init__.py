@@ -13,8 +13,9 @@ from metarun.data.sampler import ImageSource
 from metarun.data.sinusoid import SinusoidSource
 from metarun.data.source import Shape, Source
 
-__all__ = ["Places", "Shape", "Source", "load", "noise", "order"]
+__all__ = ["KNOWN", "Places", "Shape", "Source", "load", "noise", "order"]
 
+KNOWN = (cifar.CIFAR_FS, cifar.FC100, miniimagenet.KNOWN, tieredimagenet.KNOWN, cub.KNOWN)  # published, on disk
 IMAGES = {
     "glyphs": glyphs.load,
     "omniglot": omniglot.load,

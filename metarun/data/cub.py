@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from metarun.data.arrays import hdf5_files
-from metarun.data.by_hand import Wanted, known_folders
-from metarun.data.by_hand import load as load_wanted
 from metarun.data.images import ImageSet
+from metarun.data.known import Known, known_folders
+from metarun.data.known import load as load_known
 from metarun.data.look import Look
 from metarun.data.on_disk import Form, Places
 from metarun.data.trees import json_lists
@@ -22,7 +22,7 @@ def bird_folders(folder: Path) -> Form | None:
     return next(filter(None, map(partial(known_folders, dataset="cub"), places)), None)
 
 
-WANTED = Wanted(
+KNOWN = Known(
     dataset="cub",
     look=Look(size=84, channels=3),
     folders=("CUB_200_2011", "CUB-200-2011", "CUB", "cub", "filelists/CUB"),
@@ -39,4 +39,4 @@ def load(places: Places, split: str) -> ImageSet:
     Raises:
         UserError: files are missing or damaged; cache_dir cannot be written.
     """
-    return load_wanted(WANTED, places, split)
+    return load_known(KNOWN, places, split)

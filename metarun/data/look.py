@@ -28,9 +28,9 @@ class Unreadable(Exception):
 
 def pixels(raw: Raw, look: Look) -> np.ndarray:
     """uint8 [channels, size, size]. Raises Unreadable."""
-    if isinstance(raw, np.ndarray):
-        return fit(Image.fromarray(raw), look)
     try:
+        if isinstance(raw, np.ndarray):
+            return fit(Image.fromarray(raw), look)
         with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw) as picture:
             return fit(ImageOps.exif_transpose(picture), look)
     except UnidentifiedImageError as error:  # its own words name an address in memory
@@ -40,6 +40,8 @@ def pixels(raw: Raw, look: Look) -> np.ndarray:
 
 
 def fit(picture: Image.Image, look: Look) -> np.ndarray:
+    if 0 in picture.size:
+        raise ValueError("it has no pixels")
     picture = plain(picture).convert("L" if look.channels == 1 else "RGB")
     if picture.size != (look.size, look.size):
         picture = picture.resize((look.size, look.size), Image.Resampling.LANCZOS)

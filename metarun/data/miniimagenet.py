@@ -5,15 +5,15 @@ from __future__ import annotations
 from functools import partial
 
 from metarun.data.arrays import cache_pickles, category_pickles, hdf5_files
-from metarun.data.by_hand import Wanted, known_folders
-from metarun.data.by_hand import load as load_wanted
 from metarun.data.images import ImageSet
+from metarun.data.known import Known, known_folders
+from metarun.data.known import load as load_known
 from metarun.data.look import Look
 from metarun.data.on_disk import Places
 from metarun.data.trees import csv_lists, json_lists, split_folders
 
 NAMES = ("mini-imagenet", "mini_imagenet", "miniimagenet", "miniImageNet", "miniImagenet", "mini_imagenet_full_size")
-WANTED = Wanted(
+KNOWN = Known(
     dataset="miniimagenet",
     look=Look(size=84, channels=3),
     folders=(*NAMES, "filelists/miniImagenet"),
@@ -35,4 +35,4 @@ def load(places: Places, split: str) -> ImageSet:
     Raises:
         UserError: files are missing or damaged; cache_dir cannot be written.
     """
-    return load_wanted(WANTED, places, split)
+    return load_known(KNOWN, places, split)

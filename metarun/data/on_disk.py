@@ -59,7 +59,13 @@ def load_form(
     """
     folder, form = found
     stamp = fingerprint(form.name, look, *stamps(form.files))
-    ready = prepared(places.cache_dir, f"{kept_as or dataset}-{stamp}", look, folder, form.contents)
+
+    def contents(stack: ExitStack) -> Contents:
+        listed = form.contents(stack)
+        divide(dataset, split, listed.names, listed.splits)  # what is wrong is known before the work
+        return listed
+
+    ready = prepared(places.cache_dir, f"{kept_as or dataset}-{stamp}", look, folder, contents)
     parts, class_split = divide(dataset, split, ready.manifest.names, ready.manifest.splits)
     return image_set(ready, look, parts, class_split)
 

@@ -50,7 +50,7 @@ def divide(dataset: str, split: str, names: Iterable[str], given: Parts | None) 
     there = set(names)
     lacking = [name for part in SPLITS for name in wanted[part] if name not in there]
     if lacking and given is not None and split in known and sizes(given) == sizes(wanted):
-        wanted, lacking = given, []
+        wanted, lacking, title = given, [], f"{title}-as-given"
     if lacking:
         found = sizes(given) if given is not None else f"{len(there)} classes"
         raise UserError(

@@ -5,16 +5,16 @@ from __future__ import annotations
 from functools import partial
 
 from metarun.data.arrays import hdf5_files
-from metarun.data.by_hand import Wanted, known_folders
-from metarun.data.by_hand import load as load_wanted
 from metarun.data.images import ImageSet
+from metarun.data.known import Known, known_folders
+from metarun.data.known import load as load_known
 from metarun.data.look import Look
 from metarun.data.on_disk import Places
 from metarun.data.tiered_files import npz_files, png_pickles
 from metarun.data.trees import split_folders
 
 NAMES = ("tiered-imagenet", "tiered_imagenet", "tieredimagenet", "tieredImageNet", "tieredImagenet")
-WANTED = Wanted(
+KNOWN = Known(
     dataset="tieredimagenet",
     look=Look(size=84, channels=3),
     folders=NAMES,
@@ -33,4 +33,4 @@ def load(places: Places, split: str) -> ImageSet:
     Raises:
         UserError: files are missing or damaged; cache_dir cannot be written.
     """
-    return load_wanted(WANTED, places, split)
+    return load_known(KNOWN, places, split)

@@ -183,7 +183,7 @@ def json_list(path: Path, folder: Path) -> dict[str, list[Path]]:
         ) from error
     found: dict[str, list[Path]] = {}
     for label, name in named:  # these lists hold whole paths of the machine that they were written on
-        tails = [folder.joinpath(*Path(name).parts[-n:]) for n in (3, 2, 1)]
+        tails = [folder.joinpath(*Path(name).parts[-n:]) for n in (4, 3, 2, 1)]
         file = existing([Path(name), folder / name, *tails, folder / "images" / label / Path(name).name], path, name)
         found.setdefault(label, []).append(file)
     return found

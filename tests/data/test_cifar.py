@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarun.data import cifar
+from metarun.data import known
 from metarun.data.cifar import ARCHIVE, FOLDER, load_cifar_fs, load_fc100
 from metarun.data.images import ImageSet
 from metarun.data.on_disk import Places
@@ -95,8 +95,8 @@ FORMS = {
 }
 
 
-def check(found: ImageSet, dataset: str) -> None:
-    """Every class in its split, with its own pictures."""
+def check(found: ImageSet, dataset: str, named: bool = True) -> None:
+    """Every class in its split, with its own pictures; where the files name them, by the published list."""
     division = next(iter(published(dataset).values()))
     assert found.images.shape == (100 * 2 * EACH, 3, 32, 32) and (found.count == 2 * EACH).all()
     for part, names in division.items():
@@ -108,7 +108,8 @@ def check(found: ImageSet, dataset: str) -> None:
             seen.add(NAMES[label])
         assert seen == set(names)
     sizes = "/".join(str(len(names)) for names in division.values())
-    assert found.class_split == f"{dataset}-{next(iter(published(dataset)))}-{sizes}"
+    title = next(iter(published(dataset))) + ("" if named else "-as-given")
+    assert found.class_split == f"{dataset}-{title}-{sizes}"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -118,7 +119,8 @@ def test_cifar_fs_in_every_form(tmp_path: Path, form: str) -> None:
     FORMS[form](data_dir)
     for path in (*data_dir.rglob("*"), data_dir):
         path.chmod(0o555 if path.is_dir() else 0o444)  # it is only read
-    check(load_cifar_fs(Places(data_dir, cache_dir, False), "bertinetto"), "cifar_fs")
+    found = load_cifar_fs(Places(data_dir, cache_dir, False), "bertinetto")
+    check(found, "cifar_fs", named=form != "a pickle for each split")
     for path in (data_dir, *data_dir.rglob("*")):
         if path.is_dir():
             path.chmod(0o755)
@@ -132,7 +134,7 @@ def test_fc100_in_every_form(tmp_path: Path) -> None:
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1  # the same pictures are kept once
     (tmp_path / ARCHIVE).unlink()
     split_pickles(tmp_path, "fc100", "FC100")
-    check(load_fc100(places, "oreshkin"), "fc100")
+    check(load_fc100(places, "oreshkin"), "fc100", named=False)
 
 
 def refused(data_dir: Path, message: str, download: bool = False) -> None:
@@ -154,7 +156,7 @@ def test_download_fetches_the_archive(tmp_path: Path, monkeypatch) -> None:
         asked.append((address, md5))
         archive(folder)
 
-    monkeypatch.setattr(cifar, "fetch", fetch)
+    monkeypatch.setattr(known, "fetch", fetch)
     check(load_cifar_fs(Places(tmp_path, tmp_path / "cache", True), "bertinetto"), "cifar_fs")
     assert asked == [("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85")]
 
@@ -203,7 +205,7 @@ def test_damaged_archives_are_named(tmp_path: Path, damage) -> None:
     archive(tmp_path)
     path = tmp_path / ARCHIVE
     path.write_bytes(damage(path.read_bytes()))
-    refused(tmp_path, rf"{ARCHIVE}: (a web page|not the whole archive)")
+    refused(tmp_path, rf"{ARCHIVE}: (a web page|not CIFAR-100's archive, or damaged)")
 
 
 def test_a_class_list_without_its_folder_is_named(tmp_path: Path) -> None:

@@ -67,10 +67,12 @@ def test_any_size_is_brought_to_one(tmp_path: Path) -> None:
         (b"", "not in a form that Pillow knows"),
         (encoded(Image.fromarray(HALF).resize((60, 60)))[:-60], "."),
         (encoded(Image.fromarray(HALF.astype(np.float32)), "TIFF"), "floating-point"),
+        (np.zeros((0, 5), np.uint8), "."),
+        (np.zeros((5, 5, 7), np.uint8), "."),
     ],
-    ids=["text", "empty", "truncated", "floats"],
+    ids=["text", "empty", "truncated", "floats", "array without rows", "array of seven colours"],
 )
-def test_what_is_no_picture_is_told(raw: bytes, why: str) -> None:
+def test_what_is_no_picture_is_told(raw: bytes | np.ndarray, why: str) -> None:
     with pytest.raises(Unreadable, match=why):
         pixels(raw, GREY)
 

@@ -72,6 +72,6 @@ def test_an_unknown_division_is_told_with_the_nearest() -> None:
 def test_the_files_own_division_stands_in_where_they_name_classes_otherwise() -> None:
     given = {part: [f"{part}/{i}" for i in range(size)] for part, size in zip(SPLITS, (64, 16, 20), strict=True)}
     names = [name for part in given.values() for name in part]
-    assert divide("miniimagenet", "ravi", names, given) == (given, "miniimagenet-ravi-64/16/20")
+    assert divide("miniimagenet", "ravi", names, given) == (given, "miniimagenet-ravi-as-given-64/16/20")
     with pytest.raises(UserError, match=r"dataset\.split=vinyals: .* not there.*the files hold 64/16/20"):
         divide("miniimagenet", "vinyals", names, given)
