@@ -20,7 +20,7 @@ COLUMNS = 8
 CELL = 1.25  # inches, of a picture with its words
 HEADING = 0.4  # cells
 MARGIN = 0.12  # of a cell, between pictures
-LETTERS = 16  # of a name that stands above a picture
+LETTERS = 17  # of a name that stands above a picture
 THUMBNAIL = 160  # pixels
 RIGHT, WRONG, UNKNOWN = "#1a9641", "#d7191c", "#bbbbbb"
 
@@ -44,7 +44,7 @@ def draw(classes: Sequence[str], support: Pictures, query: Pictures, probabiliti
     page.heading(rows + 1, f"labelled: {counted(shown, len(query.files), 'pictures')}")
     for number in range(shown):
         found, known = int(probabilities[number].argmax()), query.labels[number]
-        words = f"{short(classes[found])} {100 * probabilities[number, found]:.0f} %"
+        words = f"{short(classes[found])}\n{100 * probabilities[number, found]:.0f} %"
         if known is not None and known != found:
             words += f"\nis {short(classes[known])}"
         frame = UNKNOWN if known is None else RIGHT if known == found else WRONG
@@ -57,8 +57,9 @@ def counted(shown: int, all_of_them: int, what: str) -> str:
 
 
 def short(name: str) -> str:
-    """A name that fits above a picture."""
-    return printable(name if len(name) <= LETTERS else name[: LETTERS - 1] + "…")
+    """A name that fits above a picture: its beginning and its end, where names of a kind differ."""
+    half = (LETTERS - 1) // 2
+    return printable(name if len(name) <= LETTERS else f"{name[:half]}…{name[-half:]}")
 
 
 class Page:
@@ -77,14 +78,14 @@ class Page:
         self.words(row, HEADING / 2, words, 12)
 
     def name(self, row: int, words: str) -> None:
-        self.words(row, 0.6, short(words), 9)
+        self.words(row, 0.6, short(words), 8)
 
     def words(self, row: int, down: float, words: str, size: int) -> None:
         place = (MARGIN / self.columns, self.height(row, down))
         self.figure.text(*place, words, fontsize=size, verticalalignment="center", parse_math=False)
 
     def picture(self, row: int, column: int, file: Path, words: str, frame: str) -> None:
-        """Words stand above it, in up to two lines."""
+        """Words stand above it, in up to three lines."""
         foot, top = self.height(row, 1 - MARGIN / 2), self.height(row, 2 * MARGIN)
         axes = self.figure.add_axes(
             ((1 + column + MARGIN / 2) / self.columns, foot, (1 - MARGIN) / self.columns, top - foot)
@@ -92,7 +93,7 @@ class Page:
         axes.imshow(thumbnail(file))
         axes.set_xticks([])
         axes.set_yticks([])
-        axes.set_title(words, fontsize=7, pad=2, parse_math=False)
+        axes.set_title(words, fontsize=6, pad=2, parse_math=False)
         for spine in axes.spines.values():
             spine.set(color=frame, linewidth=1 if frame == UNKNOWN else 3)
 

@@ -33,7 +33,7 @@ def build(config: DictConfig) -> Settings:
     try:
         own = OmegaConf.masked_copy(config, [item.name for item in fields(Settings)])
         for name in OmegaConf.missing_keys(own):
-            raise UserError(f"{name}=???: needs a value")
+            raise UserError(f"{name}=???: needs a value, {meaning(name)}")
         settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), own))
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from error
@@ -43,6 +43,12 @@ def build(config: DictConfig) -> Settings:
             raise UserError(f"{group}: nothing is chosen; choose one of {', '.join(choices)}")
     check(settings)
     return settings
+
+
+def meaning(name: str) -> str:
+    """What a key is for, be it one of a group's choice."""
+    nodes = [("", Settings), *((f"{group}.", node) for group, choices in GROUPS.items() for node in choices.values())]
+    return next(item.metadata["help"] for prefix, node in nodes for key, item, _ in keys(node, prefix) if key == name)
 
 
 def rebuild(saved: dict[str, Any], place: str) -> Settings:

@@ -44,8 +44,8 @@ def divide(dataset: str, split: str, names: Iterable[str], given: Parts | None) 
         wanted, title = own(Path(split).expanduser()), Path(split).stem
     else:
         raise UserError(
-            f"dataset.split={split}: choose one of {', '.join(sorted(known))}{nearest(split, known)}, "
-            "or give a JSON file with lists of class names for train, val and test"
+            f"dataset.split={split}: choose one of {', '.join(sorted(known))}, or give a JSON file with lists of class "
+            f"names for train, val and test{nearest(split, known)}"
         )
     there = set(names)
     lacking = [name for part in SPLITS for name in wanted[part] if name not in there]
