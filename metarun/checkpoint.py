@@ -65,11 +65,35 @@ def find(place: Path) -> Path:
 
 
 def newest(folder: Path) -> Path:
-    """The last numbered checkpoint of a run folder. Raises UserError where there is none."""
+    """The last numbered checkpoint of a run folder that is whole. Raises UserError where there is none."""
     found = steps(folder)
     if not found:
         raise UserError(f"{folder}: not a run folder with checkpoints (looked for checkpoints/step-*.pt in it)")
-    return found[-1]
+    faults = {}
+    for path in reversed(found):
+        fault = damage(path)
+        if fault is None:
+            return path
+        faults[path.name] = fault
+    raise UserError(f"{folder}: none of its checkpoints is whole: {'; '.join(map(' '.join, faults.items()))}")
+
+
+def set_damaged_aside(folder: Path) -> list[Path]:
+    """Rename what is newer than the newest whole checkpoint to NAME.damaged, so that it no longer counts as newest."""
+    whole = newest(folder)
+    return [path.rename(path.with_name(f"{path.name}.damaged")) for path in steps(folder) if path > whole]
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the file, every part of which has a CRC-32 in it, or None."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            part = file.testzip()
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})"
+    except Exception as error:  # damaged bytes make zipfile say anything
+        return f"cannot be read: cut short, or none ({first_line(error)})"
+    return None if part is None else f"cannot be read: its part {part} is damaged"
 
 
 def load(place: Path) -> dict[str, Any]:
@@ -79,8 +103,8 @@ def load(place: Path) -> dict[str, Any]:
         UserError: the file is missing, damaged or of another version.
     """
     path = find(place)
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"checkpoint {path}: cannot be read: cut short, or none")
+    if fault := damage(path):
+        raise UserError(f"checkpoint {path}: {fault}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from metarun import __version__, checkpoint
 from metarun.data import Shape
-from metarun.errors import nearby, pasteable
+from metarun.errors import UserError, nearby, pasteable
 from metarun.evaluation import Evaluation
 from metarun.interrupt import noted_signals
 from metarun.predict import predict
@@ -39,15 +42,40 @@ def run(settings: Settings, folder: Path) -> float | None:
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
-    if settings.mode == "evaluate":
-        path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
-        work = build(settings)
-        test(work, folder, path, work.snapshot(), began)
-        return None
-    if settings.mode == "predict":
-        predict(settings, folder)
-        return None
-    resume_from = checkpoint.newest(folder) if settings.resume else None
+    with alone(folder):
+        if settings.mode == "train":
+            return train_and_test(settings, folder, began)
+        if settings.mode == "predict":
+            predict(settings, folder)
+        else:
+            path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
+            work = build(settings)
+            test(work, folder, path, work.snapshot(), began)
+    return None
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No two processes write to one run folder. The lock dies with its process."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(
+            f"{nearby(folder)}: another process is writing to this run folder; wait for it, stop it or give another"
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def train_and_test(settings: Settings, folder: Path, began: float) -> float:
+    resume_from = None
+    if settings.resume:
+        for damaged in checkpoint.set_damaged_aside(folder):
+            log.warning("a checkpoint was damaged: it is kept as %s, and the one before it is used", nearby(damaged))
+        resume_from = checkpoint.newest(folder)
     work = build(settings)
     untrained = work.snapshot()
     log.info("training %s for %d iterations in %s", title(work, work.train_shape), settings.iterations, nearby(folder))

@@ -56,8 +56,44 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: p
 def test_a_truncated_checkpoint_is_named(tmp_path: Path, size: int) -> None:
     path = checkpoint.step_path(a_run(tmp_path, 7), 7)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(UserError, match=r"step-00000007\.pt: cannot be read"):
-        checkpoint.load(tmp_path)
+    for place in (tmp_path, path):
+        with pytest.raises(UserError, match=r"step-00000007\.pt:? cannot be read"):
+            checkpoint.load(place)
+
+
+def test_a_flipped_byte_never_gives_other_content(tmp_path: Path) -> None:
+    """Every byte that matters is under a checksum; the others are padding."""
+    content = {"theta": {"w": torch.randn(300)}, "step": 7, "names": ["a", "b"]}
+    checkpoint.save(tmp_path / "a.pt", content)
+    whole = (tmp_path / "a.pt").read_bytes()
+    refused = 0
+    for place in torch.randperm(len(whole))[:300].tolist():
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / "a.pt").write_bytes(damaged)
+        try:
+            found = checkpoint.load(tmp_path / "a.pt")
+        except UserError as error:
+            refused += 1
+            assert "\n" not in str(error) and str(tmp_path / "a.pt") in str(error)
+        else:
+            assert found["step"] == 7 and found["names"] == ["a", "b"]
+            assert torch.equal(found["theta"]["w"], content["theta"]["w"])
+    assert refused > 100
+
+
+@pytest.mark.parametrize("size", [0, 10, 500, -1])
+def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path: Path, size: int) -> None:
+    a_run(tmp_path, 1, 2, 3)
+    path = checkpoint.step_path(tmp_path, 3)
+    path.write_bytes(path.read_bytes()[:size])
+    assert checkpoint.newest(tmp_path) == checkpoint.step_path(tmp_path, 2)
+    (aside,) = checkpoint.set_damaged_aside(tmp_path)
+    assert aside.name == "step-00000003.pt.damaged" and checkpoint.steps(tmp_path)[-1].name == "step-00000002.pt"
+    for other in checkpoint.steps(tmp_path):
+        other.write_bytes(b"")
+    with pytest.raises(UserError, match=r"none of its checkpoints is whole: step-00000002\.pt cannot be read"):
+        checkpoint.newest(tmp_path)
 
 
 def test_a_malicious_checkpoint_does_not_run(tmp_path: Path) -> None:

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -152,6 +154,44 @@ def test_a_run_killed_behind_a_validation_does_not_write_it_twice(
     assert [line["step"] for line in lines(tmp_path / "killed") if line["split"] == "val"] == [30, 60]
     run(replace(settings, resume="x"), tmp_path / "killed")
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_is_told_and_the_one_before_it_goes_on(tmp_path: Path, caplog) -> None:
+    settings = small(tmp_path)
+    run(settings, tmp_path / "whole")
+    run(settings, tmp_path / "damaged")
+    path = checkpoint.step_path(tmp_path / "damaged", 60)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    run(replace(settings, resume="x"), tmp_path / "damaged")
+    assert "step-00000060.pt.damaged, and the one before it is used" in caplog.text
+    assert lines(tmp_path / "damaged") == lines(tmp_path / "whole")
+    torch.testing.assert_close(tensors(tmp_path / "damaged"), tensors(tmp_path / "whole"), rtol=0, atol=0)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from metarun.runner import alone
+
+with alone(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_two_processes_cannot_write_to_one_run_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match="run: another process is writing to this run folder"):
+            run(small(tmp_path), folder)
+        assert [path.name for path in folder.iterdir()] == [".lock"]
+        process.kill()
+    run(small(tmp_path), folder)  # the lock died with its process
+    assert (folder / "result.json").exists()
 
 
 def test_a_run_cannot_be_made_shorter_than_it_is(tmp_path: Path) -> None:
