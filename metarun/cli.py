@@ -29,7 +29,7 @@ from metarun import __version__, help, settings
 from metarun.errors import UserError, nearest
 from metarun.groups import GROUPS
 from metarun.mistakes import CHOICES, KEYS, MISTAKES, NODES, explain, unknown
-from metarun.schema import Settings
+from metarun.schema import AUTO, Settings
 
 UNUSABLE = {  # what is wrong with a path that a person gave
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -71,9 +71,12 @@ def job(config: DictConfig) -> float | None:
     typed = [text for text in now.overrides.task if text not in brought]
     try:
         chosen = settings.meet(settings.build(config), list(names(typed)))
+        folder = Path(now.runtime.output_dir)
+        if chosen.resume == AUTO:
+            settings.require_same(chosen, folder)
         from metarun.runner import run
 
-        return run(chosen, Path(now.runtime.output_dir))
+        return run(chosen, folder)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNUSABLE:
             error = UserError(f"{error.filename}: {error.strerror}; give a folder that can be read and written")
@@ -136,7 +139,7 @@ def choices_of_checkpoint(typed: Sequence[str]) -> list[str]:
     overrides = OverridesParser.create().parse_overrides(list(typed))
     values = {override.key_or_group: override.value() for override in overrides if not override.is_delete()}
     resume, place = values.get("resume"), values.get("checkpoint")
-    if isinstance(resume, str):
+    if isinstance(resume, str) and resume != AUTO:
         return settings.choices(resumed(resume), True, list(values))
     if isinstance(place, str):
         return settings.choices(Path(place).expanduser(), False, list(values))
@@ -159,8 +162,8 @@ def check_override(text: str, sweeping: bool) -> None:
         raise UserError(f"{text}: every key and group is there already; write it without the plus")
     if override.is_sweep_override() and not sweeping:
         raise UserError(f"{text}: several values need --multirun; a list is written {name}=[A,B]")
-    if name == "resume" and sweeping:
-        raise UserError(f"{text}: goes on with a single run, leave out --multirun")
+    if name == "resume" and sweeping and override.value() != AUTO:
+        raise UserError(f"{text}: goes on with a single run, leave out --multirun or give resume=auto")
     several = (list, type(None)) if name == "experiment" else (dict,)
     if name in CHOICES and not override.is_sweep_override() and not isinstance(override.value(), (str, *several)):
         raise UserError(f"{text}: no choice of {name}; metarun --help lists them")
@@ -191,7 +194,7 @@ def checked(*, _root_: DictConfig) -> str:
 
 def run_folder(_: str, resume: str | None) -> str:
     """The folder to resume in, or a new one."""
-    if resume is None:
+    if resume in (None, AUTO):
         return claim(Path("outputs"))
     return str(resumed(resume))
 
@@ -225,7 +228,7 @@ def claim(parent: Path) -> str:
 
 def record_folder(resume: str | None) -> str | None:
     """Where Hydra writes down what was typed; a resumed run keeps its first record."""
-    return None if resume else ".hydra"
+    return ".hydra" if resume in (None, AUTO) else None
 
 
 def help_text(*, _root_: DictConfig) -> str:

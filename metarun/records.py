@@ -10,6 +10,8 @@ from typing import Any
 
 from torch.utils.tensorboard.writer import SummaryWriter
 
+RESULT = "result.json"  # written last: a folder that has it holds a finished run
+
 
 class Records:
     """One line of metrics.jsonl and the same scalars in TensorBoard for each call.
@@ -51,8 +53,12 @@ def write_whole(path: Path, content: str | bytes) -> None:
     part.replace(path)
 
 
+def read_result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+
+
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    write_whole(folder / "result.json", json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
+    write_whole(folder / RESULT, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:

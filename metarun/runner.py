@@ -20,8 +20,8 @@ from metarun.errors import UserError, nearby, pasteable
 from metarun.evaluation import Evaluation
 from metarun.interrupt import noted_signals
 from metarun.predict import predict
-from metarun.records import write_result
-from metarun.schema import Settings
+from metarun.records import RESULT, read_result, write_result
+from metarun.schema import AUTO, Settings
 from metarun.training import train
 from metarun.work import Work, build
 
@@ -72,7 +72,10 @@ def alone(folder: Path) -> Iterator[None]:
 
 def train_and_test(settings: Settings, folder: Path, began: float) -> float:
     resume_from = None
-    if settings.resume:
+    if settings.resume == AUTO and (folder / RESULT).exists():
+        log.info("%s is finished already and skipped", nearby(folder))
+        return read_result(folder)["validation"]["mean"]
+    if settings.resume and (settings.resume != AUTO or checkpoint.steps(folder)):
         for damaged in checkpoint.set_damaged_aside(folder):
             log.warning("a checkpoint was damaged: it is kept as %s, and the one before it is used", nearby(damaged))
         resume_from = checkpoint.newest(folder)

@@ -15,6 +15,7 @@ from typing import Any
 from metarun.errors import UserError, nearest
 from metarun.groups import Fomaml, Sinusoid, key
 
+AUTO = "auto"  # of `resume`
 LARGEST = 10**9  # of any number that has no bound of its own
 
 
@@ -74,7 +75,7 @@ class Settings:
     )
     cache_dir: str = key("~/.cache/metarun", "prepared images are kept here")
     download: bool = key(False, "fetch the official archives into data_dir if they are missing")
-    resume: str | None = key(None, "a run folder to continue")
+    resume: str | None = key(None, "a run folder to continue; auto: what is in this run's own folder, if anything is")
     checkpoint: str | None = key(None, "run folder or checkpoint file that mode=evaluate and mode=predict read")
 
     support: str | None = key(None, "mode=predict: a folder of class folders, the pictures to learn from")

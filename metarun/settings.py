@@ -12,13 +12,14 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.errors import UserError
+from metarun.errors import UserError, nearby
 from metarun.groups import GROUPS
-from metarun.schema import Settings, check, keys
+from metarun.schema import AUTO, Settings, check, keys
 
 PREDICTING = ("support", "query", "adapted_weights")
 PRESENT = ("mode", "resume", "checkpoint", *PREDICTING)  # what is asked for now, never taken from a checkpoint
 FREE = (*PRESENT, "iterations", "device", "data_dir", "cache_dir", "download")  # a resumed run may change these
+ELSEWHERE = (*PRESENT, "device", "data_dir", "cache_dir", "download")  # where a run is, not what it is
 FREE_NODES = ("eval.", "save.", "engine.")  # and these
 ADAPTING = ("inner_loop", "inner_learning_rate")  # and a prediction these
 TASKS = (*ADAPTING, "dataset", "ways", "shots", "queries")  # and an evaluation these as well
@@ -100,7 +101,7 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
     Raises:
         UserError: a typed key that a resumed run cannot change, or that the checkpoint's choices do not have.
     """
-    place = now.resume or now.checkpoint
+    place = now.checkpoint if now.resume in (None, AUTO) else now.resume
     if place is None:
         follow(now, typed)
         return now
@@ -123,6 +124,27 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
         raise UserError(f"{asked}: iterations={settings.iterations} would bend outer_schedule=cosine of {iterations}")
     check(settings)
     return settings
+
+
+def require_same(now: Settings, folder: Path) -> None:
+    """Raises UserError where the folder holds a run with other settings, but for those of `ELSEWHERE`."""
+    from metarun import checkpoint  # brings torch with it
+
+    if not checkpoint.steps(folder):
+        return
+    saved = flat(rebuild(checkpoint.load(checkpoint.newest(folder))["config"], str(folder)))
+    for name, value in flat(now).items():
+        if name not in ELSEWHERE and not name.startswith("engine.") and saved.get(name) != value:
+            raise UserError(
+                f"resume=auto: the run in {nearby(folder)} has {name}={saved.get(name)}, not {value}; "
+                "start it with the same settings, or in another folder"
+            )
+
+
+def flat(settings: Settings) -> dict[str, Any]:
+    """Every value, and every group's choice, by its dotted name."""
+    chosen = {group: getattr(settings, group).name for group in GROUPS}
+    return {**chosen, **{name: value for name, _, value in keys(settings)}}
 
 
 def is_free(name: str, mode: str, resumed: bool) -> bool:

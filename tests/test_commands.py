@@ -202,3 +202,30 @@ def test_the_readme_lists_every_key_and_choice() -> None:
     ]
     names += [name for group in ("dataset", "backbone", "method", "experiment") for name in choices(group)]
     assert [name for name in names if f"`{name}`" not in text] == []
+
+
+def test_a_sweep_that_is_started_again_skips_what_is_finished(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """Of three jobs one is finished, one stopped half-way and one never began; then all are as in one go."""
+    words = ["--multirun", "dataset=sinusoid", "seed=0,1,2", "iterations=40", "eval.every=20", *TINY[1:3]]
+    assert command(monkeypatch, *words, "hydra.sweep.dir=whole") == 0
+    assert command(monkeypatch, *words, "hydra.sweep.dir=parts", "resume=auto") == 0
+    finished = Path("parts/0/result.json").stat().st_mtime_ns
+    Path("parts/1/result.json").unlink()
+    Path("parts/1/checkpoints/step-00000040.pt").unlink()
+    shutil.rmtree("parts/2")
+    capsys.readouterr()
+    assert command(monkeypatch, *words, "hydra.sweep.dir=parts", "resume=auto") == 0
+    told = capsys.readouterr().out
+    assert "parts/0 is finished already and skipped" in told and "going on from parts/1" in told
+    assert Path("parts/0/result.json").stat().st_mtime_ns == finished
+    for job in "012":
+        whole, parts = (load(Path(name, job, "checkpoints/step-00000040.pt")) for name in ("whole", "parts"))
+        assert all(torch.equal(tensor, parts["theta"][name]) for name, tensor in whole["theta"].items())
+        lines = [
+            [{**json.loads(line), "seconds": 0} for line in Path(name, job, "metrics.jsonl").read_text().splitlines()]
+            for name in ("whole", "parts")
+        ]
+        assert lines[0] == lines[1]
+    again = [word.replace("iterations=40", "iterations=50") for word in words]
+    assert command(monkeypatch, *again, "hydra.sweep.dir=parts", "resume=auto") == 2
+    assert "the run in parts/0 has iterations=40, not 50" in " ".join(capsys.readouterr().err.split())
