@@ -159,6 +159,8 @@ def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith(str(site / "metarun" / "configs"))
     assert (elsewhere / "run" / "result.json").is_file()
+    lists = {path.name for path in (ROOT / "metarun" / "data" / "class_lists").iterdir()}
+    assert lists == {path.name for path in (site / "metarun" / "data" / "class_lists").iterdir()}
 
 
 def test_the_list_of_data_sets_says_what_is_there(small: Path, tmp_path: Path) -> None:
