@@ -78,17 +78,27 @@ def choices(place: Path, resume: bool, typed: Sequence[str]) -> list[str]:
     """
     from metarun import checkpoint  # brings torch with it
 
-    config = checkpoint.load(checkpoint.newest(place) if resume else place)["config"]
+    config = saved_config(checkpoint.newest(place) if resume else place)
     brought = []
     for group in GROUPS:
         if group not in typed:
-            name = config[group]["name"]
+            name = config[group].get("name")
             brought.append(f"{group}={name}")
             needed = [key for key, _, default in keys(GROUPS[group].get(name, Settings)) if default == MISSING]
             brought += [
-                f"{group}.{key}={quoted(config[group][key])}" for key in needed if f"{group}.{key}" not in typed
+                f"{group}.{key}={quoted(config[group].get(key))}" for key in needed if f"{group}.{key}" not in typed
             ]
     return brought
+
+
+def saved_config(place: Path) -> dict[str, Any]:
+    """The settings that a checkpoint holds as a plain dict. Raises UserError where it has none."""
+    from metarun import checkpoint  # brings torch with it
+
+    config = checkpoint.load(place).get("config")
+    if not isinstance(config, dict) or any(not isinstance(config.get(group), dict) for group in GROUPS):
+        raise UserError(f"checkpoint {place}: holds no settings: not one that metarun wrote")
+    return config
 
 
 def quoted(value: object) -> str:
@@ -111,7 +121,7 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
     from metarun import checkpoint  # brings torch with it
 
     path = Path(place).expanduser()
-    settings = rebuild(checkpoint.load(checkpoint.newest(path) if now.resume else path)["config"], asked)
+    settings = rebuild(saved_config(checkpoint.newest(path) if now.resume else path), asked)
     iterations = settings.iterations
     for name in PRESENT:
         setattr(settings, name, getattr(now, name))
@@ -132,7 +142,7 @@ def require_same(now: Settings, folder: Path) -> None:
 
     if not checkpoint.steps(folder):
         return
-    saved = flat(rebuild(checkpoint.load(checkpoint.newest(folder))["config"], str(folder)))
+    saved = flat(rebuild(saved_config(checkpoint.newest(folder)), str(folder)))
     for name, value in flat(now).items():
         if name not in ELSEWHERE and not name.startswith("engine.") and saved.get(name) != value:
             raise UserError(

@@ -66,8 +66,8 @@ class Work:
 
     def restore(self, content: dict[str, Any], name: str) -> None:
         """Take the parameters of a checkpoint. Raises UserError where it is of another architecture."""
-        checkpoint.restore(self.parameters.theta, content["theta"], name)
-        checkpoint.restore(self.parameters.phi, content["phi"], name)
+        checkpoint.restore(self.parameters.theta, content.get("theta", {}), name)
+        checkpoint.restore(self.parameters.phi, content.get("phi", {}), name)
 
 
 def build(settings: Settings) -> Work:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarun import checkpoint, training
+from metarun import checkpoint, cli, training
 from metarun.errors import UserError
 from metarun.evaluation import Evaluation
 from metarun.groups import Maml, Mlp, Sinusoid
@@ -179,6 +179,17 @@ with alone(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
+
+
+@pytest.mark.parametrize("config", [None, {}, {"dataset": {}, "backbone": {}, "method": {}}])
+@pytest.mark.parametrize("typed", ["mode=evaluate checkpoint=made.pt", "mode=predict checkpoint=made.pt"])
+def test_a_checkpoint_without_settings_is_told(alone: None, capsys, monkeypatch, typed: str, config: object) -> None:
+    checkpoint.save(Path("made.pt"), {"config": config})
+    words = ["metarun", *typed.split(), "support=a", "query=b"]
+    monkeypatch.setattr(sys, "argv", words if "predict" in typed else words[:3])
+    assert cli.main() == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1 and ("made.pt: holds no settings" in told or "choose one of" in told)
 
 
 def test_two_processes_cannot_write_to_one_run_folder(tmp_path: Path) -> None:
