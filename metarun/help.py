@@ -71,10 +71,13 @@ def text(choices: Mapping[str, Sequence[str]], chosen: Mapping[str, str | None],
             lines += ["", HEADINGS[name]]
         lines += row(f"  {name}={show(value(name))}", meaning(item), COLUMN)
     lines += ["", "Keys of one choice of a group, with their defaults"]
+    alike: dict[tuple[str, str], list[str]] = {}  # key and meaning -> the choices that have it
     for group, nodes in GROUPS.items():
         for choice, node in nodes.items():
             for name, item, default in keys(node, f"{group}."):
-                lines += row(f"  {name}={show(default)}", f"{choice}: {meaning(item)}", COLUMN)
+                alike.setdefault((f"{name}={show(default)}", meaning(item)), []).append(choice)
+    for (key, said), having in alike.items():
+        lines += row(f"  {key}", f"{', '.join(having)}: {said}", COLUMN)
     return "\n".join([*lines, "", CLOSING.rstrip()])
 
 
