@@ -32,6 +32,7 @@ LOOK = Look(84, 3)
 SHAPE = Shape(ways=5, shots=1, queries=15)
 CLASSES = 100
 TASKS = 4  # of a meta-batch
+DRAWN = 1000  # tasks
 
 
 def photographs(root: Path, count: int) -> None:
@@ -43,14 +44,13 @@ def photographs(root: Path, count: int) -> None:
         coarse.resize((500, 375), Image.Resampling.BICUBIC).save(path, quality=90)
 
 
-def draw(found: ImageSet, seconds: float) -> float:
+def draw(found: ImageSet) -> float:
     """Tasks a second."""
     source = ImageSource(found, torch.device("cpu"))
-    began, number = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
+    began = time.perf_counter()
+    for number in range(0, DRAWN, TASKS):
         source.draw(0, "train", number, TASKS, SHAPE)
-        number += TASKS
-    return number / (time.perf_counter() - began)
+    return DRAWN / (time.perf_counter() - began)
 
 
 def held(kind: str) -> float:
@@ -60,8 +60,9 @@ def held(kind: str) -> float:
 
 
 def large(count: int, cache: Path) -> None:
-    """Prepare and draw from `count` pictures; prints the largest memory of its own, and what was drawn."""
-    most = [before := held("RssAnon")]
+    """Prepare and draw from `count` pictures; prints how fast, and the largest memory of its own in both."""
+    before = held("RssAnon")
+    most = [before]
 
     def watch() -> None:
         while True:
@@ -77,11 +78,12 @@ def large(count: int, cache: Path) -> None:
 
     began = time.perf_counter()
     found = prepared(cache, f"{count}", LOOK, "", lambda _: Contents(names, np.arange(count) % CLASSES, images()))
-    seconds = time.perf_counter() - began
+    seconds, preparing = time.perf_counter() - began, most[0] - before
     parts = {"train": names[:60], "val": names[60:80], "test": names[80:]}
-    rate = draw(image_set(found, LOOK, parts, ""), 5)
-    gigabytes = found.images.nbytes / 2**30
-    print(f"| {count} | {gigabytes:.1f} | {count / seconds:.0f} | {most[0] - before:.0f} | {rate:.0f} |")
+    most[0] = before
+    rate = draw(image_set(found, LOOK, parts, ""))
+    size = found.images.nbytes / 2**30
+    print(f"| {count} | {size:.1f} | {count / seconds:.0f} | {preparing:.0f} | {rate:.0f} | {most[0] - before:.0f} |")
 
 
 def main() -> None:
@@ -100,9 +102,9 @@ def main() -> None:
             found = folder.load(Places(root, cache, False), str(root), LOOK.size, False, 0)
             seconds = time.perf_counter() - began
             print(f"{start} start: {seconds:.2f} s, {chosen.images / seconds:.0f} photographs a second", flush=True)
-        print(f"{draw(found, 5):.0f} tasks a second: 5 ways, 1 shot, 15 queries, 84x84, {os.cpu_count()} cores\n")
-    print("| pictures | GiB | prepared a second | MiB of its own at most | tasks a second |")
-    print("| --- | --- | --- | --- | --- |", flush=True)
+        print(f"{draw(found):.0f} tasks a second: 5 ways, 1 shot, 15 queries, 84x84, {os.cpu_count()} cores\n")
+    print("| pictures | GiB | prepared a second | MiB of its own at most | tasks a second | MiB of its own at most |")
+    print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for count in chosen.large:
         with tempfile.TemporaryDirectory() as cache:
             subprocess.run([sys.executable, __file__, "--only", str(count), cache], check=True)
