@@ -78,9 +78,8 @@ def newest(folder: Path) -> Path:
     raise UserError(f"{folder}: none of its checkpoints is whole: {'; '.join(map(' '.join, faults.items()))}")
 
 
-def set_damaged_aside(folder: Path) -> list[Path]:
+def set_damaged_aside(folder: Path, whole: Path) -> list[Path]:
     """Rename what is newer than the newest whole checkpoint to NAME.damaged, so that it no longer counts as newest."""
-    whole = newest(folder)
     return [path.rename(path.with_name(f"{path.name}.damaged")) for path in steps(folder) if path > whole]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from metarun.data.look import Look, Unreadable, pixels
-from metarun.data.trees import NOT_PICTURES, classes_in, files_below, visible
+from metarun.data.trees import NOT_PICTURES, classes_in, files_below, spelt, visible
 from metarun.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -126,11 +125,6 @@ def query_files(place: str, classes: Sequence[str]) -> list[Path]:
 def regular(paths: Iterable[Path]) -> list[Path]:
     """Those that are files, or would be if they could be read; a pipe would wait for its other end."""
     return [path for path in paths if path.is_file() or not path.exists()]
-
-
-def spelt(name: str) -> str:
-    """A folder's name with accents spelt in one way, as file systems differ."""
-    return unicodedata.normalize("NFC", name)
 
 
 def printable(name: str) -> str:

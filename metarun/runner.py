@@ -71,14 +71,15 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def train_and_test(settings: Settings, folder: Path, began: float) -> float:
+    """Train, from the beginning or from what is in the folder, and test; returns the best validation metric."""
     resume_from = None
     if settings.resume == AUTO and (folder / RESULT).exists():
         log.info("%s is finished already and skipped", nearby(folder))
         return read_result(folder)["validation"]["mean"]
     if settings.resume and (settings.resume != AUTO or checkpoint.steps(folder)):
-        for damaged in checkpoint.set_damaged_aside(folder):
-            log.warning("a checkpoint was damaged: it is kept as %s, and the one before it is used", nearby(damaged))
         resume_from = checkpoint.newest(folder)
+        for damaged in checkpoint.set_damaged_aside(folder, resume_from):
+            log.warning("a checkpoint was damaged: it is kept as %s, and the one before it is used", nearby(damaged))
     work = build(settings)
     untrained = work.snapshot()
     log.info("training %s for %d iterations in %s", title(work, work.train_shape), settings.iterations, nearby(folder))

@@ -88,7 +88,7 @@ def test_the_checkpoint_before_a_damaged_one_is_taken(tmp_path: Path, size: int)
     path = checkpoint.step_path(tmp_path, 3)
     path.write_bytes(path.read_bytes()[:size])
     assert checkpoint.newest(tmp_path) == checkpoint.step_path(tmp_path, 2)
-    (aside,) = checkpoint.set_damaged_aside(tmp_path)
+    (aside,) = checkpoint.set_damaged_aside(tmp_path, checkpoint.newest(tmp_path))
     assert aside.name == "step-00000003.pt.damaged" and checkpoint.steps(tmp_path)[-1].name == "step-00000002.pt"
     for other in checkpoint.steps(tmp_path):
         other.write_bytes(b"")

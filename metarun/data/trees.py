@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -41,20 +41,12 @@ def split_folders(folder: Path) -> Form | None:
 
 def csv_lists(folder: Path) -> Form | None:
     """{train,val,test}.csv of `filename,label` or `class_name,image_name`, with the files in images/."""
-    lists = {split: one_of(folder, [f"{name}.csv" for name in names]) for split, names in SPLIT_NAMES.items()}
-    if any(path is None for path in lists.values()):
-        return None
-    parts = {split: csv_list(path, folder) for split, path in lists.items() if path}
-    return of_parts("CSV lists", parts, folder, [path for path in lists.values() if path])
+    return of_lists("CSV lists", folder, "csv", csv_list)
 
 
 def json_lists(folder: Path) -> Form | None:
     """CloserLookFewShot's {base,val,novel}.json of `label_names`, `image_names`, `image_labels`."""
-    lists = {split: one_of(folder, [f"{name}.json" for name in names]) for split, names in SPLIT_NAMES.items()}
-    if any(path is None for path in lists.values()):
-        return None
-    parts = {split: json_list(path, folder) for split, path in lists.items() if path}
-    return of_parts("JSON lists", parts, folder, [path for path in lists.values() if path])
+    return of_lists("JSON lists", folder, "json", json_list)
 
 
 def listed_folders(folder: Path, images: str, lists: str) -> Form | None:
@@ -96,6 +88,17 @@ def of_parts(name: str, parts: Mapping[str, Listing], place: Path, lists: Sequen
     return of_listing(name, whole, {split: list(listing) for split, listing in parts.items()}, lists)
 
 
+def of_lists(name: str, folder: Path, ending: str, read: Callable[[Path, Path], Listing]) -> Form | None:
+    """A list of files for each split, read by `read`, which is given the list's path and the folder."""
+    found = [one_of(folder, [f"{split}.{ending}" for split in names]) for names in SPLIT_NAMES.values()]
+    lists = [path for path in found if path is not None]
+    if len(lists) < len(SPLIT_NAMES):
+        return None
+    return of_parts(
+        name, {split: read(path, folder) for split, path in zip(SPLIT_NAMES, lists, strict=True)}, folder, lists
+    )
+
+
 def of_listing(
     name: str, listing: Listing, splits: dict[str, list[str]] | None = None, lists: Sequence[Path] = ()
 ) -> Form:
@@ -111,10 +114,15 @@ def of_listing(
 def classes_in(folder: Path) -> dict[str, list[Path]]:
     """Class name -> all files below its folder, sorted; hidden files and empty folders are passed over."""
     return {
-        unicodedata.normalize("NFC", name): files  # as file systems differ in how they spell accents
+        spelt(name): files
         for name in sorted(entry.name for entry in visible(folder) if entry.is_dir())
         if (files := files_below(folder / name))
     }
+
+
+def spelt(name: str) -> str:
+    """A folder's name with accents spelt in one way, as file systems differ."""
+    return unicodedata.normalize("NFC", name)
 
 
 def files_below(folder: Path) -> list[Path]:
