@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarun.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 BEST = "best.pt"
 
 

@@ -26,15 +26,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import __version__, help, settings
-from metarun.errors import UserError, nearest
+from metarun.errors import RunFailure, UserError, nearest
 from metarun.groups import GROUPS
 from metarun.mistakes import CHOICES, KEYS, MISTAKES, NODES, explain, unknown
 from metarun.schema import AUTO, Settings
+from metarun.seat import given_seat
 
 UNUSABLE = {  # what is wrong with a path that a person gave
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
 }
+TOLD = (UserError, FloatingPointError, RunFailure)  # in one line, without a traceback
 failures: list[Exception] = []  # of the jobs of this sweep; each has been told
 brought: list[str] = []  # choices of groups that a checkpoint brings, put before what is typed
 
@@ -49,6 +51,14 @@ def main() -> int:
         if "--version" in typed:
             print(f"metarun {__version__}")
             return 0
+        if (seat := given_seat()) and seat.rank:
+            from metarun.team import follow
+
+            follow()
+        if seat:
+            from metarun.processes import join
+
+            join(seat)
         sys.argv = [typed[0], *arrange(typed[1:])]
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(job)()
     except KeyboardInterrupt as stopped:
@@ -80,13 +90,13 @@ def job(config: DictConfig) -> float | None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNUSABLE:
             error = UserError(f"{error.filename}: {error.strerror}; give a folder that can be read and written")
-        if not isinstance(error, (UserError, FloatingPointError)):
+        if not isinstance(error, TOLD):
             traceback.print_exc()
         if now.mode == RunMode.MULTIRUN:
             failures.append(error)
             tell(f"job {now.job.num} ({' '.join(typed)}): {error}")
             raise error
-        if isinstance(error, (UserError, FloatingPointError)):
+        if isinstance(error, TOLD):
             tell(str(error))
         sys.exit(worst([error]))
 

@@ -1,4 +1,4 @@
-"""The one exception that stands for a person's mistake."""
+"""The exceptions that are told in one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ class UserError(Exception):
     Its message is one line that names the key or file, what was found, what is allowed and what to do.
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class RunFailure(Exception):
+    """What ends a run though nobody made a mistake, as a full disk; one line, exit status 1."""
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:

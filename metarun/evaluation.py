@@ -57,25 +57,35 @@ class Evaluation:
         return {"mean": self.mean, "ci95": self.ci95, "tasks": len(self.values), "by_step": self.by_step}
 
 
-def evaluate(
+def judge_tasks(
     learner: MetaLearner,
     parameters: Parameters,
     source: Source,
     split: str,
-    tasks: int,
+    first: int,
+    count: int,
     shape: Shape,
     vectorised: bool,
+) -> Tensor:
+    """Adapt to tasks first .. first + count - 1: loss and metric after each inner step, [2, count, steps + 1]."""
+    batch = source.draw(EVALUATION_SEED, split, first, count, shape)
+    own = noise(EVALUATION_SEED, split, first, count, learner.method.noise(learner.inner_loop))
+    loss, measures = evaluate_tasks(learner, parameters, batch, own.to(batch.query_data.device), vectorised)
+    return torch.stack([loss, measures[source.metric]]).double().cpu()
+
+
+def evaluate(
+    judge: Callable[[int, int], Tensor],
+    metric: str,
+    tasks: int,
+    at_once: int,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Evaluation:
-    """Adapt to the first `tasks` tasks of a split and judge after each inner step; `progress` is told of each lot."""
-    at_once = TASKS_AT_ONCE[vectorised]
-    values, losses = [], []
+    """The first `tasks` tasks, as `judge(first, count)` finds them, `at_once` a call; `progress` is told of each."""
+    judged = []
     for first in range(0, tasks, at_once):
         count = min(at_once, tasks - first)
-        batch = source.draw(EVALUATION_SEED, split, first, count, shape)
-        own = noise(EVALUATION_SEED, split, first, count, learner.method.noise(learner.inner_loop))
-        loss, measures = evaluate_tasks(learner, parameters, batch, own.to(batch.query_data.device), vectorised)
-        losses.append(loss)
-        values.append(measures[source.metric])
+        judged.append(judge(first, count))
         progress(count)
-    return Evaluation(source.metric, torch.cat(values).double().cpu(), torch.cat(losses).double().cpu())
+    losses, values = torch.cat(judged, dim=1)
+    return Evaluation(metric, values, losses)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+UNCLAIMED = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
 
 
 class Stopped(KeyboardInterrupt):
@@ -37,11 +39,20 @@ class Stop:
 
 @contextmanager
 def noted_signals() -> Iterator[Stop]:
-    """While it lasts, SIGINT, SIGTERM and SIGUSR1 only set `number`; a second SIGINT stops at once."""
+    """While it lasts, SIGINT, SIGTERM and SIGUSR1 only set `number`; a second SIGINT stops at once.
+
+    A handler that another program has installed for one of them stays: submitit's requeues the job.
+    """
     stop = Stop()
-    before = {number: signal.signal(number, stop) for number in STOPPING}
+    if threading.current_thread() is not threading.main_thread():  # where no handler can be installed
+        yield stop
+        return
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    ours = [number for number, handler in before.items() if handler in UNCLAIMED]
+    for number in ours:
+        signal.signal(number, stop)
     try:
         yield stop
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in ours:
+            signal.signal(number, before[number])

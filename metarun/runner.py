@@ -22,8 +22,9 @@ from metarun.interrupt import noted_signals
 from metarun.predict import predict
 from metarun.records import RESULT, read_result, write_result
 from metarun.schema import AUTO, Settings
+from metarun.team import Team, assembled
 from metarun.training import train
-from metarun.work import Work, build
+from metarun.work import Work
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def run(settings: Settings, folder: Path) -> float | None:
     Raises:
         UserError: something that was asked for cannot be had.
         FloatingPointError: a loss is not finite.
+        RunFailure: another process of the run has ended.
         Stopped: a signal asked for it.
     """
     began = time.perf_counter()
@@ -49,8 +51,8 @@ def run(settings: Settings, folder: Path) -> float | None:
             predict(settings, folder)
         else:
             path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
-            work = build(settings)
-            test(work, folder, path, work.snapshot(), began)
+            with assembled(settings) as team:
+                test(team, folder, path, team.work.snapshot(), began)
     return None
 
 
@@ -80,21 +82,23 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
         resume_from = checkpoint.newest(folder)
         for damaged in checkpoint.set_damaged_aside(folder, resume_from):
             log.warning("a checkpoint was damaged: it is kept as %s, and the one before it is used", nearby(damaged))
-    work = build(settings)
-    untrained = work.snapshot()
-    log.info("training %s for %d iterations in %s", title(work, work.train_shape), settings.iterations, nearby(folder))
-    best = train(work, folder, resume_from)
-    if best is None:
-        raise FloatingPointError(
-            f"no validation was finite, so there is nothing to test; {nearby(folder)} has the checkpoints"
-        )
-    test(work, folder, checkpoint.best_path(folder), untrained, began)
+    with assembled(settings) as team:
+        work, untrained = team.work, team.work.snapshot()
+        what = title(work, work.train_shape)
+        log.info("training %s for %d iterations in %s", what, settings.iterations, nearby(folder))
+        best = train(team, folder, resume_from)
+        if best is None:
+            raise FloatingPointError(
+                f"no validation was finite, so there is nothing to test; {nearby(folder)} has the checkpoints"
+            )
+        test(team, folder, checkpoint.best_path(folder), untrained, began)
     return best
 
 
-def test(work: Work, folder: Path, path: Path, untrained: dict[str, Any], began: float) -> None:
+def test(team: Team, folder: Path, path: Path, untrained: dict[str, Any], began: float) -> None:
     """The test tasks with a checkpoint's parameters and with untrained ones: result.json and the last lines."""
     content = checkpoint.load(path)
+    work = team.work
     tasks = work.settings.eval.tasks
     with noted_signals() as stop, tqdm(total=2 * tasks, desc="testing", unit="task", disable=None) as bar:
 
@@ -104,9 +108,9 @@ def test(work: Work, folder: Path, path: Path, untrained: dict[str, Any], began:
             stop.raise_if_asked(f"in the final test{again}")
 
         work.restore(content, str(path))
-        tested = work.evaluate("test", tasks, progress)
+        tested = team.evaluate("test", tasks, progress)
         work.restore(untrained, "untrained")
-        baseline = work.evaluate("test", tasks, progress)
+        baseline = team.evaluate("test", tasks, progress)
     write_result(folder, result(work, content, path, tested, baseline, time.perf_counter() - began))
     log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
     log.info("%s: test %s on %d tasks (untrained: %s)", title(work, work.eval_shape), tested, tasks, baseline)
@@ -148,6 +152,7 @@ def result(
         "batch_norm": work.batch_norm,
         "seed": s.seed,
         "iterations": content["step"],
+        "skipped_steps": content["skipped"],
         "checkpoint": str(path.resolve()),
         "seconds": round(seconds, 3),
         "metarun": __version__,

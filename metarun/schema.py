@@ -38,6 +38,7 @@ class Save:
 @dataclass
 class Engine:
     tasks: str = key("auto", "how a meta-batch is computed", choices=("auto", "vectorised", "looped"))
+    workers: int = key(1, "processes that share the tasks; torchrun starts its own", least=1, most=1024)
 
 
 @dataclass
@@ -65,6 +66,9 @@ class Settings:
     outer_learning_rate: float = key(0.001, "step size of Adam, the outer optimiser", least=0)
     outer_schedule: str = key("constant", "of the outer step size", choices=("constant", "cosine"))
     outer_clip: float | None = key(None, "clamp each entry of the meta-gradient to this size; null: as it is", above=0)
+    skip_not_finite: bool = key(
+        False, "leave out, and count, outer steps whose loss or gradient is not finite; false: they end the run"
+    )
     seed: int = key(
         0, "of the initial weights and the training tasks; test tasks are the same for all", least=0, most=2**63 - 1
     )

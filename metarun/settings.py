@@ -18,7 +18,15 @@ from metarun.schema import AUTO, Settings, check, keys
 
 PREDICTING = ("support", "query", "adapted_weights")
 PRESENT = ("mode", "resume", "checkpoint", *PREDICTING)  # what is asked for now, never taken from a checkpoint
-FREE = (*PRESENT, "iterations", "device", "data_dir", "cache_dir", "download")  # a resumed run may change these
+FREE = (
+    *PRESENT,
+    "iterations",
+    "skip_not_finite",
+    "device",
+    "data_dir",
+    "cache_dir",
+    "download",
+)  # a resumed run may change these
 ELSEWHERE = (*PRESENT, "device", "data_dir", "cache_dir", "download")  # where a run is, not what it is
 FREE_NODES = ("eval.", "save.", "engine.")  # and these
 ADAPTING = ("inner_loop", "inner_learning_rate")  # and a prediction these

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import logging
 import math
@@ -15,47 +16,52 @@ from torch import Tensor
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from metarun import __version__, checkpoint, offline
-from metarun.data import likeness, noise, order
-from metarun.errors import UserError, nearby, pasteable
+from metarun import checkpoint, generators, health, offline
+from metarun.data import likeness, order
+from metarun.errors import RunFailure, UserError, nearby, pasteable
 from metarun.interrupt import noted_signals
-from metarun.meta import Measures, MetaLearner, meta_gradient
+from metarun.meta import Measures
 from metarun.methods import Parameters
 from metarun.records import Records
 from metarun.schema import Settings
-from metarun.task import Task
-from metarun.work import Work
+from metarun.team import Team
 
 log = logging.getLogger(__name__)
 
 TRAIN_LINE_EVERY = 20  # outer steps that one training line of metrics.jsonl averages over
+SKIPPED_IN_A_ROW = 100  # with skip_not_finite, so many end the run: it no longer learns
 
 
 class Training:
     """A run being trained: everything that a checkpoint holds, and the outer step that moves it on."""
 
-    def __init__(self, work: Work, folder: Path) -> None:
-        self.work = work
+    def __init__(self, team: Team, folder: Path) -> None:
+        self.team = team
+        self.work = team.work
         self.folder = folder
         self.step = 0
         self.best: dict[str, float] | None = None  # step, mean and ci95 of the best validation
         self.due = False  # whether this step's validation is still to come
-        self.running: dict[str, float] = {}  # sums since the last training line
+        self.running: dict[str, float] = {}  # sums since the last training line, and the steps in them
+        self.skipped = 0  # steps that were not finite
+        self.skipped_in_a_row = 0
         self.seconds = 0.0  # spent up to this step, over all sittings of this run
-        self.optimizer = torch.optim.Adam(work.tensors, lr=work.settings.outer_learning_rate)
+        self.optimizer = torch.optim.Adam(self.work.tensors, lr=self.work.settings.outer_learning_rate)
+        generators.seed_all(self.work.settings.seed)
 
     def content(self) -> dict[str, Any]:
         return {
-            "metarun": __version__,
-            "torch": str(torch.__version__),
             "config": dataclasses.asdict(self.work.settings),
+            "how": self.team.how(),
             "pictures": likeness.of(self.work.source),
-            "vectorised": self.work.vectorised,
             "step": self.step,
             "best": self.best,
             "due": self.due,
             "running": self.running,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "seconds": self.seconds,
+            "generators": generators.states(),
             **self.work.snapshot(),
             "optimizer": self.optimizer.state_dict(),
         }
@@ -71,6 +77,9 @@ class Training:
         self.optimizer.load_state_dict(content["optimizer"])
         self.step, self.due = content["step"], content["due"]
         self.running, self.seconds = content["running"], content["seconds"]
+        self.skipped, self.skipped_in_a_row = content["skipped"], content["skipped_in_a_row"]
+        generators.restore(content["generators"])
+        self.tell_differences(content["how"])
         if self.step > self.work.settings.iterations:
             raise UserError(f"iterations={self.work.settings.iterations}: the run is at step {self.step} already")
         if judged_alike(content["config"]["eval"], dataclasses.asdict(self.work.settings.eval)):
@@ -78,37 +87,53 @@ class Training:
         else:
             self.due = True  # judged anew, since what was found before cannot be compared
 
+    def tell_differences(self, before: dict[str, Any]) -> None:
+        """Say where the run computes otherwise than it did, so that it does not end equal to the last bit."""
+        now = self.team.how()
+        differ = [
+            f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value
+        ]
+        if differ:
+            log.warning(
+                "from here on the run is not exactly what it would have been, only within rounding: %s",
+                "; ".join(differ),
+            )
+
     def outer_step(self) -> dict[str, float]:
         """One step of Adam on a meta-batch's gradient; returns the meta-batch's mean loss and metric.
 
         Raises:
             FloatingPointError: loss or gradient is not finite; the parameters are as before.
+            RunFailure: another process has ended.
         """
-        work, settings, learner = self.work, self.work.settings, self.work.learner
-        if self.step < settings.first_order_steps:
-            learner = dataclasses.replace(learner, use_second_order=False)
+        settings = self.work.settings
+        if self.work.learner.method.offline is not None:
+            return self.offline_step()
+        second_order = settings.use_second_order and self.step >= settings.first_order_steps
         first = self.step * settings.meta_batch
-        tasks = work.source.draw(settings.seed, "train", first, settings.meta_batch, work.train_shape)
-        own = noise(settings.seed, "train", first, settings.meta_batch, learner.method.noise(learner.inner_loop))
-        own = own.to(tasks.query_data.device)
-        if learner.method.offline is not None:
-            return self.offline_step(learner, tasks, own)
-        gradient, losses, measures = meta_gradient(learner, work.parameters, tasks, own, work.vectorised)
-        self.apply(gradient, float(losses.mean()))
+        gradient, losses, measures = self.team.meta_gradient(first, settings.meta_batch, second_order)
+        self.apply(gradient, losses)
         self.step += 1
         return self.means(losses, measures)
 
-    def offline_step(self, learner: MetaLearner, tasks: Task, own: Tensor) -> dict[str, float]:
+    def offline_step(self) -> dict[str, float]:
         """The same for a method that learns from stored iterates: a step of phi for each, then one of theta."""
-        phi = self.work.parameters.phi
-        paths = offline.follow(learner, self.work.parameters, tasks, own)
+        work, settings = self.work, self.work.settings
+        before = work.snapshot(), copy.deepcopy(self.optimizer.state_dict())
+        learner, phi = work.learner, work.parameters.phi
+        tasks, own = work.tasks(self.step * settings.meta_batch, settings.meta_batch)
+        paths = offline.follow(learner, work.parameters, tasks, own)
         losses, measures = offline.judge(paths, phi)
-        loss = float(losses.mean())
-        shuffled = order(self.work.settings.seed, self.step, len(paths) * learner.inner_loop)
-        for gradient in offline.phi_gradients(paths, phi, shuffled):
-            self.apply(Parameters({}, gradient), loss)
-        if learner.method.leap:
-            self.apply(Parameters(offline.leap_gradient(paths), {}), loss)
+        shuffled = order(settings.seed, self.step, len(paths) * learner.inner_loop)
+        try:
+            for gradient in offline.phi_gradients(paths, phi, shuffled):
+                self.apply(Parameters({}, gradient), losses)
+            if learner.method.leap:
+                self.apply(Parameters(offline.leap_gradient(paths), {}), losses)
+        except FloatingPointError:
+            work.restore(before[0], "before the step")
+            self.optimizer.load_state_dict(before[1])
+            raise
         self.step += 1
         return self.means(losses, measures)
 
@@ -116,51 +141,68 @@ class Training:
         metric = self.work.source.metric
         return {"loss": float(losses.mean()), metric: float(measures[metric].mean())}
 
-    def apply(self, gradient: Parameters, loss: float) -> None:
+    def apply(self, gradient: Parameters, losses: Tensor) -> None:
         """A step of the outer optimiser on what `gradient` holds.
 
         Raises:
             FloatingPointError: loss or gradient is not finite; the parameters are as before.
         """
         settings = self.work.settings
-        clip = settings.outer_clip
-        tensors, entries = [], []
-        for held, part in zip(self.work.parameters, gradient, strict=True):
-            tensors += [held[name] for name in part]
-            entries += [entry if clip is None else entry.clamp(-clip, clip) for entry in part.values()]
-        if not math.isfinite(loss) or not all(bool(entry.isfinite().all()) for entry in entries):
-            first = self.step * settings.meta_batch
-            raise FloatingPointError(
-                f"outer step {self.step + 1}, training tasks {first} to {first + settings.meta_batch - 1}: the loss is "
-                f"{loss} or its gradient is not finite; try a smaller inner_learning_rate, or outer_clip=10"
-            )
+        if fault := health.fault(losses, gradient, self.step * settings.meta_batch):
+            raise FloatingPointError(f"outer step {self.step + 1}, {fault}")
         self.optimizer.zero_grad()
-        for tensor, entry in zip(tensors, entries, strict=True):
-            tensor.grad = entry
+        clip = settings.outer_clip
+        for held, part in zip(self.work.parameters, gradient, strict=True):
+            for name, entry in part.items():
+                held[name].grad = entry if clip is None else entry.clamp(-clip, clip)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step)
         self.optimizer.step()
 
     def outer_step_or_save(self) -> dict[str, float]:
-        """The outer step; where it is not finite, the parameters before it are kept in a checkpoint."""
+        """The outer step; where it fails, the parameters before it are kept in a checkpoint, or it is skipped."""
         try:
-            return self.outer_step()
-        except FloatingPointError:
+            scalars = self.outer_step()
+        except FloatingPointError as error:
+            if self.work.settings.skip_not_finite and self.skipped_in_a_row < SKIPPED_IN_A_ROW - 1:
+                return self.skip(error)
             self.save()
-            raise
+            raise FloatingPointError(
+                f"{error}; step {self.step} is saved; try a smaller inner_learning_rate, outer_clip=10, "
+                "or skip_not_finite=true where it is rare"
+            ) from error
+        except RunFailure as error:
+            self.save()
+            go_on = pasteable("resume", nearby(self.folder))
+            raise RunFailure(f"{error}; step {self.step} is saved, go on with {go_on}") from error
+        self.skipped_in_a_row = 0
+        return scalars
+
+    def skip(self, error: FloatingPointError) -> dict[str, float]:
+        """Leave this step's update out; it counts as a step and as a skipped one."""
+        self.step += 1
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        log.warning("%s; skipped, the %d. of this run", error, self.skipped)
+        return {}
 
     def record(self, records: Records, scalars: dict[str, float]) -> None:
         """Add to the running sums; every so many steps their means become a training line."""
-        for name, value in scalars.items():
+        for name, value in {**scalars, "steps": 1.0 if scalars else 0.0}.items():
             self.running[name] = self.running.get(name, 0.0) + value
         if self.step % TRAIN_LINE_EVERY == 0:
-            means = {name: total / TRAIN_LINE_EVERY for name, total in self.running.items()}
+            steps = self.running.pop("steps")
+            means = {
+                name: self.running.get(name, math.nan) / (steps or 1) for name in ("loss", self.work.source.metric)
+            }
+            if self.work.settings.skip_not_finite:
+                means["skipped"] = self.skipped
             records.write(self.step, "train", self.seconds, **means)
             self.running = {}
 
     def validate(self, records: Records, progress: Callable[[int], object]) -> None:
         """Judge on the validation tasks; the best so far becomes best.pt."""
-        found = self.work.evaluate("val", self.work.settings.eval.validation_tasks, progress)
+        found = self.team.evaluate("val", self.work.settings.eval.validation_tasks, progress)
         self.due = False
         records.write(self.step, "val", self.seconds, loss=found.loss, **{found.metric: found.mean}, ci95=found.ci95)
         if not math.isfinite(found.mean):
@@ -187,7 +229,7 @@ def learning_rate(settings: Settings, step: int) -> float:
     return settings.outer_learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.iterations))
 
 
-def train(work: Work, folder: Path, resume_from: Path | None = None) -> float | None:
+def train(team: Team, folder: Path, resume_from: Path | None = None) -> float | None:
     """Train to `iterations`, validating and saving on the way; SIGINT, SIGTERM and SIGUSR1 save and stop.
 
     Returns:
@@ -196,8 +238,8 @@ def train(work: Work, folder: Path, resume_from: Path | None = None) -> float | 
     Raises:
         Stopped: a signal asked for it; the newest checkpoint is of this step.
     """
-    settings = work.settings
-    training = Training(work, folder)
+    settings = team.work.settings
+    training = Training(team, folder)
     if resume_from is not None:
         training.restore(resume_from)
         log.info("going on from %s", nearby(resume_from))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +13,15 @@ from torch import Tensor, nn
 
 from metarun import checkpoint
 from metarun.backbones import BACKBONES
-from metarun.data import Places, Shape, Source, load
+from metarun.data import Places, Shape, Source, load, noise
 from metarun.engine import choose_device, choose_threads, choose_vectorised, keep_freed_memory
-from metarun.evaluation import Evaluation, evaluate
-from metarun.meta import MetaLearner
+from metarun.evaluation import TASKS_AT_ONCE, judge_tasks
+from metarun.meta import Measures, MetaLearner, meta_gradient
 from metarun.methods import METHODS, Parameters
 from metarun.objective import classification, regression
 from metarun.schema import Settings
+from metarun.seat import ALONE, Seat
+from metarun.task import Task
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,9 @@ class Work:
     source: Source
     learner: MetaLearner
     parameters: Parameters  # the model's own tensors, which training changes in place
+    device: torch.device
     vectorised: bool
+    threads: int  # of each operation
     batch_norm: str  # what the norm layers' statistics are; stands beside every result
 
     @property
@@ -52,10 +55,28 @@ class Work:
     def tensors(self) -> list[Tensor]:
         return [tensor for part in self.parameters for tensor in part.values()]
 
-    def evaluate(self, split: str, tasks: int, progress: Callable[[int], object] = lambda done: None) -> Evaluation:
-        """The first `tasks` tasks of a split with the present parameters."""
+    @property
+    def tasks_at_once(self) -> int:
+        """Of an evaluation."""
+        return TASKS_AT_ONCE[self.vectorised]
+
+    def tasks(self, first: int, count: int) -> tuple[Task, Tensor]:
+        """Training tasks first .. first + count - 1, and what the method draws for each."""
+        s = self.settings
+        tasks = self.source.draw(s.seed, "train", first, count, self.train_shape)
+        own = noise(s.seed, "train", first, count, self.learner.method.noise(s.inner_loop))
+        return tasks, own.to(tasks.query_data.device)
+
+    def meta_gradient(self, first: int, count: int, second_order: bool) -> tuple[Parameters, Tensor, Measures]:
+        """Mean over training tasks first .. first + count - 1, with each task's loss [count] and measures [count]."""
+        learner = dataclasses.replace(self.learner, use_second_order=second_order)
+        return meta_gradient(learner, self.parameters, *self.tasks(first, count), self.vectorised)
+
+    def judge(self, split: str, first: int, count: int) -> Tensor:
+        """Loss and metric of tasks first .. first + count - 1 after each inner step, [2, count, steps + 1]."""
         learner = dataclasses.replace(self.learner, inner_loop=self.eval_inner_loop)
-        return evaluate(learner, self.parameters, self.source, split, tasks, self.eval_shape, self.vectorised, progress)
+        shape = self.eval_shape
+        return judge_tasks(learner, self.parameters, self.source, split, first, count, shape, self.vectorised)
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of the present parameters, in the form that `restore` takes and checkpoints hold."""
@@ -70,13 +91,13 @@ class Work:
         checkpoint.restore(self.parameters.phi, content.get("phi", {}), name)
 
 
-def build(settings: Settings) -> Work:
-    """Load the data and make the network with its initial weights.
+def build(settings: Settings, seat: Seat = ALONE) -> Work:
+    """Load the data and make the network with its initial weights, for one of a run's processes.
 
     Raises:
         UserError: the device, the data or the shape of the tasks cannot be had.
     """
-    device = choose_device(settings.device)
+    device = choose_device(settings.device, seat)
     keep_freed_memory()
     data = options(settings.dataset)
     places = Places(Path(settings.data_dir).expanduser(), Path(settings.cache_dir).expanduser(), settings.download)
@@ -86,9 +107,12 @@ def build(settings: Settings) -> Work:
         source.check(split, eval_shape(settings), eval_names(settings))
     learner = build_learner(settings, source, device)
     vectorised, reason = choose_vectorised(settings.engine.tasks, learner.model, device)
-    threads = choose_threads(vectorised, device)
-    log.info("%s with %d threads, tasks %s: %s", device, threads, "vectorised" if vectorised else "looped", reason)
-    return Work(settings, source, learner, learner.method.parameters, vectorised, batch_norm(settings))
+    threads = choose_threads(vectorised, device, seat)
+    processes = f"{seat.size} processes, " if seat.size > 1 else ""
+    tasks = "vectorised" if vectorised else "looped"
+    log.info("%s%s with %d threads, tasks %s: %s", processes, device, threads, tasks, reason)
+    parameters = learner.method.parameters
+    return Work(settings, source, learner, parameters, device, vectorised, threads, batch_norm(settings))
 
 
 def build_learner(settings: Settings, source: Source, device: torch.device) -> MetaLearner:

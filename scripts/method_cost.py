@@ -18,6 +18,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 
 from metarun import cli, settings
+from metarun.team import Team
 from metarun.training import Training
 from metarun.work import build
 
@@ -29,7 +30,7 @@ ROUNDS = 15
 def training(words: list[str], folder: str) -> Training:
     with initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
         chosen = settings.build(compose("config", words))
-    return Training(build(chosen), Path(folder))
+    return Training(Team(build(chosen)), Path(folder))
 
 
 def peak(words: list[str]) -> float:

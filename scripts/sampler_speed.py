@@ -14,6 +14,7 @@ from pathlib import Path
 from hydra import compose, initialize_config_dir
 
 from metarun import cli, settings
+from metarun.team import Team
 from metarun.training import Training
 from metarun.work import build
 
@@ -35,7 +36,7 @@ def main() -> None:
 
     work.source.draw = timed_draw  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(work, Path(folder))
+        training = Training(Team(work), Path(folder))
         steps = []
         for _ in range(STEPS):
             began = time.perf_counter()

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,39 +14,11 @@ import torch
 from metarun import checkpoint, cli, training
 from metarun.errors import UserError
 from metarun.evaluation import Evaluation
-from metarun.groups import Maml, Mlp, Sinusoid
-from metarun.interrupt import Stopped
+from metarun.groups import Mlp
 from metarun.runner import run
-from metarun.schema import Engine, Eval, Save, Settings
+from metarun.schema import Engine, Eval, Settings
 from metarun.work import build
-
-
-def small(folder: Path, **changes: object) -> Settings:
-    """A sinusoid run of a second."""
-    settings = Settings(
-        dataset=Sinusoid(),
-        backbone=Mlp(hidden=[8]),
-        method=Maml(),
-        shots=5,
-        queries=5,
-        inner_loop=2,
-        iterations=60,
-        data_dir=str(folder / "data"),
-        cache_dir=str(folder / "cache"),
-        eval=Eval(tasks=10, validation_tasks=10, every=30, inner_loop=3, shots=4, queries=7),
-        save=Save(every=20, keep=2),
-    )
-    return replace(settings, **changes)  # type: ignore[arg-type]
-
-
-def lines(folder: Path) -> list[dict[str, float]]:
-    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in found]
-
-
-def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    content = checkpoint.load(checkpoint.newest(folder))
-    return {**content["theta"], **content["phi"]}
+from tests.small_runs import lines, small, tensors
 
 
 def test_a_run_folder_explains_itself(tmp_path: Path) -> None:
@@ -76,98 +45,6 @@ def test_a_run_repeats_to_the_bit_and_another_seed_differs(tmp_path: Path) -> No
     torch.testing.assert_close(tensors(tmp_path / "one"), tensors(tmp_path / "two"), rtol=0, atol=0)
     assert lines(tmp_path / "one") == lines(tmp_path / "two")
     assert lines(tmp_path / "one") != lines(tmp_path / "three")
-
-
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
-@pytest.mark.parametrize("at", [20, 33, 59])
-def test_a_stopped_run_resumes_as_if_nothing_had_happened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, schedule: str
-) -> None:
-    settings = small(tmp_path, outer_schedule=schedule)
-    run(settings, tmp_path / "whole")
-    stopped = tmp_path / "stopped"
-    outer_step = training.Training.outer_step
-
-    def interrupted(self: training.Training) -> dict[str, float]:
-        if self.step + 1 == at:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return outer_step(self)
-
-    with (
-        monkeypatch.context() as patch,
-        pytest.raises(Stopped, match=f"SIGTERM: stopped after step {at}, .*resume=") as raised,
-    ):
-        patch.setattr(training.Training, "outer_step", interrupted)
-        run(settings, stopped)
-    assert raised.value.number == signal.SIGTERM
-    assert not (stopped / "result.json").exists()
-    run(replace(settings, resume=str(stopped)), stopped)
-    assert lines(stopped) == lines(tmp_path / "whole")
-    torch.testing.assert_close(tensors(stopped), tensors(tmp_path / "whole"), rtol=0, atol=0)
-    whole, again = (json.loads((f / "result.json").read_text()) for f in (tmp_path / "whole", stopped))
-    assert {**whole, "seconds": 0, "checkpoint": ""} == {**again, "seconds": 0, "checkpoint": ""}
-
-
-def test_resuming_drops_what_a_killed_run_wrote_after_its_checkpoint(tmp_path: Path) -> None:
-    settings = small(tmp_path)
-    run(settings, tmp_path / "whole")
-    run(settings, tmp_path / "killed")
-    checkpoint.step_path(tmp_path / "killed", 60).unlink()
-    with (tmp_path / "killed" / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 6')
-    run(replace(settings, resume="x"), tmp_path / "killed")
-    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
-
-
-def test_a_run_stopped_in_a_validation_goes_on_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = small(tmp_path)
-    run(settings, tmp_path / "whole")
-    validate = training.Training.validate
-
-    def interrupted(self: training.Training, *arguments: object) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        validate(self, *arguments)  # type: ignore[arg-type]
-
-    with monkeypatch.context() as patch, pytest.raises(Stopped, match=r"in the validation of step 30, .* resume="):
-        patch.setattr(training.Training, "validate", interrupted)
-        run(settings, tmp_path / "stopped")
-    assert [line["split"] for line in lines(tmp_path / "stopped")] == ["train"]
-    run(replace(settings, resume="x"), tmp_path / "stopped")
-    assert lines(tmp_path / "stopped") == lines(tmp_path / "whole")
-
-
-def test_a_run_killed_behind_a_validation_does_not_write_it_twice(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    settings = small(tmp_path)
-    run(settings, tmp_path / "whole")
-    save = training.Training.save
-
-    def killed(self: training.Training) -> None:
-        if self.step == 60 and not self.due:
-            raise KeyboardInterrupt
-        save(self)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(training.Training, "save", killed)
-        run(settings, tmp_path / "killed")
-    assert [line["step"] for line in lines(tmp_path / "killed") if line["split"] == "val"] == [30, 60]
-    run(replace(settings, resume="x"), tmp_path / "killed")
-    assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
-
-
-def test_a_damaged_checkpoint_is_told_and_the_one_before_it_goes_on(tmp_path: Path, caplog) -> None:
-    settings = small(tmp_path)
-    run(settings, tmp_path / "whole")
-    run(settings, tmp_path / "damaged")
-    path = checkpoint.step_path(tmp_path / "damaged", 60)
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    run(replace(settings, resume="x"), tmp_path / "damaged")
-    assert "step-00000060.pt.damaged, and the one before it is used" in caplog.text
-    assert lines(tmp_path / "damaged") == lines(tmp_path / "whole")
-    torch.testing.assert_close(tensors(tmp_path / "damaged"), tensors(tmp_path / "whole"), rtol=0, atol=0)
 
 
 HOLDER = """
@@ -203,20 +80,6 @@ def test_two_processes_cannot_write_to_one_run_folder(tmp_path: Path) -> None:
         process.kill()
     run(small(tmp_path), folder)  # the lock died with its process
     assert (folder / "result.json").exists()
-
-
-def test_a_run_cannot_be_made_shorter_than_it_is(tmp_path: Path) -> None:
-    run(small(tmp_path), tmp_path / "run")
-    with pytest.raises(UserError, match="iterations=10: the run is at step 60 already"):
-        run(small(tmp_path, iterations=10, resume="x"), tmp_path / "run")
-
-
-def test_other_validation_tasks_begin_a_new_best(tmp_path: Path) -> None:
-    run(small(tmp_path), tmp_path / "run")
-    other = Eval(tasks=10, validation_tasks=10, every=30, inner_loop=0, shots=4, queries=7)
-    found = run(small(tmp_path, resume="x", eval=other), tmp_path / "run")
-    result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["validation"] == {"step": 60, "mean": found, "ci95": result["validation"]["ci95"]}
 
 
 def test_a_validation_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:

@@ -1,0 +1,26 @@
+"""Which of a run's processes this one is."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+
+class Seat(NamedTuple):
+    """Number and count of processes, in all and on this machine. Rank 0 leads, the others do what it asks."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+ALONE = Seat(0, 1, 0, 1)
+
+
+def given_seat() -> Seat | None:
+    """What torchrun, or a process that leads, has put into the environment."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    if not all(name in os.environ for name in names):
+        return None
+    return Seat(*(int(os.environ[name]) for name in names))

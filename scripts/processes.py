@@ -1,0 +1,75 @@
+"""Several processes: how far their result is from that of one, and how much faster they are.
+
+python scripts/processes.py [--rounds 3] [--steps 100] [KEY=VALUE ...]
+
+Runs of 20 steps with 1, 2 and 4 processes are compared; then runs with one process (which takes all cores) and with
+two are timed in turn. The default is Conv4 with MAML on glyphs in the published form, pool and five inner steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+from metarun import checkpoint
+from metarun.training import TRAIN_LINE_EVERY
+
+WORK = ["backbone=conv4", "queries=5", "inner_loop=5", "inner_learning_rate=0.01", "device=cpu"]
+SHORT = ["eval.tasks=2", "eval.validation_tasks=2", "eval.every=100000", "outer_schedule=constant"]
+
+
+def run(folder: Path, workers: int, steps: int, words: list[str]) -> None:
+    own = [f"engine.workers={workers}", f"iterations={steps}", f"hydra.run.dir={folder}"]
+    command = [sys.executable, "-m", "metarun", *WORK, *SHORT, *words, *own]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def difference(one: Path, other: Path) -> float:
+    """The largest, over parameters, of |difference| / (|one| as a whole tensor)."""
+    contents = [checkpoint.load(checkpoint.newest(folder)) for folder in (one, other)]
+    pairs = [
+        (contents[0][part][name], contents[1][part][name]) for part in ("theta", "phi") for name in contents[0][part]
+    ]
+    return max(float((a - b).norm() / a.norm()) for a, b in pairs if a.norm() > 0)
+
+
+def milliseconds_a_step(folder: Path) -> float:
+    """Without the first line's steps, which warm up."""
+    entries = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    times = [entry["seconds"] for entry in entries if entry["split"] == "train"]
+    return 1e3 * statistics.median(b - a for a, b in pairwise(times)) / TRAIN_LINE_EVERY
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=100)
+    asked, words = parser.parse_known_args()
+    with tempfile.TemporaryDirectory() as place:
+        base = Path(place)
+        for workers in (1, 2, 4):
+            run(base / f"same-{workers}", workers, 20, words)
+        print("| processes | largest relative difference from one after 20 steps |\n| --- | --- |")
+        for workers in (2, 4):
+            print(f"| {workers} | {difference(base / 'same-1', base / f'same-{workers}'):.1e} |")
+        times: dict[int, list[float]] = {1: [], 2: []}
+        for number in range(asked.rounds):
+            for workers, found in times.items():
+                folder = base / f"timed-{workers}-{number}"
+                run(folder, workers, asked.steps, words)
+                found.append(milliseconds_a_step(folder))
+        one, two = (statistics.median(found) for found in times.values())
+        print(
+            f"\n{os.cpu_count()} cores: 1 process {one:.1f} ms a step, 2 {two:.1f} ms: {one / two:.2f} times the speed"
+        )
+
+
+if __name__ == "__main__":
+    main()
