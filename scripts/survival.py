@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,23 +53,24 @@ class Command:
 
     def listen(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            with self.heard:
-                self.said.append((time.perf_counter() - self.began, line.rstrip("\n")))
-                self.heard.notify_all()
+        with self.process.stdout as lines:
+            for line in lines:
+                with self.heard:
+                    self.said.append((time.perf_counter() - self.began, line.rstrip("\n")))
+                    self.heard.notify_all()
         with self.heard:
             self.ended = True
             self.heard.notify_all()
 
-    def when(self, *beginnings: str) -> float | None:
-        """Seconds from the start to the last line that begins so, or None."""
-        return next((at for at, line in reversed(self.said) if line.startswith(beginnings)), None)
+    def first(self, pattern: str) -> float | None:
+        """Seconds from the start to the first line whose beginning matches, or None."""
+        return next((at for at, line in self.said if re.match(pattern, line)), None)
 
-    def wait_for(self, *beginnings: str) -> bool:
-        """Wait for a line that begins so; false where the command ended without one."""
+    def wait_for(self, pattern: str) -> float | None:
+        """Wait for a line whose beginning matches; None where the command ended without one."""
         with self.heard:
-            self.heard.wait_for(lambda: self.ended or self.when(*beginnings) is not None, PATIENCE)
-            return self.when(*beginnings) is not None
+            self.heard.wait_for(lambda: self.ended or self.first(pattern) is not None, PATIENCE)
+            return self.first(pattern)
 
     def wait_until(self, seconds: float) -> None:
         """Wait until that long after the start, or the end of the command."""
@@ -96,8 +98,8 @@ def run_differences(one: Path, two: Path) -> list[str]:
     names, others = ({path.name for path in (folder / "checkpoints").glob("*.pt")} for folder in (one, two))
     found = [f"checkpoints/{name}: only in one of both" for name in sorted(names ^ others)]
     for name in sorted(names & others):
-        contents = (checkpoint.load(folder / "checkpoints" / name) for folder in (one, two))
-        found += differences(*contents, name)
+        here, there = (checkpoint.load(folder / "checkpoints" / name) for folder in (one, two))
+        found += differences(here, there, name)
     found += differences(metrics(one), metrics(two), "metrics.jsonl")
     if not (one / RESULT).exists() or not (two / RESULT).exists():
         return [*found, f"{RESULT}: missing"]
