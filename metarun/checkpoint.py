@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import pickle
 import zipfile
 from pathlib import Path
@@ -11,24 +11,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.errors import UserError
+from metarun import whole_files
+from metarun.errors import UserError, nearby, pasteable
 
 FORMAT = 1
 BEST = "best.pt"
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write under another name, flush to disk, rename: a reader finds the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write a checkpoint whole: a reader finds the old file or the new one, never a part.
+
+    The folder that it lies in is made, but not that one's own: a run folder that was deleted stays so.
+
+    Raises:
+        RunFailure: the disk is full or fails, or the run folder is gone.
+    """
+    data = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, data, pickle_protocol=2)  # in memory: torch hides a disk's errors
+    with whole_files.told(path.parent):
+        if not path.parent.is_dir():
+            path.parent.mkdir()
+            whole_files.sync_folder(path.parent.parent)
+    whole_files.write(path, data.getbuffer())
 
 
 def step_path(folder: Path, step: int) -> Path:
@@ -81,6 +85,19 @@ def newest(folder: Path) -> Path:
 def set_damaged_aside(folder: Path, whole: Path) -> list[Path]:
     """Rename what is newer than the newest whole checkpoint to NAME.damaged, so that it no longer counts as newest."""
     return [path.rename(path.with_name(f"{path.name}.damaged")) for path in steps(folder) if path > whole]
+
+
+def rescue(folder: Path) -> str:
+    """How to go on with a training run that a failing disk has ended: what is whole, and what to type."""
+    if not folder.is_dir():
+        return "if it was moved, go on with resume=FOLDER, its new place"
+    if not steps(folder):
+        return "the run had no checkpoint yet, start it again"
+    try:
+        whole = newest(folder)
+    except UserError as error:
+        return str(error)
+    return f"{whole.name} is whole, go on with {pasteable('resume', nearby(folder))}"
 
 
 def damage(path: Path) -> str | None:

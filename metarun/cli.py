@@ -6,12 +6,14 @@ Torch is imported when work begins, so that help and mistakes are answered at on
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -26,15 +28,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import __version__, help, settings
-from metarun.errors import UserError, nearest
+from metarun.errors import RunFailure, UserError, nearest
 from metarun.groups import GROUPS
 from metarun.mistakes import CHOICES, KEYS, MISTAKES, NODES, explain, unknown
 from metarun.schema import AUTO, Settings
+from metarun.whole_files import plain, told
 
 UNUSABLE = {  # what is wrong with a path that a person gave
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
 }
+TOLD = (UserError, RunFailure, FloatingPointError)  # in one line, without a traceback
 failures: list[Exception] = []  # of the jobs of this sweep; each has been told
 brought: list[str] = []  # choices of groups that a checkpoint brings, put before what is typed
 
@@ -56,6 +60,9 @@ def main() -> int:
         return 128 + getattr(stopped, "number", signal.SIGINT)
     except Exception as error:
         if not any(error is failure for failure in failures):
+            if failure := plain(error):  # Hydra could not write down what was typed
+                tell(str(failure))
+                return 1
             if not isinstance(error, MISTAKES):
                 raise
             tell(explain(error))
@@ -76,19 +83,37 @@ def job(config: DictConfig) -> float | None:
             settings.require_same(chosen, folder)
         from metarun.runner import run
 
+        raise_log_errors()
         return run(chosen, folder)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNUSABLE:
             error = UserError(f"{error.filename}: {error.strerror}; give a folder that can be read and written")
-        if not isinstance(error, (UserError, FloatingPointError)):
+        error = plain(error) or error
+        if not isinstance(error, TOLD):
             traceback.print_exc()
         if now.mode == RunMode.MULTIRUN:
             failures.append(error)
             tell(f"job {now.job.num} ({' '.join(typed)}): {error}")
             raise error
-        if isinstance(error, (UserError, FloatingPointError)):
+        if isinstance(error, TOLD):
             tell(str(error))
         sys.exit(worst([error]))
+
+
+def raise_log_errors() -> None:
+    """A log file that cannot be written ends the run, instead of printing a traceback for each of its lines."""
+
+    def refuse(handler: logging.FileHandler) -> None:
+        with told(Path(handler.baseFilename)):
+            try:
+                raise  # what logging is handling
+            finally:
+                with suppress(OSError):  # the same once more, for what is still in its buffer
+                    handler.close()
+
+    for handler in logging.root.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = lambda record, handler=handler: refuse(handler)
 
 
 def worst(errors: Sequence[Exception]) -> int:

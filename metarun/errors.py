@@ -1,4 +1,4 @@
-"""The one exception that stands for a person's mistake."""
+"""The exceptions that are told in one line, and how they are worded."""
 
 from __future__ import annotations
 
@@ -17,6 +17,14 @@ class UserError(Exception):
     """
 
 
+class RunFailure(Exception):
+    """What ended a run and is nobody's mistake: the disk is full or fails, the run folder was deleted.
+
+    Its message is one line that says what could not be done, why, what is intact and how to go on.
+    The command line prints it without a traceback and exits with status 1.
+    """
+
+
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'X'?` for the choice spelt most like `word`, or nothing where none is alike."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
@@ -30,5 +38,9 @@ def pasteable(key: str, value: object) -> str:
 
 
 def nearby(path: Path) -> Path:
-    """A path as a person would type it from the working folder."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    """A path as a person would type it from the working folder, which may have been deleted."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return path
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metarun import checkpoint
+from metarun import checkpoint, whole_files
 from metarun.data import likeness, noise
 from metarun.data.sampler import ImageSource
 from metarun.engine import choose_device
@@ -27,7 +27,6 @@ from metarun.meta import MetaLearner, OneTask, run_model, tape_gradient
 from metarun.methods import Parameters, Tensors
 from metarun.objective import classification_among
 from metarun.own_pictures import Pictures, listed, printable, read_query, read_support
-from metarun.records import write_whole
 from metarun.schema import Settings
 from metarun.task import Task
 from metarun.widen import Fixed, widened
@@ -63,14 +62,16 @@ def predict(settings: Settings, folder: Path) -> None:
     """
     path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
     made = prediction(settings, checkpoint.load(path), str(path))
-    write_whole(folder / "predictions.csv", table(made))
+    whole_files.write(folder / "predictions.csv", table(made))
     from metarun.predict_picture import draw  # brings matplotlib with it
 
     title = f"{settings.method.name} on {settings.dataset.name}"
-    write_whole(folder / "predictions.png", draw(made.classes, made.support, made.query, made.probabilities, title))
+    whole_files.write(
+        folder / "predictions.png", draw(made.classes, made.support, made.query, made.probabilities, title)
+    )
     files = ["predictions.csv", "predictions.png"]
     if settings.adapted_weights:
-        write_whole(folder / "adapted.safetensors", weights_file(made))
+        whole_files.write(folder / "adapted.safetensors", weights_file(made))
         files.append("adapted.safetensors")
     tell(made, settings)
     log.info("everything is in %s: %s", nearby(folder), ", ".join(files))

@@ -16,13 +16,14 @@ from tqdm import tqdm
 
 from metarun import __version__, checkpoint
 from metarun.data import Shape
-from metarun.errors import UserError, nearby, pasteable
+from metarun.errors import RunFailure, UserError, nearby, pasteable
 from metarun.evaluation import Evaluation
 from metarun.interrupt import noted_signals
 from metarun.predict import predict
 from metarun.records import RESULT, read_result, write_result
 from metarun.schema import AUTO, Settings
 from metarun.training import train
+from metarun.whole_files import plain, remove_parts
 from metarun.work import Work, build
 
 log = logging.getLogger(__name__)
@@ -37,12 +38,13 @@ def run(settings: Settings, folder: Path) -> float | None:
     Raises:
         UserError: something that was asked for cannot be had.
         FloatingPointError: a loss is not finite.
+        RunFailure: the disk is full or fails, or the folder was deleted.
         Stopped: a signal asked for it.
     """
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
-    with alone(folder):
+    with alone(folder), rescued(folder, settings.mode):
         if settings.mode == "train":
             return train_and_test(settings, folder, began)
         if settings.mode == "predict":
@@ -65,9 +67,23 @@ def alone(folder: Path) -> Iterator[None]:
             f"{nearby(folder)}: another process is writing to this run folder; wait for it, stop it or give another"
         ) from error
     try:
+        remove_parts(folder)
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def rescued(folder: Path, mode: str) -> Iterator[None]:
+    """A failing disk ends the run with RunFailure, which says how to go on."""
+    try:
+        yield
+    except (OSError, RunFailure) as error:
+        failure = error if isinstance(error, RunFailure) else plain(error)
+        if failure is None:
+            raise
+        how = checkpoint.rescue(folder) if mode == "train" else "type the same again"
+        raise RunFailure(f"{failure}; {how}") from error
 
 
 def train_and_test(settings: Settings, folder: Path, began: float) -> float:
