@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metarun import whole_files
+from metarun import untrusted, whole_files
 from metarun.errors import UserError, nearby, pasteable
 
 FORMAT = 1
@@ -103,10 +101,12 @@ def rescue(folder: Path) -> str:
 def damage(path: Path) -> str | None:
     """What is wrong with the file, every part of which has a CRC-32 in it, or None."""
     try:
-        with zipfile.ZipFile(path) as file:
-            part = file.testzip()
+        with path.open("rb") as file, untrusted.parts(file) as archive:
+            part = archive.testzip()
     except OSError as error:
         return f"cannot be read ({error.strerror or error})"
+    except untrusted.Refused as error:
+        return f"cannot be read: {error}; it is not one that metarun wrote"
     except Exception as error:  # damaged bytes make zipfile say anything
         return f"cannot be read: cut short, or none ({first_line(error)})"
     return None if part is None else f"cannot be read: its part {part} is damaged"
@@ -122,8 +122,10 @@ def load(place: Path) -> dict[str, Any]:
     if fault := damage(path):
         raise UserError(f"checkpoint {path}: {fault}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        content = untrusted.read(path)
+    except untrusted.Refused as error:
+        raise UserError(f"checkpoint {path}: cannot be read: {error}; it is not one that metarun wrote") from error
+    except Exception as error:  # damaged bytes make pickles say anything
         raise UserError(f"checkpoint {path}: cannot be read: damaged, or none ({first_line(error)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"checkpoint {path}: not a checkpoint of this version of metarun (format {FORMAT})")
@@ -134,8 +136,18 @@ def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
-def restore(tensors: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> None:
-    """Copy saved tensors into those of the model, in place.
+def tensors(content: dict[str, Any], kind: str, what: str) -> dict[str, Tensor]:
+    """The parameters of a kind ("theta", "phi") that a checkpoint holds. Raises UserError where they are none."""
+    found = content.get(kind)
+    if not isinstance(found, dict) or not all(
+        isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in found.values()
+    ):
+        raise UserError(f"checkpoint {what}: cannot be read: its {kind} is damaged")
+    return found
+
+
+def require_same_shapes(tensors: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> None:
+    """Whether the model's tensors, which may be without memory ("meta"), could take the saved ones.
 
     Raises:
         UserError: names or shapes differ, as they do for another architecture; names the first few.
@@ -153,6 +165,15 @@ def restore(tensors: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> 
             f"checkpoint {what}: of another architecture: {'; '.join(differ[:3])}{more}; "
             "leave out the keys that change backbone, method, ways or data set"
         )
+
+
+def restore(tensors: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> None:
+    """Copy saved tensors into those of the model, in place.
+
+    Raises:
+        UserError: they are of another architecture.
+    """
+    require_same_shapes(tensors, saved, what)
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(saved[name])

@@ -30,7 +30,7 @@ from metarun.own_pictures import Pictures, listed, printable, read_query, read_s
 from metarun.schema import Settings
 from metarun.task import Task
 from metarun.widen import Fixed, widened
-from metarun.work import batch_norm, build_learner, build_model, eval_inner_loop
+from metarun.work import batch_norm, build_learner, build_model, eval_inner_loop, require_same_shapes
 
 log = logging.getLogger(__name__)
 
@@ -131,8 +131,9 @@ def learner_of(
     Raises:
         UserError: more classes than the method can take, or a damaged checkpoint.
     """
+    require_same_shapes(settings, source, content, path)
     learner = build_learner(settings, source, source.device)
-    restore(learner, Parameters(*(tensors(content, kind, path) for kind in Parameters._fields)), path)
+    restore(learner, Parameters(*(checkpoint.tensors(content, kind, path) for kind in Parameters._fields)), path)
     if classes > settings.ways:
         narrow, wide = learner.method.parameters, replace(settings, ways=classes)
         learner = build_learner(wide, source, source.device)
@@ -154,15 +155,6 @@ def learner_of(
 def restore(learner: MetaLearner, saved: Parameters, path: str) -> None:
     for tensors, own in zip(learner.method.parameters, saved, strict=True):
         checkpoint.restore(tensors, own, path)
-
-
-def tensors(content: dict[str, Any], kind: str, path: str) -> Tensors:
-    found = content.get(kind)
-    if not isinstance(found, dict) or not all(
-        isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in found.values()
-    ):
-        raise UserError(f"checkpoint {path}: cannot be read: its {kind} is damaged")
-    return found
 
 
 def inputs(pictures: Pictures, source: ImageSource) -> Tensor:

@@ -51,7 +51,7 @@ def run(settings: Settings, folder: Path) -> float | None:
             predict(settings, folder)
         else:
             path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
-            work = build(settings)
+            work = build(settings, path)
             test(work, folder, path, work.snapshot(), began)
     return None
 
@@ -96,7 +96,7 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
         resume_from = checkpoint.newest(folder)
         for damaged in checkpoint.set_damaged_aside(folder, resume_from):
             log.warning("a checkpoint was damaged: it is kept as %s, and the one before it is used", nearby(damaged))
-    work = build(settings)
+    work = build(settings, resume_from)
     untrained = work.snapshot()
     log.info("training %s for %d iterations in %s", title(work, work.train_shape), settings.iterations, nearby(folder))
     best = train(work, folder, resume_from)

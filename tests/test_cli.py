@@ -353,7 +353,7 @@ def test_a_failing_disk_is_told_in_one_line(number: int, monkeypatch: pytest.Mon
 def test_a_log_that_cannot_be_written_ends_the_run(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     def run(chosen: Settings, folder: Path) -> None:
         (log,) = [handler for handler in logging.root.handlers if isinstance(handler, logging.FileHandler)]
-        log.stream.close()
+        log.close()
         log.stream = Path("/dev/full").open("w")  # noqa: SIM115, closed by the log
         logging.getLogger("metarun.test").info("step 1")
         raise AssertionError("not reached")
