@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,37 +100,35 @@ def rescue(folder: Path) -> str:
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with the file, every part of which has a CRC-32 in it, or None."""
-    try:
-        with path.open("rb") as file, untrusted.parts(file) as archive:
-            part = archive.testzip()
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-    except untrusted.Refused as error:
-        return f"cannot be read: {error}; it is not one that metarun wrote"
-    except Exception as error:  # damaged bytes make zipfile say anything
-        return f"cannot be read: cut short, or none ({first_line(error)})"
-    return None if part is None else f"cannot be read: its part {part} is damaged"
+    """What is wrong with the file, every part of which has a CRC-32 in it, or None; read a piece at a time."""
+    return fault(path, untrusted.check)[0]
 
 
 def load(place: Path) -> dict[str, Any]:
-    """Read a checkpoint, as data only: no code in it is run.
+    """Read a checkpoint, as data only: no code in it is run, and it takes no more memory than its file has.
 
     Raises:
         UserError: the file is missing, damaged or of another version.
     """
     path = find(place)
-    if fault := damage(path):
-        raise UserError(f"checkpoint {path}: {fault}")
-    try:
-        content = untrusted.read(path)
-    except untrusted.Refused as error:
-        raise UserError(f"checkpoint {path}: cannot be read: {error}; it is not one that metarun wrote") from error
-    except Exception as error:  # damaged bytes make pickles say anything
-        raise UserError(f"checkpoint {path}: cannot be read: damaged, or none ({first_line(error)})") from error
+    wrong, content = fault(path, untrusted.read)
+    if wrong:
+        raise UserError(f"checkpoint {path}: {wrong}")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"checkpoint {path}: not a checkpoint of this version of metarun (format {FORMAT})")
     return content
+
+
+def fault(path: Path, reader: Callable[[Path], Any]) -> tuple[str | None, Any]:
+    """What is wrong with a file that `reader` reads, or None; and what was read."""
+    try:
+        return None, reader(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})", None
+    except untrusted.Refused as error:
+        return f"cannot be read: {error}; it is not one that metarun wrote", None
+    except Exception as error:  # damaged bytes make zips and pickles say anything
+        return f"cannot be read: cut short, damaged, or none ({first_line(error)})", None
 
 
 def first_line(error: Exception) -> str:

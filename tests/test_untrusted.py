@@ -110,7 +110,7 @@ HARMFUL = {
     "a bytearray of 10 GB": name("builtins", "bytearray") + several(number(10**10)) + b"R",
     "a command": name("os", "system") + several(text("touch ran")) + b"R",
     "a state for a tensor": tensor(4, (4,), (1,)) + several(b"N") + b"b",
-    "a billion laughs": b"]q\0" + LAUGHS,
+    "a billion laughs": several(b"]q\0", LAUGHS),
     "a list in itself": b"]q\1h\1a",
     "deep nesting": b"]" * 10**5 + b"a" * (10**5 - 1),
     "very many values": b"](" + b"]" * (10**6 + 1) + b"e",
