@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -57,9 +58,6 @@ class Growing:
         with told(self.path):
             put(self.file.fileno(), content)
 
-    def flush(self) -> None:
-        """Nothing: no write is held back."""
-
     def sync(self) -> None:
         with told(self.path):
             os.fsync(self.file.fileno())
@@ -91,12 +89,14 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what `write` left unfinished anywhere below a folder, in processes that were killed.
+    """Remove what `write` left unfinished in a run folder and its checkpoints/, in processes that were killed.
 
     Only for the process that holds the folder's lock: another's file may still be being written.
     """
-    for part in folder.rglob(".*.part"):
-        part.unlink(missing_ok=True)
+    for place in (folder, folder / "checkpoints"):
+        for part in place.glob(".*.part"):
+            if re.fullmatch(r"\..+\.\d+\.part", part.name):
+                part.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -91,9 +91,18 @@ def test_a_deleted_folder_is_told_and_not_made_again(tmp_path: Path) -> None:
 
 
 def test_unfinished_files_are_removed_and_no_others(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    for name in (".result.json.7.part", "checkpoints/.best.pt.8.part", "checkpoints/best.pt", "a.part", ".lock"):
+    for folder in ("checkpoints", "other"):  # the other is of a run of its own
+        (tmp_path / folder).mkdir()
+    for name in (
+        ".result.json.7.part",
+        "checkpoints/.best.pt.8.part",
+        "checkpoints/best.pt",
+        "a.part",
+        ".a.part",
+        ".lock",
+        "other/.b.9.part",
+    ):
         (tmp_path / name).touch()
     whole_files.remove_parts(tmp_path)
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
-    assert left == [".lock", "a.part", "checkpoints/best.pt"]
+    assert left == [".a.part", ".lock", "a.part", "checkpoints/best.pt", "other/.b.9.part"]
