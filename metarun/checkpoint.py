@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-import os
-import pickle
-import zipfile
+import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from metarun.errors import UserError
+from metarun import untrusted, whole_files
+from metarun.errors import UserError, nearby, pasteable
 
 FORMAT = 2
 BEST = "best.pt"
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Write under another name, flush to disk, rename: a reader finds the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            torch.save({"format": FORMAT, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write a checkpoint whole: a reader finds the old file or the new one, never a part.
+
+    The folder that it lies in is made, but not that one's own: a run folder that was deleted stays so.
+
+    Raises:
+        RunFailure: the disk is full or fails, or the run folder is gone.
+    """
+    data = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, data, pickle_protocol=2)  # in memory: torch hides a disk's errors
+    with whole_files.told(path.parent):
+        if not path.parent.is_dir():
+            path.parent.mkdir()
+            whole_files.sync_folder(path.parent.parent)
+    whole_files.write(path, data.getbuffer())
 
 
 def step_path(folder: Path, step: int) -> Path:
@@ -83,42 +86,67 @@ def set_damaged_aside(folder: Path, whole: Path) -> list[Path]:
     return [path.rename(path.with_name(f"{path.name}.damaged")) for path in steps(folder) if path > whole]
 
 
-def damage(path: Path) -> str | None:
-    """What is wrong with the file, every part of which has a CRC-32 in it, or None."""
+def rescue(folder: Path) -> str:
+    """How to go on with a training run that a failing disk has ended: what is whole, and what to type."""
+    if not folder.is_dir():
+        return "if it was moved, go on with resume=FOLDER, its new place"
+    if not steps(folder):
+        return "the run had no checkpoint yet, start it again"
     try:
-        with zipfile.ZipFile(path) as file:
-            part = file.testzip()
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})"
-    except Exception as error:  # damaged bytes make zipfile say anything
-        return f"cannot be read: cut short, or none ({first_line(error)})"
-    return None if part is None else f"cannot be read: its part {part} is damaged"
+        whole = newest(folder)
+    except UserError as error:
+        return str(error)
+    return f"{whole.name} is whole, go on with {pasteable('resume', nearby(folder))}"
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with the file, every part of which has a CRC-32 in it, or None; read a piece at a time."""
+    return fault(path, untrusted.check)[0]
 
 
 def load(place: Path) -> dict[str, Any]:
-    """Read a checkpoint, as data only: no code in it is run.
+    """Read a checkpoint, as data only: no code in it is run, and it takes no more memory than its file has.
 
     Raises:
         UserError: the file is missing, damaged or of another version.
     """
     path = find(place)
-    if fault := damage(path):
-        raise UserError(f"checkpoint {path}: {fault}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise UserError(f"checkpoint {path}: cannot be read: damaged, or none ({first_line(error)})") from error
+    wrong, content = fault(path, untrusted.read)
+    if wrong:
+        raise UserError(f"checkpoint {path}: {wrong}")
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"checkpoint {path}: not a checkpoint of this version of metarun (format {FORMAT})")
     return content
+
+
+def fault(path: Path, reader: Callable[[Path], Any]) -> tuple[str | None, Any]:
+    """What is wrong with a file that `reader` reads, or None; and what was read."""
+    try:
+        return None, reader(path)
+    except OSError as error:
+        return f"cannot be read ({error.strerror or error})", None
+    except untrusted.Refused as error:
+        return f"cannot be read: {error}; it is not one that metarun wrote", None
+    except Exception as error:  # damaged bytes make zips and pickles say anything
+        return f"cannot be read: cut short, damaged, or none ({first_line(error)})", None
 
 
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:120]
 
 
-def restore(tensors: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> None:
-    """Copy saved tensors into those of the model, in place.
+def tensors(content: dict[str, Any], kind: str, what: str) -> dict[str, Tensor]:
+    """The parameters of a kind ("theta", "phi") that a checkpoint holds. Raises UserError where they are none."""
+    found = content.get(kind)
+    if not isinstance(found, dict) or not all(
+        isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in found.values()
+    ):
+        raise UserError(f"checkpoint {what}: cannot be read: its {kind} is damaged")
+    return found
+
+
+def require_same_shapes(tensors: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> None:
+    """Whether the model's tensors, which may be without memory ("meta"), could take the saved ones.
 
     Raises:
         UserError: names or shapes differ, as they do for another architecture; names the first few.
@@ -136,6 +164,15 @@ def restore(tensors: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> 
             f"checkpoint {what}: of another architecture: {'; '.join(differ[:3])}{more}; "
             "leave out the keys that change backbone, method, ways or data set"
         )
+
+
+def restore(tensors: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> None:
+    """Copy saved tensors into those of the model, in place.
+
+    Raises:
+        UserError: they are of another architecture.
+    """
+    require_same_shapes(tensors, saved, what)
     with torch.no_grad():
         for name, tensor in tensors.items():
             tensor.copy_(saved[name])

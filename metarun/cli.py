@@ -6,12 +6,14 @@ Torch is imported when work begins, so that help and mistakes are answered at on
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import signal
 import sys
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
@@ -31,12 +33,13 @@ from metarun.groups import GROUPS
 from metarun.mistakes import CHOICES, KEYS, MISTAKES, NODES, explain, unknown
 from metarun.schema import AUTO, Settings
 from metarun.seat import given_seat
+from metarun.whole_files import plain, told
 
 UNUSABLE = {  # what is wrong with a path that a person gave
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
 }
-TOLD = (UserError, FloatingPointError, RunFailure)  # in one line, without a traceback
+TOLD = (UserError, RunFailure, FloatingPointError)  # in one line, without a traceback
 failures: list[Exception] = []  # of the jobs of this sweep; each has been told
 brought: list[str] = []  # choices of groups that a checkpoint brings, put before what is typed
 
@@ -66,6 +69,9 @@ def main() -> int:
         return 128 + getattr(stopped, "number", signal.SIGINT)
     except Exception as error:
         if not any(error is failure for failure in failures):
+            if failure := plain(error):  # Hydra could not write down what was typed
+                tell(str(failure))
+                return 1
             if not isinstance(error, MISTAKES):
                 raise
             tell(explain(error))
@@ -86,10 +92,12 @@ def job(config: DictConfig) -> float | None:
             settings.require_same(chosen, folder)
         from metarun.runner import run
 
+        raise_log_errors()
         return run(chosen, folder)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNUSABLE:
             error = UserError(f"{error.filename}: {error.strerror}; give a folder that can be read and written")
+        error = plain(error) or error
         if not isinstance(error, TOLD):
             traceback.print_exc()
         if now.mode == RunMode.MULTIRUN:
@@ -99,6 +107,22 @@ def job(config: DictConfig) -> float | None:
         if isinstance(error, TOLD):
             tell(str(error))
         sys.exit(worst([error]))
+
+
+def raise_log_errors() -> None:
+    """A log file that cannot be written ends the run, instead of printing a traceback for each of its lines."""
+
+    def refuse(handler: logging.FileHandler) -> None:
+        with told(Path(handler.baseFilename)):
+            try:
+                raise  # what logging is handling
+            finally:
+                with suppress(OSError):  # the same once more, for what is still in its buffer
+                    handler.close()
+
+    for handler in logging.root.handlers:
+        if isinstance(handler, logging.FileHandler):
+            handler.handleError = lambda record, handler=handler: refuse(handler)
 
 
 def worst(errors: Sequence[Exception]) -> int:

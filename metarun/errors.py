@@ -1,4 +1,4 @@
-"""The exceptions that are told in one line, without a traceback."""
+"""The exceptions that are told in one line, and how they are worded."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ class UserError(Exception):
 
 
 class RunFailure(Exception):
-    """What ends a run though nobody made a mistake, as a full disk; one line, exit status 1."""
+    """What ended a run and is nobody's mistake: the disk is full or fails, the run folder or a process is gone.
+
+    Its message is one line that says what could not be done, why, what is intact and how to go on.
+    The command line prints it without a traceback and exits with status 1.
+    """
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
@@ -34,5 +38,9 @@ def pasteable(key: str, value: object) -> str:
 
 
 def nearby(path: Path) -> Path:
-    """A path as a person would type it from the working folder."""
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    """A path as a person would type it from the working folder, which may have been deleted."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        return path
+    return path.relative_to(here) if path.is_relative_to(here) else path

@@ -152,8 +152,8 @@ class Warpgrad:
         choices=("reference", "identity"),
     )
     after: list[str] | None = key(None, "names of the modules that a warp layer follows; null: each block")
-    depth: int = key(1, "layers of a warp", least=1)
-    kernel: int = key(3, "width of its convolutions, an odd number", least=1)
+    depth: int = key(1, "layers of a warp", least=1, most=100)
+    kernel: int = key(3, "width of its convolutions, an odd number", least=1, most=999)
     norm: bool = key(False, "batch norm behind a warp")
     activation: bool = key(False, "ReLU in a warp")
     residual: bool = key(False, "a warp adds to what it is given")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metarun import checkpoint
+from metarun import checkpoint, whole_files
 from metarun.data import likeness, noise
 from metarun.data.sampler import ImageSource
 from metarun.engine import choose_device
@@ -27,11 +27,10 @@ from metarun.meta import MetaLearner, OneTask, run_model, tape_gradient
 from metarun.methods import Parameters, Tensors
 from metarun.objective import classification_among
 from metarun.own_pictures import Pictures, listed, printable, read_query, read_support
-from metarun.records import write_whole
 from metarun.schema import Settings
 from metarun.task import Task
 from metarun.widen import Fixed, widened
-from metarun.work import batch_norm, build_learner, build_model, eval_inner_loop
+from metarun.work import batch_norm, build_learner, build_model, eval_inner_loop, require_same_shapes
 
 log = logging.getLogger(__name__)
 
@@ -63,14 +62,16 @@ def predict(settings: Settings, folder: Path) -> None:
     """
     path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
     made = prediction(settings, checkpoint.load(path), str(path))
-    write_whole(folder / "predictions.csv", table(made))
+    whole_files.write(folder / "predictions.csv", table(made))
     from metarun.predict_picture import draw  # brings matplotlib with it
 
     title = f"{settings.method.name} on {settings.dataset.name}"
-    write_whole(folder / "predictions.png", draw(made.classes, made.support, made.query, made.probabilities, title))
+    whole_files.write(
+        folder / "predictions.png", draw(made.classes, made.support, made.query, made.probabilities, title)
+    )
     files = ["predictions.csv", "predictions.png"]
     if settings.adapted_weights:
-        write_whole(folder / "adapted.safetensors", weights_file(made))
+        whole_files.write(folder / "adapted.safetensors", weights_file(made))
         files.append("adapted.safetensors")
     tell(made, settings)
     log.info("everything is in %s: %s", nearby(folder), ", ".join(files))
@@ -130,8 +131,9 @@ def learner_of(
     Raises:
         UserError: more classes than the method can take, or a damaged checkpoint.
     """
+    require_same_shapes(settings, source, content, path)
     learner = build_learner(settings, source, source.device)
-    restore(learner, Parameters(*(tensors(content, kind, path) for kind in Parameters._fields)), path)
+    restore(learner, Parameters(*(checkpoint.tensors(content, kind, path) for kind in Parameters._fields)), path)
     if classes > settings.ways:
         narrow, wide = learner.method.parameters, replace(settings, ways=classes)
         learner = build_learner(wide, source, source.device)
@@ -153,15 +155,6 @@ def learner_of(
 def restore(learner: MetaLearner, saved: Parameters, path: str) -> None:
     for tensors, own in zip(learner.method.parameters, saved, strict=True):
         checkpoint.restore(tensors, own, path)
-
-
-def tensors(content: dict[str, Any], kind: str, path: str) -> Tensors:
-    found = content.get(kind)
-    if not isinstance(found, dict) or not all(
-        isinstance(tensor, Tensor) and tensor.is_floating_point() for tensor in found.values()
-    ):
-        raise UserError(f"checkpoint {path}: cannot be read: its {kind} is damaged")
-    return found
 
 
 def inputs(pictures: Pictures, source: ImageSource) -> Tensor:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import os
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
-from torch.utils.tensorboard.writer import SummaryWriter
+from metarun import whole_files
+from metarun.curves import Curves
+from metarun.errors import UserError, nearby
+from metarun.whole_files import Growing, sync_folder, told
 
 RESULT = "result.json"  # written last: a folder that has it holds a finished run
 
@@ -16,41 +19,70 @@ RESULT = "result.json"  # written last: a folder that has it holds a finished ru
 class Records:
     """One line of metrics.jsonl and the same scalars in TensorBoard for each call.
 
-    Whatever stands behind `step`, written by a run that went further before it was killed, is dropped, and so is a
-    last line that was cut short.
+    Whatever stands behind `step`, written by a run that went further before it was killed, is dropped, and so is an
+    end that cannot be read, which a kill or a power cut leaves behind the last `sync`.
     """
 
     def __init__(self, folder: Path, step: int, due: bool) -> None:
-        """Go on behind `step`; `due` says that its validation is still to come."""
+        """Go on behind `step`; `due` says that its validation is still to come.
+
+        Raises:
+            RunFailure: here and in every method: the disk is full or fails, or the folder is gone.
+            UserError: a line that cannot be read stands before others that can.
+        """
         path = folder / "metrics.jsonl"
         if path.exists():
-            whole = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
             kept = {"train": step, "val": step - due}  # the last step of each
-            found = [(line, json.loads(line)) for line in whole]
-            write_whole(path, "".join(line for line, entry in found if entry["step"] <= kept[entry["split"]]))
-        self.lines = path.open("a")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+            found = readable(path)
+            whole_files.write(path, b"".join(line for line, entry in found if entry["step"] <= kept[entry["split"]]))
+        with ExitStack() as files:
+            self.lines = files.enter_context(closing(Growing(path)))
+            self.curves = files.enter_context(closing(Curves(folder / "tensorboard", first=step + 1)))
+            self.files = files.pop_all()
+        with told(path):
+            sync_folder(folder)
 
     def write(self, step: int, split: str, seconds: float, **scalars: float) -> None:
         line = {"step": step, "split": split, **scalars, "seconds": round(seconds, 3)}
-        self.lines.write(json.dumps(finite(line), allow_nan=False) + "\n")
-        self.lines.flush()
+        self.lines.write(json.dumps(finite(line), allow_nan=False).encode() + b"\n")
         for name, value in scalars.items():
-            self.board.add_scalar(f"{name}/{split}", value, step)
+            self.curves.add(f"{name}/{split}", value, step)
+
+    def sync(self) -> None:
+        """Bring all lines to the disk: called before a checkpoint, none before it is missing after a power cut."""
+        self.lines.sync()
+        self.curves.sync()
 
     def __enter__(self) -> Records:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.lines.close()
-        self.board.close()
+        self.files.close()
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under another name and rename it, so that nobody reads half of it; text as UTF-8."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content if isinstance(content, bytes) else content.encode())
-    part.replace(path)
+def readable(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """The lines of metrics.jsonl and what they say, up to an end that cannot be read.
+
+    Raises:
+        UserError: a line that cannot be read stands before others that can.
+    """
+    lines = path.read_bytes().splitlines(keepends=True)
+    entries = [parsed(line) for line in lines]
+    found = [(line, entry) for line, entry in zip(lines, entries, strict=True) if entry is not None]
+    if any(entry is None for entry in entries[: len(found)]):
+        number = entries.index(None) + 1
+        raise UserError(f"{nearby(path)}: line {number} is damaged; take the file away, and new lines begin another")
+    return found
+
+
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """What a line of metrics.jsonl says, or None where it is cut short or damaged."""
+    try:
+        entry = json.loads(line) if line.endswith(b"\n") else None
+    except (ValueError, RecursionError):
+        return None
+    known = isinstance(entry, dict) and type(entry.get("step")) is int and entry.get("split") in ("train", "val")
+    return entry if known else None
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -58,7 +90,7 @@ def read_result(folder: Path) -> dict[str, Any]:
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
-    write_whole(folder / RESULT, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
+    whole_files.write(folder / RESULT, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
 
 
 def finite(value: Any) -> Any:

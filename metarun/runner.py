@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from metarun import __version__, checkpoint
 from metarun.data import Shape
-from metarun.errors import UserError, nearby, pasteable
+from metarun.errors import RunFailure, UserError, nearby, pasteable
 from metarun.evaluation import Evaluation
 from metarun.interrupt import noted_signals
 from metarun.predict import predict
@@ -24,6 +24,7 @@ from metarun.records import RESULT, read_result, write_result
 from metarun.schema import AUTO, Settings
 from metarun.team import Team, assembled
 from metarun.training import train
+from metarun.whole_files import plain, remove_parts
 from metarun.work import Work
 
 log = logging.getLogger(__name__)
@@ -38,20 +39,20 @@ def run(settings: Settings, folder: Path) -> float | None:
     Raises:
         UserError: something that was asked for cannot be had.
         FloatingPointError: a loss is not finite.
-        RunFailure: another process of the run has ended.
+        RunFailure: the disk is full or fails, the folder was deleted, or another process of the run has ended.
         Stopped: a signal asked for it.
     """
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
-    with alone(folder):
+    with alone(folder), rescued(folder, settings.mode):
         if settings.mode == "train":
             return train_and_test(settings, folder, began)
         if settings.mode == "predict":
             predict(settings, folder)
         else:
             path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
-            with assembled(settings) as team:
+            with assembled(settings, path) as team:
                 test(team, folder, path, team.work.snapshot(), began)
     return None
 
@@ -67,9 +68,23 @@ def alone(folder: Path) -> Iterator[None]:
             f"{nearby(folder)}: another process is writing to this run folder; wait for it, stop it or give another"
         ) from error
     try:
+        remove_parts(folder)
         yield
     finally:
         lock.release()
+
+
+@contextmanager
+def rescued(folder: Path, mode: str) -> Iterator[None]:
+    """A failing disk ends the run with RunFailure, which says how to go on."""
+    try:
+        yield
+    except (OSError, RunFailure) as error:
+        failure = error if isinstance(error, RunFailure) else plain(error)
+        if failure is None:
+            raise
+        how = checkpoint.rescue(folder) if mode == "train" else "type the same again"
+        raise RunFailure(f"{failure}; {how}") from error
 
 
 def train_and_test(settings: Settings, folder: Path, began: float) -> float:
@@ -82,7 +97,7 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
         resume_from = checkpoint.newest(folder)
         for damaged in checkpoint.set_damaged_aside(folder, resume_from):
             log.warning("a checkpoint was damaged: it is kept as %s, and the one before it is used", nearby(damaged))
-    with assembled(settings) as team:
+    with assembled(settings, resume_from) as team:
         work, untrained = team.work, team.work.snapshot()
         what = title(work, work.train_shape)
         log.info("training %s for %d iterations in %s", what, settings.iterations, nearby(folder))

@@ -14,6 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -187,15 +188,15 @@ class Team:
 
 
 @contextmanager
-def assembled(settings: Settings) -> Iterator[Team]:
-    """The team of a run, which the leader builds, and which ends with the block.
+def assembled(settings: Settings, taking: Path | None) -> Iterator[Team]:
+    """The team of a run that is to take a checkpoint's parameters, or none's; it ends with the block.
 
     Raises:
         UserError: the device, the data or the shape of the tasks cannot be had, or more processes than tasks.
         RunFailure: another process has ended.
     """
     with processes.started(settings.engine.workers) as (seat, others):
-        work = build(settings, seat)
+        work = build(settings, seat, taking)
         if seat.size == 1:
             yield Team(work)
             return

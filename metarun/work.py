@@ -15,6 +15,7 @@ from metarun import checkpoint
 from metarun.backbones import BACKBONES
 from metarun.data import Places, Shape, Source, load, noise
 from metarun.engine import choose_device, choose_threads, choose_vectorised, keep_freed_memory
+from metarun.errors import UserError
 from metarun.evaluation import TASKS_AT_ONCE, judge_tasks
 from metarun.meta import Measures, MetaLearner, meta_gradient
 from metarun.methods import METHODS, Parameters
@@ -87,15 +88,18 @@ class Work:
 
     def restore(self, content: dict[str, Any], name: str) -> None:
         """Take the parameters of a checkpoint. Raises UserError where it is of another architecture."""
-        checkpoint.restore(self.parameters.theta, content.get("theta", {}), name)
-        checkpoint.restore(self.parameters.phi, content.get("phi", {}), name)
+        for kind, tensors in self.parameters._asdict().items():
+            checkpoint.restore(tensors, checkpoint.tensors(content, kind, name), name)
 
 
-def build(settings: Settings, seat: Seat = ALONE) -> Work:
+def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) -> Work:
     """Load the data and make the network with its initial weights, for one of a run's processes.
 
+    Args:
+        taking: a checkpoint whose parameters the network is going to take.
+
     Raises:
-        UserError: the device, the data or the shape of the tasks cannot be had.
+        UserError: the device, the data or the shape of the tasks cannot be had, or the checkpoint does not fit.
     """
     device = choose_device(settings.device, seat)
     keep_freed_memory()
@@ -105,6 +109,8 @@ def build(settings: Settings, seat: Seat = ALONE) -> Work:
     source.check("train", train_shape(settings))
     for split in ("val", "test"):
         source.check(split, eval_shape(settings), eval_names(settings))
+    if taking is not None:
+        require_same_shapes(settings, source, checkpoint.load(taking), str(taking))
     learner = build_learner(settings, source, device)
     vectorised, reason = choose_vectorised(settings.engine.tasks, learner.model, device)
     threads = choose_threads(vectorised, device, seat)
@@ -124,6 +130,24 @@ def build_learner(settings: Settings, source: Source, device: torch.device) -> M
         method = METHODS[chosen.pop("name")](model, settings.inner_learning_rate, **chosen)
     objective = OBJECTIVES[source.metric]
     return MetaLearner(model, method, objective, objective, settings.inner_loop, settings.use_second_order)
+
+
+def require_same_shapes(settings: Settings, source: Source, content: dict[str, Any], name: str) -> None:
+    """Whether a checkpoint's parameters fit its settings, before a network is made: they may ask for any size.
+
+    Raises:
+        UserError: they do not.
+    """
+    saved = {kind: checkpoint.tensors(content, kind, name) for kind in Parameters._fields}
+    layers = len(getattr(settings.backbone, "hidden", ()))
+    if layers > len(saved["theta"]) + len(saved["phi"]):
+        raise UserError(
+            f"checkpoint {name}: of another architecture: backbone.hidden has {layers} layers, it has fewer"
+        )
+    with torch.device("meta"):  # shapes without memory
+        learner = build_learner(settings, source, torch.device("meta"))
+    for kind, tensors in learner.method.parameters._asdict().items():
+        checkpoint.require_same_shapes(tensors, saved[kind], name)
 
 
 def build_model(settings: Settings, source: Source) -> nn.Module:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metarun import checkpoint
-from metarun.errors import UserError
+from metarun.errors import RunFailure, UserError
 
 
 def a_run(folder: Path, *steps: int) -> Path:
@@ -46,7 +46,7 @@ def test_a_failed_write_leaves_the_old_file_whole(tmp_path: Path, monkeypatch: p
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(RunFailure, match=r"step-00000007\.pt could not be written \(No space left on device\)"):
         checkpoint.save(path, {"step": 8})
     assert checkpoint.load(path)["step"] == 7
     assert [p.name for p in path.parent.iterdir()] == [path.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -332,7 +333,37 @@ def test_a_mistake_found_by_the_work(monkeypatch: pytest.MonkeyPatch, capsys: py
     assert capsys.readouterr().err == "metarun: error: data_dir=x: nothing there\n"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("broken"), OSError(28, "broken", "disk"), ValueError("broken")])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
+def test_a_failing_disk_is_told_in_one_line(number: int, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def run(chosen: Settings, folder: Path) -> None:
+        raise OSError(number, "no luck", str(folder / "result.json"))
+
+    runner(monkeypatch, run)
+    told = r"metarun: error: outputs/\S+/result.json could not be written \(no luck\): .*(disk|quota|limit).*\n"
+    assert command() == 1
+    assert re.fullmatch(told, capsys.readouterr().err)
+    assert command("--multirun", "seed=1,2") == 1
+    jobs = capsys.readouterr().err
+    assert "Traceback" not in jobs
+    assert [line.partition(")")[0] for line in jobs.splitlines() if ": error: " in line] == [
+        f"metarun: error: job {i} (seed={i + 1}" for i in (0, 1)
+    ]
+
+
+def test_a_log_that_cannot_be_written_ends_the_run(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    def run(chosen: Settings, folder: Path) -> None:
+        (log,) = [handler for handler in logging.root.handlers if isinstance(handler, logging.FileHandler)]
+        log.close()
+        log.stream = Path("/dev/full").open("w")  # noqa: SIM115, closed by the log
+        logging.getLogger("metarun.test").info("step 1")
+        raise AssertionError("not reached")
+
+    runner(monkeypatch, run)
+    assert command() == 1
+    assert re.fullmatch(r"metarun: error: outputs/\S+/metarun.log could not be written .*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken"), OSError(9, "broken", "disk"), ValueError("broken")])
 def test_another_failure_shows_where_it_happened(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

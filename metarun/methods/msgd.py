@@ -32,7 +32,7 @@ def learn_rates(
     require_choice("alpha", alpha, ("element", "tensor", "scalar"))
     require_choice("start", start, ("rate", "random"))
     theta, phi = method.parameters
-    first = inner_learning_rate if start == "rate" else float(torch.empty(()).uniform_(*PAPER_RANGE))
+    first = inner_learning_rate if start == "rate" else float(torch.empty((), device="cpu").uniform_(*PAPER_RANGE))
     shapes = {"element": torch.Tensor.size, "tensor": lambda tensor: (), "scalar": lambda tensor: ()}
     chosen = theta if alpha != "scalar" else dict([next(iter(theta.items()))])
     rates = {name: torch.full(shapes[alpha](tensor), first, dtype=tensor.dtype) for name, tensor in chosen.items()}

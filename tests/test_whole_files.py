@@ -1,0 +1,108 @@
+"""Files written whole, files that grow, and what is said where the disk fails."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from faults import cut, failing, flip, inject
+
+from metarun import checkpoint, whole_files
+from metarun.errors import RunFailure
+from metarun.whole_files import Growing
+
+
+def test_every_call_that_fails_leaves_a_good_checkpoint(tmp_path: Path) -> None:
+    found = list(inject(tmp_path, errors=(errno.ENOSPC, errno.EIO)))
+    assert [kind for kind, well in found if not well] == []
+    assert {kind for kind, _ in found} == {
+        f"{what} {kind}"
+        for what in ("ENOSPC", "EIO", "killed before")
+        for kind in ("open", "write", "fsync", "rename", "folder fsync")
+    }
+    assert sum(kind == "ENOSPC write" for kind, _ in found) >= 8
+
+
+def test_a_file_cut_at_any_byte_leaves_the_checkpoint_before_it(tmp_path: Path) -> None:
+    found = list(cut(tmp_path / "run", stride=5))
+    assert [kind for kind, well in found if not well] == [] and len(found) > 600
+
+
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path: Path) -> None:
+    found = list(flip(tmp_path / "run", stride=5))
+    assert [kind for kind, well in found if not well] == [] and len(found) > 200
+
+
+def test_text_and_bytes_are_written(tmp_path: Path) -> None:
+    for content in ("ä\n", b"\0" * 10**6, memoryview(b"abc"), ""):
+        whole_files.write(tmp_path / "a", content)
+        assert (tmp_path / "a").read_bytes() == (content.encode() if isinstance(content, str) else bytes(content))
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_system_that_takes_a_part_at_a_time_gets_all(tmp_path: Path) -> None:
+    content = os.urandom(5000)
+    with failing("write", -1, OSError()) as calls:
+        whole_files.write(tmp_path / "a", content)
+        grown = Growing(tmp_path / "b")
+        grown.write(content)
+        grown.write(content)
+        grown.close()
+    assert calls["write"] > 30
+    assert (tmp_path / "a").read_bytes() == content and (tmp_path / "b").read_bytes() == content * 2
+
+
+def test_a_file_system_without_fsync_of_folders_will_do(tmp_path: Path) -> None:
+    with failing("folder fsync", 1, OSError(errno.EINVAL, "Invalid argument")) as calls:
+        whole_files.write(tmp_path / "a", b"a")
+    assert calls["folder fsync"] == 1 and (tmp_path / "a").read_bytes() == b"a"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
+def test_a_growing_file_on_a_full_disk_is_told(tmp_path: Path) -> None:
+    (tmp_path / "full").symlink_to("/dev/full")
+    file = Growing(tmp_path / "full")
+    with pytest.raises(
+        RunFailure, match=r"full could not be written \(No space left on device\): make room on its disk"
+    ):
+        file.write(b"a")
+    file.close()
+
+
+def test_another_error_names_the_file_and_not_its_unfinished_one(tmp_path: Path) -> None:
+    with (
+        failing("rename", 1, OSError(errno.EACCES, "Permission denied", "part")),
+        pytest.raises(OSError, match=r"Permission denied: .*/a'"),
+    ):
+        whole_files.write(tmp_path / "a", b"a")
+
+
+def test_a_deleted_folder_is_told_and_not_made_again(tmp_path: Path) -> None:
+    gone = tmp_path / "run"
+    for write in (
+        lambda: whole_files.write(gone / "result.json", ""),
+        lambda: checkpoint.save(checkpoint.step_path(gone, 1), {"step": 1}),
+    ):
+        with pytest.raises(RunFailure, match="run was deleted or moved while the run wrote to it"):
+            write()
+    assert not gone.exists()
+
+
+def test_unfinished_files_are_removed_and_no_others(tmp_path: Path) -> None:
+    for folder in ("checkpoints", "other"):  # the other is of a run of its own
+        (tmp_path / folder).mkdir()
+    for name in (
+        ".result.json.7.part",
+        "checkpoints/.best.pt.8.part",
+        "checkpoints/best.pt",
+        "a.part",
+        ".a.part",
+        ".lock",
+        "other/.b.9.part",
+    ):
+        (tmp_path / name).touch()
+    whole_files.remove_parts(tmp_path)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
+    assert left == [".a.part", ".lock", "a.part", "checkpoints/best.pt", "other/.b.9.part"]
