@@ -25,7 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import __version__, help, settings
+from metarun import __version__, help, places, settings
 from metarun.errors import UserError, nearest
 from metarun.groups import GROUPS
 from metarun.mistakes import CHOICES, KEYS, MISTAKES, NODES, explain, unknown
@@ -35,6 +35,7 @@ UNUSABLE = {  # what is wrong with a path that a person gave
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
 }
+AUTO_NEEDS = "goes on with what is in a folder of its own, and a new one would be empty"
 failures: list[Exception] = []  # of the jobs of this sweep; each has been told
 brought: list[str] = []  # choices of groups that a checkpoint brings, put before what is typed
 
@@ -70,7 +71,8 @@ def job(config: DictConfig) -> float | None:
     now = HydraConfig.get()
     typed = [text for text in now.overrides.task if text not in brought]
     try:
-        chosen = settings.meet(settings.build(config), list(names(typed)))
+        named = list(names(typed))
+        chosen = settings.meet(settings.build(config, named), named)
         folder = Path(now.runtime.output_dir)
         if chosen.resume == AUTO:
             settings.require_same(chosen, folder)
@@ -140,9 +142,9 @@ def choices_of_checkpoint(typed: Sequence[str]) -> list[str]:
     values = {override.key_or_group: override.value() for override in overrides if not override.is_delete()}
     resume, place = values.get("resume"), values.get("checkpoint")
     if isinstance(resume, str) and resume != AUTO:
-        return settings.choices(resumed(resume), True, list(values))
+        return settings.choices(places.resumed(resume), True, list(values))
     if isinstance(place, str):
-        return settings.choices(Path(place).expanduser(), False, list(values))
+        return settings.choices(places.checkpoint(place), False, list(values))
     return []
 
 
@@ -152,6 +154,8 @@ def check_override(text: str, sweeping: bool) -> None:
         raise UserError(f"{text}: has no value, write KEY=VALUE{hint}")
     (override,) = OverridesParser.create().parse_overrides([text])
     name = override.key_or_group if override.package is None else f"{override.key_or_group}@{override.package}"
+    if override.value() == "":
+        raise UserError(f"{text}: has no value, write {name}=VALUE")
     if override.is_hydra_override():
         return
     if override.is_delete():
@@ -188,22 +192,21 @@ def names(overrides: Iterable[str]) -> Iterator[str]:
 
 def checked(*, _root_: DictConfig) -> str:
     """Refuses settings before a folder is made for them."""
-    settings.build(_root_)
+    settings.build(_root_, list(names(_root_.hydra.overrides.task)))
     return ""
 
 
 def run_folder(_: str, resume: str | None) -> str:
     """The folder to resume in, or a new one."""
-    if resume in (None, AUTO):
-        return claim(Path("outputs"))
-    return str(resumed(resume))
+    if resume == AUTO:
+        raise UserError(f"resume=auto: {AUTO_NEEDS}, give hydra.run.dir=FOLDER")
+    return claim(Path("outputs")) if resume is None else str(places.resumed(resume))
 
 
-def resumed(resume: object) -> Path:
-    folder = Path(str(resume)).expanduser()
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"resume={resume}: no run folder, {folder / 'checkpoints'} does not exist")
-    return folder
+def sweep_folder(resume: str | None) -> str:
+    if resume == AUTO:
+        raise UserError(f"resume=auto: {AUTO_NEEDS}, give hydra.sweep.dir=FOLDER")
+    return claim(Path("outputs/multirun"))
 
 
 def claim(parent: Path) -> str:
@@ -248,9 +251,7 @@ def register() -> None:
             store.store(group=f"schema/{group}", name=name, node=node)
     OmegaConf.register_new_resolver("metarun.checked", checked, replace=True)
     OmegaConf.register_new_resolver("metarun.run_folder", run_folder, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver(
-        "metarun.sweep_folder", lambda: claim(Path("outputs/multirun")), use_cache=True, replace=True
-    )
+    OmegaConf.register_new_resolver("metarun.sweep_folder", sweep_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("metarun.record_folder", record_folder, replace=True)
     OmegaConf.register_new_resolver("metarun.help", help_text, replace=True)
 

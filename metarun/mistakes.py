@@ -26,6 +26,9 @@ REASONS = {  # what OmegaConf says of a value, and what is said here
     "valid bool": "must be true or false",
     "not Optional": "needs a value",
     "Invalid type assigned": "is several keys, which are set one by one",
+    "Cannot merge DictConfig": "is several keys, which are set one by one",
+    "is not a subclass of": "is several keys, which are set one by one",
+    "to string": "must be text",
     "is not a ListConfig": "must be a list, as in [40,40]",
 }
 
@@ -48,6 +51,10 @@ def explain(error: BaseException) -> str:
             return f"{link.override}: cannot be read; special characters need quotes, as in \"key='a (b)'\""
         if isinstance(link, OSError) and link.filename is not None:
             return f"{link.filename}: no run folder can be made there ({link.strerror})"
+        if isinstance(link, UnicodeDecodeError):
+            return f"a config file is not UTF-8 text ({link})"
+        if isinstance(link, (ConfigKeyError, ConfigAttributeError)) and link.full_key in CHOICES:
+            return f"{where}its keys are not those of the command; begin it with the line: # @package _global_"
         if isinstance(link, (ConfigKeyError, ConfigAttributeError)) and link.full_key:
             return where + unknown(link.full_key, link.object_type)
         if isinstance(link, OmegaConfBaseException) and link.full_key:
