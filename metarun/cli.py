@@ -37,6 +37,7 @@ UNUSABLE = {  # what is wrong with a path that a person gave
 }
 AUTO_NEEDS = "goes on with what is in a folder of its own, and a new one would be empty"
 failures: list[Exception] = []  # of the jobs of this sweep; each has been told
+claimed: list[Path] = []  # folders that were made for this command
 brought: list[str] = []  # choices of groups that a checkpoint brings, put before what is typed
 
 
@@ -45,6 +46,7 @@ def main() -> int:
     typed, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them over several lines
     failures.clear()
+    claimed.clear()
     brought.clear()
     try:
         if "--version" in typed:
@@ -60,6 +62,7 @@ def main() -> int:
             if not isinstance(error, MISTAKES):
                 raise
             tell(explain(error))
+            give_up(claimed)
             return 2
     finally:
         sys.argv, os.environ["HYDRA_FULL_ERROR"] = typed, before
@@ -69,7 +72,7 @@ def main() -> int:
 def job(config: DictConfig) -> float | None:
     """One run, as Hydra calls it. A failure ends the command, but in a sweep it is left to Hydra, which goes on."""
     now = HydraConfig.get()
-    typed = [text for text in now.overrides.task if text not in brought]
+    typed = [text for text in typed_in(now) if text not in brought]
     try:
         named = list(names(typed))
         chosen = settings.meet(settings.build(config, named), named)
@@ -173,6 +176,11 @@ def check_override(text: str, sweeping: bool) -> None:
         raise UserError(f"{text}: no choice of {name}; metarun --help lists them")
 
 
+def typed_in(hydra: Any) -> list[str]:
+    """What was typed, as it was: a `${...}` in it is not for this list to resolve."""
+    return [str(text) for text in OmegaConf.to_container(hydra.overrides.task, resolve=False)]
+
+
 def names(overrides: Iterable[str]) -> Iterator[str]:
     """The keys and groups that overrides set."""
 
@@ -191,12 +199,13 @@ def names(overrides: Iterable[str]) -> Iterator[str]:
 
 
 def checked(*, _root_: DictConfig) -> str:
-    """Refuses settings before a folder is made for them."""
-    settings.build(_root_, list(names(_root_.hydra.overrides.task)))
+    """Refuses the settings of a run before a folder is made for it, whoever chose the folder."""
+    if not {"--help", "-h"} & set(sys.argv) and _root_.hydra.mode != RunMode.MULTIRUN:
+        settings.build(_root_, list(names(typed_in(_root_.hydra))))
     return ""
 
 
-def run_folder(_: str, resume: str | None) -> str:
+def run_folder(resume: str | None) -> str:
     """The folder to resume in, or a new one."""
     if resume == AUTO:
         raise UserError(f"resume=auto: {AUTO_NEEDS}, give hydra.run.dir=FOLDER")
@@ -224,9 +233,21 @@ def claim(parent: Path) -> str:
         folder = day / (f"{now:%H-%M-%S}" if number == 1 else f"{now:%H-%M-%S}-{number}")
         try:
             folder.mkdir()
+            claimed.append(folder)
             return str(folder)
         except FileExistsError:
             number += 1
+
+
+def give_up(folders: Iterable[Path]) -> None:
+    """Take away those that were made for a sweep no job of which began, and what is then empty above them."""
+    for folder in folders:
+        if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+            (folder / "multirun.yaml").unlink()
+            for empty in (folder, *folder.parents[:3]):
+                if empty == Path() or any(empty.iterdir()):
+                    break
+                empty.rmdir()
 
 
 def record_folder(resume: str | None) -> str | None:

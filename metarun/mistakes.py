@@ -25,6 +25,7 @@ REASONS = {  # what OmegaConf says of a value, and what is said here
     "converted to Float": "must be a number",
     "valid bool": "must be true or false",
     "not Optional": "needs a value",
+    "NoneType is not a subclass": "needs a value where it has null",
     "Invalid type assigned": "is several keys, which are set one by one",
     "Cannot merge DictConfig": "is several keys, which are set one by one",
     "is not a subclass of": "is several keys, which are set one by one",
