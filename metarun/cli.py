@@ -178,7 +178,9 @@ def check_override(text: str, sweeping: bool) -> None:
 
 def typed_in(hydra: Any) -> list[str]:
     """What was typed, as it was: a `${...}` in it is not for this list to resolve."""
-    return [str(text) for text in OmegaConf.to_container(hydra.overrides.task, resolve=False)]
+    texts = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    assert isinstance(texts, list)
+    return [str(text) for text in texts]
 
 
 def names(overrides: Iterable[str]) -> Iterator[str]:
