@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,26 @@ def rescue(folder: Path) -> str:
     except UserError as error:
         return str(error)
     return f"{whole.name} is whole, go on with {pasteable('resume', nearby(folder))}"
+
+
+def set_damaged_best_aside(folder: Path) -> str | None:
+    """What is wrong with best.pt, which is then called best.pt.damaged; None where it is whole."""
+    path = best_path(folder)
+    if not path.exists():
+        return f"{nearby(path)} is missing"
+    fault = damage(path)
+    if fault is None:
+        return None
+    return f"{nearby(path)} {fault}: it is kept as {path.rename(path.with_name(f'{path.name}.damaged')).name}"
+
+
+@contextmanager
+def readable(path: Path) -> Iterator[None]:
+    """Raises UserError where an entry of a checkpoint is missing or is not what it should be."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        raise UserError(f"checkpoint {path}: a run cannot go on from it: {type(error).__name__}, {error}") from error
 
 
 def damage(path: Path) -> str | None:

@@ -27,7 +27,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import __version__, help, settings
+from metarun import __version__, help, places, settings
 from metarun.errors import RunFailure, UserError, nearest
 from metarun.groups import GROUPS
 from metarun.mistakes import CHOICES, KEYS, MISTAKES, NODES, explain, unknown
@@ -40,7 +40,9 @@ UNUSABLE = {  # what is wrong with a path that a person gave
     *(errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
 }
 TOLD = (UserError, RunFailure, FloatingPointError)  # in one line, without a traceback
+AUTO_NEEDS = "goes on with what is in a folder of its own, and a new one would be empty"
 failures: list[Exception] = []  # of the jobs of this sweep; each has been told
+claimed: list[Path] = []  # folders that were made for this command
 brought: list[str] = []  # choices of groups that a checkpoint brings, put before what is typed
 
 
@@ -49,6 +51,7 @@ def main() -> int:
     typed, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them over several lines
     failures.clear()
+    claimed.clear()
     brought.clear()
     try:
         if "--version" in typed:
@@ -75,6 +78,7 @@ def main() -> int:
             if not isinstance(error, MISTAKES):
                 raise
             tell(explain(error))
+            give_up(claimed)
             return 2
     finally:
         sys.argv, os.environ["HYDRA_FULL_ERROR"] = typed, before
@@ -84,9 +88,10 @@ def main() -> int:
 def job(config: DictConfig) -> float | None:
     """One run, as Hydra calls it. A failure ends the command, but in a sweep it is left to Hydra, which goes on."""
     now = HydraConfig.get()
-    typed = [text for text in now.overrides.task if text not in brought]
+    typed = [text for text in typed_in(now) if text not in brought]
     try:
-        chosen = settings.meet(settings.build(config), list(names(typed)))
+        named = list(names(typed))
+        chosen = settings.meet(settings.build(config, named), named)
         folder = Path(now.runtime.output_dir)
         if chosen.resume == AUTO:
             settings.require_same(chosen, folder)
@@ -174,9 +179,9 @@ def choices_of_checkpoint(typed: Sequence[str]) -> list[str]:
     values = {override.key_or_group: override.value() for override in overrides if not override.is_delete()}
     resume, place = values.get("resume"), values.get("checkpoint")
     if isinstance(resume, str) and resume != AUTO:
-        return settings.choices(resumed(resume), True, list(values))
+        return settings.choices(places.resumed(resume), True, list(values))
     if isinstance(place, str):
-        return settings.choices(Path(place).expanduser(), False, list(values))
+        return settings.choices(places.checkpoint(place), False, list(values))
     return []
 
 
@@ -186,6 +191,8 @@ def check_override(text: str, sweeping: bool) -> None:
         raise UserError(f"{text}: has no value, write KEY=VALUE{hint}")
     (override,) = OverridesParser.create().parse_overrides([text])
     name = override.key_or_group if override.package is None else f"{override.key_or_group}@{override.package}"
+    if override.value() == "":
+        raise UserError(f"{text}: has no value, write {name}=VALUE")
     if override.is_hydra_override():
         return
     if override.is_delete():
@@ -201,6 +208,13 @@ def check_override(text: str, sweeping: bool) -> None:
     several = (list, type(None)) if name == "experiment" else (dict,)
     if name in CHOICES and not override.is_sweep_override() and not isinstance(override.value(), (str, *several)):
         raise UserError(f"{text}: no choice of {name}; metarun --help lists them")
+
+
+def typed_in(hydra: Any) -> list[str]:
+    """What was typed, as it was: a `${...}` in it is not for this list to resolve."""
+    texts = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    assert isinstance(texts, list)
+    return [str(text) for text in texts]
 
 
 def names(overrides: Iterable[str]) -> Iterator[str]:
@@ -221,23 +235,23 @@ def names(overrides: Iterable[str]) -> Iterator[str]:
 
 
 def checked(*, _root_: DictConfig) -> str:
-    """Refuses settings before a folder is made for them."""
-    settings.build(_root_)
+    """Refuses the settings of a run before a folder is made for it, whoever chose the folder."""
+    if not {"--help", "-h"} & set(sys.argv) and _root_.hydra.mode != RunMode.MULTIRUN:
+        settings.build(_root_, list(names(typed_in(_root_.hydra))))
     return ""
 
 
-def run_folder(_: str, resume: str | None) -> str:
+def run_folder(resume: str | None) -> str:
     """The folder to resume in, or a new one."""
-    if resume in (None, AUTO):
-        return claim(Path("outputs"))
-    return str(resumed(resume))
+    if resume == AUTO:
+        raise UserError(f"resume=auto: {AUTO_NEEDS}, give hydra.run.dir=FOLDER")
+    return claim(Path("outputs")) if resume is None else str(places.resumed(resume))
 
 
-def resumed(resume: object) -> Path:
-    folder = Path(str(resume)).expanduser()
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"resume={resume}: no run folder, {folder / 'checkpoints'} does not exist")
-    return folder
+def sweep_folder(resume: str | None) -> str:
+    if resume == AUTO:
+        raise UserError(f"resume=auto: {AUTO_NEEDS}, give hydra.sweep.dir=FOLDER")
+    return claim(Path("outputs/multirun"))
 
 
 def claim(parent: Path) -> str:
@@ -255,9 +269,21 @@ def claim(parent: Path) -> str:
         folder = day / (f"{now:%H-%M-%S}" if number == 1 else f"{now:%H-%M-%S}-{number}")
         try:
             folder.mkdir()
+            claimed.append(folder)
             return str(folder)
         except FileExistsError:
             number += 1
+
+
+def give_up(folders: Iterable[Path]) -> None:
+    """Take away those that were made for a sweep no job of which began, and what is then empty above them."""
+    for folder in folders:
+        if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
+            (folder / "multirun.yaml").unlink()
+            for empty in (folder, *folder.parents[:3]):
+                if empty == Path() or any(empty.iterdir()):
+                    break
+                empty.rmdir()
 
 
 def record_folder(resume: str | None) -> str | None:
@@ -282,9 +308,7 @@ def register() -> None:
             store.store(group=f"schema/{group}", name=name, node=node)
     OmegaConf.register_new_resolver("metarun.checked", checked, replace=True)
     OmegaConf.register_new_resolver("metarun.run_folder", run_folder, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver(
-        "metarun.sweep_folder", lambda: claim(Path("outputs/multirun")), use_cache=True, replace=True
-    )
+    OmegaConf.register_new_resolver("metarun.sweep_folder", sweep_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("metarun.record_folder", record_folder, replace=True)
     OmegaConf.register_new_resolver("metarun.help", help_text, replace=True)
 

@@ -25,7 +25,11 @@ REASONS = {  # what OmegaConf says of a value, and what is said here
     "converted to Float": "must be a number",
     "valid bool": "must be true or false",
     "not Optional": "needs a value",
+    "NoneType is not a subclass": "needs a value where it has null",
     "Invalid type assigned": "is several keys, which are set one by one",
+    "Cannot merge DictConfig": "is several keys, which are set one by one",
+    "is not a subclass of": "is several keys, which are set one by one",
+    "to string": "must be text",
     "is not a ListConfig": "must be a list, as in [40,40]",
 }
 
@@ -48,6 +52,10 @@ def explain(error: BaseException) -> str:
             return f"{link.override}: cannot be read; special characters need quotes, as in \"key='a (b)'\""
         if isinstance(link, OSError) and link.filename is not None:
             return f"{link.filename}: no run folder can be made there ({link.strerror})"
+        if isinstance(link, UnicodeDecodeError):
+            return f"a config file is not UTF-8 text ({link})"
+        if isinstance(link, (ConfigKeyError, ConfigAttributeError)) and link.full_key in CHOICES:
+            return f"{where}its keys are not those of the command; begin it with the line: # @package _global_"
         if isinstance(link, (ConfigKeyError, ConfigAttributeError)) and link.full_key:
             return where + unknown(link.full_key, link.object_type)
         if isinstance(link, OmegaConfBaseException) and link.full_key:

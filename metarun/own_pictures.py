@@ -12,6 +12,7 @@ import numpy as np
 from metarun.data.look import Look, Unreadable, pixels
 from metarun.data.trees import NOT_PICTURES, classes_in, files_below, spelt, visible
 from metarun.errors import UserError
+from metarun.places import query_place, support_folder
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,7 @@ def read_support(place: str, look: Look) -> tuple[list[str], Pictures]:
     Raises:
         UserError: no such folder, fewer than two classes, a class without pictures, or a file that is no picture.
     """
-    folder = Path(place).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"support={place}: no such folder; give one that holds a folder of pictures for each class")
+    folder = support_folder(place)
     try:
         found = {name: regular(files) for name, files in classes_in(folder).items()}
         empty = [entry.name for entry in visible(folder) if entry.is_dir() and not found.get(spelt(entry.name))]
@@ -99,11 +98,9 @@ def read_query(places: Sequence[str], classes: Sequence[str], look: Look) -> Pic
 
 def query_files(place: str, classes: Sequence[str]) -> list[Path]:
     """A file; or those in a folder; or all below it where it has a folder that is named like a class."""
-    path = Path(place).expanduser()
+    path = query_place(place)
     if path.is_file():
         return [path]
-    if not path.is_dir():
-        raise UserError(f"query={place}: no such file or folder; give a folder of pictures, or files as [FILE,FILE]")
     try:
         entries = visible(path)
         if any(entry.is_dir() and spelt(entry.name) in classes for entry in entries):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -13,6 +14,9 @@ from metarun.curves import Curves
 from metarun.errors import UserError, nearby
 from metarun.whole_files import Growing, sync_folder, told
 
+log = logging.getLogger(__name__)
+
+NO_CURVES = ("step", "split", "seconds")
 RESULT = "result.json"  # written last: a folder that has it holds a finished run
 
 
@@ -23,30 +27,46 @@ class Records:
     end that cannot be read, which a kill or a power cut leaves behind the last `sync`.
     """
 
-    def __init__(self, folder: Path, step: int, due: bool) -> None:
-        """Go on behind `step`; `due` says that its validation is still to come.
+    def __init__(self, folder: Path, step: int, due: bool, lines: int = 0) -> None:
+        """Go on behind `step`; `due` says that its validation is still to come, `lines` how many there should be.
 
         Raises:
             RunFailure: here and in every method: the disk is full or fails, or the folder is gone.
-            UserError: a line that cannot be read stands before others that can.
+            UserError: lines are missing, or one that cannot be read stands before others that can.
         """
         path = folder / "metrics.jsonl"
+        kept: list[tuple[bytes, dict[str, Any]]] = []
         if path.exists():
-            kept = {"train": step, "val": step - due}  # the last step of each
-            found = readable(path)
-            whole_files.write(path, b"".join(line for line, entry in found if entry["step"] <= kept[entry["split"]]))
+            found = [(line, entry) for line, entry in readable(path) if entry["step"] <= step]
+            if len(found) < lines:
+                raise UserError(
+                    f"{nearby(path)}: has {len(found)} lines up to step {step} of {lines} that were written: cut short; "
+                    "bring it back, or take the file away, and new lines begin another"
+                )
+            kept = [(line, entry) for line, entry in found if not (due and is_validation_of(step, entry))]
+            whole_files.write(path, b"".join(line for line, _ in kept))
+        elif lines:
+            log.warning("%s: was taken away; new lines begin another", nearby(path))
+        self.count = len(kept)
         with ExitStack() as files:
             self.lines = files.enter_context(closing(Growing(path)))
-            self.curves = files.enter_context(closing(Curves(folder / "tensorboard", first=step + 1)))
+            self.curves = files.enter_context(closing(Curves(folder / "tensorboard", first=step + (not due))))
             self.files = files.pop_all()
+        for _, entry in kept if due else ():  # which hides the training line of this step as well
+            if entry["step"] == step:
+                self.draw(step, entry["split"], {name: value for name, value in entry.items() if name not in NO_CURVES})
         with told(path):
             sync_folder(folder)
 
     def write(self, step: int, split: str, seconds: float, **scalars: float) -> None:
         line = {"step": step, "split": split, **scalars, "seconds": round(seconds, 3)}
         self.lines.write(json.dumps(finite(line), allow_nan=False).encode() + b"\n")
+        self.count += 1
+        self.draw(step, split, scalars)
+
+    def draw(self, step: int, split: str, scalars: dict[str, float]) -> None:
         for name, value in scalars.items():
-            self.curves.add(f"{name}/{split}", value, step)
+            self.curves.add(f"{name}/{split}", math.nan if value is None else value, step)
 
     def sync(self) -> None:
         """Bring all lines to the disk: called before a checkpoint, none before it is missing after a power cut."""
@@ -58,6 +78,10 @@ class Records:
 
     def __exit__(self, *error: object) -> None:
         self.files.close()
+
+
+def is_validation_of(step: int, entry: dict[str, Any]) -> bool:
+    return entry["split"] == "val" and entry["step"] == step
 
 
 def readable(path: Path) -> list[tuple[bytes, dict[str, Any]]]:

@@ -13,7 +13,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from metarun.errors import UserError, nearest
-from metarun.groups import Fomaml, Sinusoid, key
+from metarun.groups import Sinusoid, key
 
 AUTO = "auto"  # of `resume`
 LARGEST = 10**9  # of any number that has no bound of its own
@@ -106,19 +106,19 @@ def keys(node: Any, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
 
 
 def check(settings: Settings) -> None:
-    """Refuse values outside of what a key admits.
+    """Refuse values outside of what a key admits; `combinations` looks at several keys together.
 
     Raises:
         UserError: names the key, what was found and what is allowed.
     """
     for name, item, value in keys(settings):
+        if isinstance(value, list) and any(entry is None or isinstance(entry, (list, dict)) for entry in value):
+            raise UserError(f"{name}={value}: must be a plain list, {item.metadata['help']}")
         for entry in value if isinstance(value, list) else [value]:
             if entry is not None:
                 check_value(name, entry, item)
     if isinstance(settings.dataset, Sinusoid) and not is_range(settings.dataset.frequency):
         raise UserError(f"dataset.frequency={settings.dataset.frequency}: must be two numbers, [LOWEST,HIGHEST]")
-    if isinstance(settings.method, Fomaml) and settings.use_second_order:
-        raise UserError("use_second_order=true: method=fomaml is first order; that would be method=maml")
     check_mode(settings)
 
 

@@ -12,6 +12,7 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from metarun import combinations, places
 from metarun.errors import UserError, nearby
 from metarun.groups import GROUPS
 from metarun.schema import AUTO, Settings, check, keys
@@ -33,11 +34,11 @@ ADAPTING = ("inner_loop", "inner_learning_rate")  # and a prediction these
 TASKS = (*ADAPTING, "dataset", "ways", "shots", "queries")  # and an evaluation these as well
 
 
-def build(config: DictConfig) -> Settings:
-    """The composed config as checked settings; Hydra's node is left out.
+def build(config: DictConfig, typed: Sequence[str] = ()) -> Settings:
+    """The composed config as checked settings, of which the keys `typed` were given by hand; Hydra's node is left out.
 
     Raises:
-        UserError: a value that is missing, of the wrong type or outside of its range.
+        UserError: a value that is missing, of the wrong type, outside of its range or at odds with another.
     """
     try:
         own = OmegaConf.masked_copy(config, [item.name for item in fields(Settings)])
@@ -51,7 +52,16 @@ def build(config: DictConfig) -> Settings:
         if not isinstance(getattr(settings, group), tuple(choices.values())):
             raise UserError(f"{group}: nothing is chosen; choose one of {', '.join(choices)}")
     check(settings)
+    if checkpoint_of(settings) is None:  # else most of its values are to be put in their places
+        follow(settings, typed)
+        combinations.check(settings)
+        places.check(settings)
     return settings
+
+
+def checkpoint_of(settings: Settings) -> str | None:
+    """The run or checkpoint whose settings are taken."""
+    return settings.checkpoint if settings.resume in (None, AUTO) else settings.resume
 
 
 def meaning(name: str) -> str:
@@ -119,9 +129,8 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
     Raises:
         UserError: a typed key that a resumed run cannot change, or that the checkpoint's choices do not have.
     """
-    place = now.checkpoint if now.resume in (None, AUTO) else now.resume
+    place = checkpoint_of(now)
     if place is None:
-        follow(now, typed)
         return now
     asked = f"resume={place}" if now.resume else f"checkpoint={place}"
     if "experiment" in typed:  # which the checkpoint does not record
@@ -141,6 +150,8 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
     if now.resume and settings.iterations != iterations and settings.outer_schedule == "cosine":
         raise UserError(f"{asked}: iterations={settings.iterations} would bend outer_schedule=cosine of {iterations}")
     check(settings)
+    combinations.check(settings)
+    places.check(settings)
     return settings
 
 

@@ -39,6 +39,8 @@ class Training:
         self.team = team
         self.work = team.work
         self.folder = folder
+        self.records: Records | None = None
+        self.lines = 0  # of metrics.jsonl, that the checkpoint before knows of
         self.step = 0
         self.best: dict[str, float] | None = None  # step, mean and ci95 of the best validation
         self.due = False  # whether this step's validation is still to come
@@ -61,31 +63,50 @@ class Training:
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "seconds": self.seconds,
+            "lines": self.records.count if self.records else 0,
             "generators": generators.states(),
             **self.work.snapshot(),
             "optimizer": self.optimizer.state_dict(),
         }
 
+    def write(self, path: Path) -> None:
+        if self.records:
+            self.records.sync()  # after a power cut no line is missing that a checkpoint knows of
+        checkpoint.save(path, self.content())
+
     def save(self) -> None:
-        checkpoint.save(checkpoint.step_path(self.folder, self.step), self.content())
+        self.write(checkpoint.step_path(self.folder, self.step))
         checkpoint.prune(self.folder, self.work.settings.save.keep)
 
     def restore(self, path: Path) -> None:
-        """Go on from a checkpoint of the same run."""
+        """Go on from a checkpoint of the same run. Raises UserError where it is none."""
         content = checkpoint.load(path)
         self.work.restore(content, str(path))
-        self.optimizer.load_state_dict(content["optimizer"])
-        self.step, self.due = content["step"], content["due"]
-        self.running, self.seconds = content["running"], content["seconds"]
-        self.skipped, self.skipped_in_a_row = content["skipped"], content["skipped_in_a_row"]
-        generators.restore(content["generators"])
-        self.tell_differences(content["how"])
+        with checkpoint.readable(path):
+            self.step, self.due, self.lines = int(content["step"]), bool(content["due"]), int(content["lines"])
+            self.running = {name: float(value) for name, value in content["running"].items()}
+            self.seconds = float(content["seconds"])
+            self.skipped, self.skipped_in_a_row = int(content["skipped"]), int(content["skipped_in_a_row"])
+            generators.restore(content["generators"])
+            self.restore_optimizer(content["optimizer"])
+            self.tell_differences(dict(content["how"]))
+            alike = judged_alike(content["config"]["eval"], dataclasses.asdict(self.work.settings.eval))
+            best = content["best"] and {name: float(content["best"][name]) for name in ("step", "mean", "ci95")}
         if self.step > self.work.settings.iterations:
             raise UserError(f"iterations={self.work.settings.iterations}: the run is at step {self.step} already")
-        if judged_alike(content["config"]["eval"], dataclasses.asdict(self.work.settings.eval)):
-            self.best = content["best"]
+        if alike and best is not None and (lost := checkpoint.set_damaged_best_aside(self.folder)):
+            log.warning("%s; the best from step %d on is used instead", lost, self.step)
+            alike = False
+        if alike:
+            self.best = best
         else:
             self.due = True  # judged anew, since what was found before cannot be compared
+
+    def restore_optimizer(self, saved: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(saved)
+        for tensor, state in self.optimizer.state.items():
+            if state["exp_avg"].shape != tensor.shape or state["exp_avg_sq"].shape != tensor.shape:
+                raise ValueError("the optimiser's moments are of another shape than its parameters")
 
     def tell_differences(self, before: dict[str, Any]) -> None:
         """Say where the run computes otherwise than it did, so that it does not end equal to the last bit."""
@@ -171,10 +192,9 @@ class Training:
                 f"{error}; step {self.step} is saved; try a smaller inner_learning_rate, outer_clip=10, "
                 "or skip_not_finite=true where it is rare"
             ) from error
-        except RunFailure as error:
+        except RunFailure:
             self.save()
-            go_on = pasteable("resume", nearby(self.folder))
-            raise RunFailure(f"{error}; step {self.step} is saved, go on with {go_on}") from error
+            raise
         self.skipped_in_a_row = 0
         return scalars
 
@@ -213,7 +233,7 @@ class Training:
         log.info("step %d: validation %s%s", self.step, found, ", the best so far" if improved else "")
         if improved:
             self.best = {"step": self.step, "mean": found.mean, "ci95": found.ci95}
-            checkpoint.save(checkpoint.best_path(self.folder), self.content())
+            self.write(checkpoint.best_path(self.folder))
 
 
 def judged_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -246,7 +266,9 @@ def train(team: Team, folder: Path, resume_from: Path | None = None) -> float | 
     sitting, before = time.perf_counter(), training.seconds
     bar = tqdm(total=settings.iterations, initial=training.step, desc="training", unit="step", disable=None)
     go_on = f"which is saved; go on with {pasteable('resume', nearby(folder))}"
-    with Records(folder, training.step, training.due) as records, noted_signals() as stop, logging_redirect_tqdm(), bar:
+    records = Records(folder, training.step, training.due, training.lines)
+    with records, noted_signals() as stop, logging_redirect_tqdm(), bar:
+        training.records = records
 
         def validate() -> None:
             where = f"in the validation of step {training.step}, {go_on}"
@@ -254,6 +276,7 @@ def train(team: Team, folder: Path, resume_from: Path | None = None) -> float | 
 
         if training.due:
             validate()
+            training.save()
         while training.step < settings.iterations:
             scalars = training.outer_step_or_save()
             training.seconds = before + time.perf_counter() - sitting

@@ -160,3 +160,75 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "told"),
+    [
+        ("step", "x", "ValueError"),
+        ("step", None, "TypeError"),
+        ("running", [1], "AttributeError"),
+        ("generators", {"python": 3}, "TypeError"),
+        ("optimizer", {}, "KeyError"),
+        ("how", 3, "TypeError"),
+        ("best", {"step": 3}, "KeyError"),
+    ],
+)
+def test_a_checkpoint_that_is_not_a_runs_is_refused(tmp_path: Path, entry: str, value: object, told: str) -> None:
+    run(small(tmp_path), tmp_path / "run")
+    path = checkpoint.newest(tmp_path / "run")
+    checkpoint.save(path, {**checkpoint.load(path), entry: value})
+    with pytest.raises(UserError, match=f"step-00000060.pt: a run cannot go on from it: {told}"):
+        run(small(tmp_path, resume="x"), tmp_path / "run")
+
+
+def test_moments_of_another_shape_are_refused(tmp_path: Path) -> None:
+    run(small(tmp_path), tmp_path / "run")
+    path = checkpoint.newest(tmp_path / "run")
+    content = checkpoint.load(path)
+    content["optimizer"]["state"][0]["exp_avg"] = torch.zeros(3)
+    checkpoint.save(path, content)
+    with pytest.raises(UserError, match="moments are of another shape"):
+        run(small(tmp_path, resume="x"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_best_checkpoint_that_is_lost_is_told_and_chosen_anew(tmp_path: Path, caplog, gone: bool) -> None:
+    run(small(tmp_path, iterations=30), tmp_path / "run")
+    best = checkpoint.best_path(tmp_path / "run")
+    best.write_bytes(best.read_bytes()[:100])
+    if gone:
+        best.unlink()
+    run(small(tmp_path, resume="x"), tmp_path / "run")
+    assert "best.pt is missing; the best from" in caplog.text or "kept as best.pt.damaged; the best" in caplog.text
+    assert checkpoint.load(best)["step"] in (30, 60)
+
+
+def test_metrics_that_were_cut_short_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(small(tmp_path), tmp_path / "run")
+    path = tmp_path / "run" / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(UserError, match=r"metrics.jsonl: has 4 lines up to step 60 of 5 that were written: cut short"):
+        run(small(tmp_path, resume="x"), tmp_path / "run")
+    path.unlink()
+    run(small(tmp_path, resume="x"), tmp_path / "run")
+    assert "metrics.jsonl: was taken away; new lines begin another" in caplog.text
+
+
+def test_a_validation_that_is_made_up_for_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The newest checkpoint of a run stopped in its last validation becomes that of one that was not."""
+    settings = small(tmp_path)
+    run(settings, tmp_path / "whole")
+    validate = training.Training.validate
+
+    def interrupted(self: training.Training, *arguments: Any) -> None:
+        if self.step == 60:
+            os.kill(os.getpid(), signal.SIGTERM)
+        validate(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(training.Training, "validate", interrupted)
+        run(settings, tmp_path / "parts")
+    run(replace(settings, resume="x"), tmp_path / "parts")
+    whole, parts = (checkpoint.load(checkpoint.newest(tmp_path / name)) for name in ("whole", "parts"))
+    assert not parts["due"] and parts["best"] == whole["best"]

@@ -95,7 +95,7 @@ def test_a_process_that_dies_ends_all(tmp_path: Path, leader: bool) -> None:
     assert process.returncode == 1
     (line,) = told.splitlines()
     assert "process 1 of 2 was ended by SIGKILL" in line and "go on with resume=run" in line
-    assert f"step {checkpoint.load(checkpoint.newest(tmp_path / 'run'))['step']} is saved" in line
+    assert checkpoint.newest(tmp_path / "run").name in line
 
 
 def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:

@@ -68,8 +68,8 @@ def tensor(count: int, size: tuple[int, ...], stride: tuple[int, ...], offset: i
 
 
 def program(value: bytes) -> bytes:
-    """{"format": 1, "w": value} as a pickle."""
-    return b"\x80\x02}" + text("format") + b"K\x01s" + text("w") + value + b"s."
+    """{"format": FORMAT, "w": value} as a pickle."""
+    return b"\x80\x02}" + text("format") + b"K" + bytes([checkpoint.FORMAT]) + b"s" + text("w") + value + b"s."
 
 
 def written(path: Path, pickled: bytes, data: bytes = bytes(16), compression: int = zipfile.ZIP_STORED) -> Path:
@@ -231,7 +231,7 @@ def test_a_large_file_is_checked_a_piece_at_a_time(tmp_path: Path) -> None:
 
 def test_code_of_python_s_own_pickle_is_refused(tmp_path: Path) -> None:
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        refused(written(tmp_path / "evil.pt", pickle.dumps({"format": 1, "w": print}, protocol)))
+        refused(written(tmp_path / "evil.pt", pickle.dumps({"format": checkpoint.FORMAT, "w": print}, protocol)))
 
 
 # --- a network that a checkpoint's settings ask for --------------------------------------------------------
@@ -286,7 +286,7 @@ def test_a_checkpoint_that_asks_for_a_giant_network_allocates_none(tmp_path: Pat
     giant = Settings(dataset=Sinusoid(), backbone=Mlp(hidden=[10**5, 10**5]), method=Maml(), device="cpu")
     checkpoint.save(tmp_path / "giant.pt", {"config": asdict(giant), "theta": {"w": torch.ones(2)}, "phi": {}})
     with pytest.raises(UserError, match=r"giant\.pt: of another architecture"):
-        work.build(giant, tmp_path / "giant.pt")
+        work.build(giant, taking=tmp_path / "giant.pt")
 
 
 def test_refusals_say_what_is_wrong() -> None:

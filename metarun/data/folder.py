@@ -16,6 +16,7 @@ from metarun.data.source import SPLITS
 from metarun.data.splits import sizes
 from metarun.data.trees import class_folders, csv_rows, existing, of_listing, of_parts, split_folders
 from metarun.errors import UserError
+from metarun.places import root as existing_root
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def load(places: Places, root: str, size: int, grey: bool, seed: int) -> ImageSe
     Raises:
         UserError: no such folder, nothing in it, a class in two splits, or cache_dir cannot be written.
     """
-    place = Path(root).expanduser()
+    place = existing_root(root)
     look = Look(size, 1 if grey else 3)
     try:
         form = find(place)
@@ -52,11 +53,6 @@ def load(places: Places, root: str, size: int, grey: bool, seed: int) -> ImageSe
 def find(place: Path) -> Form:
     if place.is_file():
         return csv_file(place)
-    if not place.is_dir():
-        raise UserError(
-            f"dataset.root={place}: no such folder or file; "
-            "give a folder of class folders, or a CSV with the columns path,label"
-        )
     form = split_folders(place) or class_folders(place)
     if form is None:
         raise UserError(

@@ -9,6 +9,7 @@ import numpy as np
 
 from metarun.data.look import Look
 from metarun.data.prepare import Prepared
+from metarun.errors import UserError
 
 SMALLEST = 1e-6  # a variance: a channel that never changes is not divided by zero
 
@@ -40,6 +41,8 @@ def image_set(
     count = np.array(manifest.count, np.int64)
     train = splits["train"]
     total = count[train].sum() * look.size**2
+    if not total:
+        raise UserError(f"{manifest.source}: no picture of the training classes can be read; {found.path} says why")
     mean = np.array(manifest.sums)[train].sum(0) / total
     square = np.array(manifest.squares)[train].sum(0) / total
     return ImageSet(

@@ -11,7 +11,7 @@ from metarun.data.download import fetch
 from metarun.data.images import ImageSet
 from metarun.data.look import Look
 from metarun.data.on_disk import Finder, Form, Places, absent, below, find, load_form
-from metarun.data.splits import published
+from metarun.data.splits import asked, published
 from metarun.data.trees import files_below, of_listing
 
 ENDS = ("tar.gz", "tgz", "tar", "zip")
@@ -36,6 +36,7 @@ def load(known: Known, places: Places, split: str) -> ImageSet:
     Raises:
         UserError: none does, its files are damaged or not to be fetched, or cache_dir cannot be written.
     """
+    asked(published(known.dataset), split)  # what is wrong is known before a download
     found = locate(known, places)
     if found is None and known.official is not None and places.download:
         fetch(*known.official, places.data_dir)

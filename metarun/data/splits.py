@@ -38,15 +38,7 @@ def divide(dataset: str, split: str, names: Iterable[str], given: Parts | None) 
         UserError: no such division or file, or classes that are not there.
     """
     known = published(dataset)
-    if split in known:
-        wanted, title = known[split], split
-    elif split.endswith(".json"):
-        wanted, title = own(Path(split).expanduser()), Path(split).stem
-    else:
-        raise UserError(
-            f"dataset.split={split}: choose one of {', '.join(sorted(known))}, or give a JSON file with lists of class "
-            f"names for train, val and test{nearest(split, known)}"
-        )
+    wanted, title = asked(known, split)
     there = set(names)
     lacking = [name for part in SPLITS for name in wanted[part] if name not in there]
     if lacking and given is not None and split in known and sizes(given) == sizes(wanted):
@@ -58,6 +50,18 @@ def divide(dataset: str, split: str, names: Iterable[str], given: Parts | None) 
             f"first {lacking[0]!r}; the files hold {found}"
         )
     return wanted, f"{dataset}-{title}-{sizes(wanted)}"
+
+
+def asked(known: Mapping[str, Parts], split: str) -> tuple[Parts, str]:
+    """The division that is asked for, and its title. Raises UserError where there is none, or the file is no such."""
+    if split in known:
+        return known[split], split
+    if split.endswith(".json"):
+        return own(Path(split).expanduser()), Path(split).stem
+    raise UserError(
+        f"dataset.split={split}: choose one of {', '.join(sorted(known))}, or give a JSON file with lists of class "
+        f"names for train, val and test{nearest(split, known)}"
+    )
 
 
 def sizes(parts: Parts) -> str:

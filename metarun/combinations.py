@@ -1,0 +1,167 @@
+"""Settings that are right one by one and make no sense together: told before any work, and without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from metarun.errors import UserError, nearest
+from metarun.groups import (
+    OWN_SPLIT,
+    Boil,
+    Conv4,
+    Folder,
+    Fomaml,
+    Glyphs,
+    Mlp,
+    Msgd,
+    Mtnet,
+    Omniglot,
+    Sinusoid,
+    Warpgrad,
+)
+from metarun.schema import Settings
+
+
+class Size(NamedTuple):
+    """How much a data set holds at the most; what lies on disk may be less, which is told when it is read."""
+
+    classes: tuple[int, int, int]  # for train, val and test
+    images: int  # of a class
+
+
+SIZES = {  # by data set and `dataset.split`
+    ("glyphs", ""): Size((1000, 150, 400), 20),
+    ("omniglot", "vinyals"): Size((1028, 172, 423), 20),
+    ("omniglot", "maml"): Size((1100, 100, 423), 20),
+    ("omniglot", "lake"): Size((864, 100, 659), 20),
+    ("cifar_fs", "bertinetto"): Size((64, 16, 20), 600),
+    ("fc100", "oreshkin"): Size((60, 20, 20), 600),
+    ("miniimagenet", "ravi"): Size((64, 16, 20), 600),
+    ("miniimagenet", "vinyals"): Size((60, 20, 20), 600),
+    ("tieredimagenet", "ren"): Size((351, 97, 160), 1300),
+    ("cub", "closerlook"): Size((100, 50, 50), 60),
+}
+TURNS = 4  # of a class of Omniglot, each of which counts as one
+HALVED = 16  # conv4 halves its input four times
+
+
+def check(settings: Settings) -> None:
+    """Refuse keys that contradict one another, or that would do nothing beside another.
+
+    Raises:
+        UserError: names the keys, what was found and what to do.
+    """
+    for fault in (*of_order(settings), *of_method(settings), *of_network(settings), *of_data_set(settings)):
+        raise UserError(fault)
+
+
+def of_order(s: Settings) -> Iterator[str]:
+    if isinstance(s.method, Fomaml) and s.use_second_order:
+        yield "use_second_order=true: method=fomaml is first order; that would be method=maml"
+    if s.first_order_steps and not s.use_second_order:
+        yield (
+            f"first_order_steps={s.first_order_steps}: second order never begins, as use_second_order=false; "
+            "leave out one of the two"
+        )
+    if s.mode == "train" and s.first_order_steps >= s.iterations:
+        yield (
+            f"first_order_steps={s.first_order_steps}: second order would never begin in iterations={s.iterations}; "
+            "give fewer, or use_second_order=false"
+        )
+
+
+def of_method(s: Settings) -> Iterator[str]:
+    method = s.method
+    if s.mode == "train" and s.inner_loop == 0 and isinstance(method, (Msgd, Mtnet, Warpgrad)):
+        yield (
+            f"inner_loop=0: method={method.name} learns how to take inner steps, and would take none; "
+            "give one or more, or method=maml"
+        )
+    if isinstance(method, Mtnet) and method.full and not method.mask:
+        yield "method.full=true: is a form of the mask, and method.mask=false has none; leave out one of the two"
+    if isinstance(method, Warpgrad):
+        yield from of_warps(method, s.backbone)
+
+
+def of_warps(method: Warpgrad, backbone: object) -> Iterator[str]:
+    if method.initialisation != "leap" and method.objective != "trajectory":
+        yield (
+            f"method.initialisation={method.initialisation}: is read by method.objective=trajectory only, "
+            f"not by {method.objective}; leave out one of the two"
+        )
+    if method.approximate and method.objective == "unrolled":
+        yield "method.approximate=true: there is no look-ahead step in method.objective=unrolled; leave out one of them"
+    if method.kernel % 2 == 0:
+        yield f"method.kernel={method.kernel}: must be an odd number, as an even one would change an image's size"
+    if isinstance(backbone, Mlp):
+        if not backbone.hidden and method.after is None:
+            yield "backbone.hidden=[]: a linear model has no layers for method=warpgrad to stand between"
+        for name, plain in (("kernel", Warpgrad.kernel), ("norm", Warpgrad.norm)):
+            if getattr(method, name) != plain:
+                found = str(getattr(method, name)).lower()
+                yield f"method.{name}={found}: is of convolutions, which backbone=mlp has none of; leave it out"
+    places = modules(backbone)
+    if method.after is not None and not method.after:
+        yield "method.after=[]: names no module to put a warp layer behind; null puts one behind each block"
+    for name in method.after or ():
+        if places and name not in places:
+            yield f"method.after: {name!r} is no module to put a warp layer behind; choose of {', '.join(places)}" + (
+                nearest(name, places)
+            )
+        if (method.after or []).count(name) > 1:
+            yield f"method.after: names {name!r} twice; a module has one warp"
+
+
+def modules(backbone: object) -> list[str]:
+    """The modules of a backbone that a warp layer can follow."""
+    if isinstance(backbone, Conv4):
+        blocks = [f"blocks.{i}" for i in range(4)]
+        return ["blocks", *blocks, *(f"{block}.convolution" for block in blocks), "head"]
+    return [f"layers.{i}" for i in range(len(backbone.hidden) + 1)] if isinstance(backbone, Mlp) else []
+
+
+def of_network(s: Settings) -> Iterator[str]:
+    if isinstance(s.backbone, Conv4) and isinstance(s.dataset, Sinusoid):
+        yield "backbone=conv4: takes pictures, and dataset=sinusoid has points of a curve; give backbone=mlp"
+    if isinstance(s.backbone, Mlp) and not s.backbone.hidden and isinstance(s.method, Boil):
+        yield "backbone.hidden=[]: is a head alone, and method=boil adapts all but the head; give hidden layers"
+    if isinstance(s.backbone, Conv4) and isinstance(s.dataset, Folder):
+        size, norm = s.dataset.size, s.backbone.norm
+        if s.backbone.downsample == "pool" and size < HALVED:
+            yield (
+                f"dataset.size={size}: backbone.downsample=pool halves pictures four times, {HALVED} is the least; "
+                "give backbone.downsample=stride"
+            )
+        if s.backbone.downsample == "stride" and norm == "instance" and size <= HALVED:
+            yield (
+                f"dataset.size={size}: backbone.norm=instance would make 0 of the single pixel that is left of a "
+                f"picture; give more than {HALVED}, or another norm"
+            )
+
+
+def of_data_set(s: Settings) -> Iterator[str]:
+    """What tasks ask of a data set whose size is known."""
+    data, split = s.dataset, getattr(s.dataset, "split", "")
+    known = {name: size for (dataset, name), size in SIZES.items() if dataset == getattr(data, "name", None)}
+    if known and split not in known and not split.endswith(".json"):
+        yield f"dataset.split={split}: choose one of {', '.join(known)}, or give {OWN_SPLIT}{nearest(split, known)}"
+    if split not in known or s.mode == "predict":
+        return
+    classes, images = known[split]
+    turns = TURNS if isinstance(data, Omniglot) and data.rotations else 1
+    if s.ways > min(classes) * turns:
+        counts = "/".join(str(count * turns) for count in classes)
+        which = "dataset=glyphs" if isinstance(data, Glyphs) else f"dataset.split={split} of dataset={data.name}"
+        yield (
+            f"ways={s.ways}: {which} has {counts} classes to train, validate and test on; "
+            f"{min(classes) * turns} is the most"
+        )
+    shots, queries = "eval.shots" if s.eval.shots else "shots", "eval.queries" if s.eval.queries else "queries"
+    for one, two in (("shots", "queries"), (shots, queries)):
+        first, second = (getattr(s.eval if "." in key else s, key.rpartition(".")[2]) for key in (one, two))
+        if first + second > images:
+            yield (
+                f"{one}={first} + {two}={second}: make {first + second} images a class, dataset={data.name} has "
+                f"{images} at most; lower one of the two"
+            )

@@ -1,0 +1,74 @@
+"""Files and folders that a person names: looked at before any work, and without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from metarun.errors import UserError
+from metarun.groups import Folder
+from metarun.schema import Settings
+
+
+def check(settings: Settings) -> None:
+    """Refuse paths at which nothing can be, or is.
+
+    Raises:
+        UserError: names the key and the path.
+    """
+    for key in ("data_dir", "cache_dir"):
+        place = getattr(settings, key)
+        if Path(place).expanduser().is_file():
+            raise UserError(f"{key}={place}: is a file; give a folder")
+    if settings.mode == "predict":  # needs no data set
+        support_folder(str(settings.support))
+        for place in settings.query if isinstance(settings.query, list) else [settings.query]:
+            query_place(str(place))
+        return
+    if isinstance(settings.dataset, Folder):
+        root(settings.dataset.root)
+    split = getattr(settings.dataset, "split", "")
+    if split.endswith(".json") and not Path(split).expanduser().is_file():
+        raise UserError(f"dataset.split={split}: no such file; give a JSON file, or the name of a division")
+
+
+def root(place: str) -> Path:
+    """Of dataset=folder. Raises UserError where nothing is there."""
+    path = Path(place).expanduser()
+    if not path.exists():
+        raise UserError(
+            f"dataset.root={place}: no such folder or file; "
+            "give a folder of class folders, or a CSV with the columns path,label"
+        )
+    return path
+
+
+def support_folder(place: str) -> Path:
+    """Raises UserError where there is none."""
+    folder = Path(place).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"support={place}: no such folder; give one that holds a folder of pictures for each class")
+    return folder
+
+
+def query_place(place: str) -> Path:
+    """A file or a folder. Raises UserError where there is none."""
+    path = Path(place).expanduser()
+    if not path.is_file() and not path.is_dir():
+        raise UserError(f"query={place}: no such file or folder; give a folder of pictures, or files as [FILE,FILE]")
+    return path
+
+
+def checkpoint(place: str) -> Path:
+    """A checkpoint file or a run folder. Raises UserError where there is none."""
+    path = Path(place).expanduser()
+    if not path.is_file() and not (path / "checkpoints").is_dir():
+        raise UserError(f"checkpoint={place}: no such checkpoint file, nor a run folder with checkpoints/ in it")
+    return path
+
+
+def resumed(place: object) -> Path:
+    """A run folder to continue. Raises UserError where it is none."""
+    folder = Path(str(place)).expanduser()
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"resume={place}: no run folder, {folder / 'checkpoints'} does not exist")
+    return folder
