@@ -40,8 +40,8 @@ class Records:
             found = [(line, entry) for line, entry in readable(path) if entry["step"] <= step]
             if len(found) < lines:
                 raise UserError(
-                    f"{nearby(path)}: has {len(found)} lines up to step {step} of {lines} that were written: cut short; "
-                    "bring it back, or take the file away, and new lines begin another"
+                    f"{nearby(path)}: has {len(found)} lines up to step {step} of {lines} that were written; it was "
+                    "cut short: bring it back, or take the file away, and new lines begin another"
                 )
             kept = [(line, entry) for line, entry in found if not (due and is_validation_of(step, entry))]
             whole_files.write(path, b"".join(line for line, _ in kept))

@@ -84,14 +84,17 @@ class Training:
         self.work.restore(content, str(path))
         with checkpoint.readable(path):
             self.step, self.due, self.lines = int(content["step"]), bool(content["due"]), int(content["lines"])
-            self.running = {name: float(value) for name, value in content["running"].items()}
+            self.running = numbers(content["running"], *content["running"])
             self.seconds = float(content["seconds"])
             self.skipped, self.skipped_in_a_row = int(content["skipped"]), int(content["skipped_in_a_row"])
             generators.restore(content["generators"])
             self.restore_optimizer(content["optimizer"])
             self.tell_differences(dict(content["how"]))
             alike = judged_alike(content["config"]["eval"], dataclasses.asdict(self.work.settings.eval))
-            best = content["best"] and {name: float(content["best"][name]) for name in ("step", "mean", "ci95")}
+            best = content["best"] and {
+                "step": int(content["best"]["step"]),
+                **numbers(content["best"], "mean", "ci95"),
+            }
         if self.step > self.work.settings.iterations:
             raise UserError(f"iterations={self.work.settings.iterations}: the run is at step {self.step} already")
         if alike and best is not None and (lost := checkpoint.set_damaged_best_aside(self.folder)):
@@ -240,6 +243,10 @@ def judged_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether validations with these `eval.*` settings can be compared."""
     free = ("tasks", "every")
     return {k: v for k, v in one.items() if k not in free} == {k: v for k, v in other.items() if k not in free}
+
+
+def numbers(content: dict[str, Any], *names: str) -> dict[str, float]:
+    return {name: float(content[name]) for name in names}
 
 
 def learning_rate(settings: Settings, step: int) -> float:

@@ -65,6 +65,7 @@ def checkpoints() -> None:
         )
         training = Training(Team(build(settings)), Path(name))
         training.step = 2
+        training.folder.mkdir()
         training.save()
         return training.content()
 

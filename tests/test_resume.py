@@ -167,7 +167,7 @@ def same(one: Any, other: Any) -> bool:
     [
         ("step", "x", "ValueError"),
         ("step", None, "TypeError"),
-        ("running", [1], "AttributeError"),
+        ("running", [1], "TypeError"),
         ("generators", {"python": 3}, "TypeError"),
         ("optimizer", {}, "KeyError"),
         ("how", 3, "TypeError"),
@@ -208,7 +208,9 @@ def test_metrics_that_were_cut_short_are_told(tmp_path: Path, caplog: pytest.Log
     run(small(tmp_path), tmp_path / "run")
     path = tmp_path / "run" / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(UserError, match=r"metrics.jsonl: has 4 lines up to step 60 of 5 that were written: cut short"):
+    with pytest.raises(
+        UserError, match=r"metrics.jsonl: has 4 lines up to step 60 of 5 that were written; it was cut short"
+    ):
         run(small(tmp_path, resume="x"), tmp_path / "run")
     path.unlink()
     run(small(tmp_path, resume="x"), tmp_path / "run")
