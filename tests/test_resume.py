@@ -167,7 +167,7 @@ def same(one: Any, other: Any) -> bool:
     [
         ("step", "x", "ValueError"),
         ("step", None, "TypeError"),
-        ("running", [1], "TypeError"),
+        ("running", {"loss": "x"}, "ValueError"),
         ("generators", {"python": 3}, "TypeError"),
         ("optimizer", {}, "KeyError"),
         ("how", 3, "TypeError"),
