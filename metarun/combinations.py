@@ -82,6 +82,11 @@ def of_method(s: Settings) -> Iterator[str]:
         yield "method.full=true: is a form of the mask, and method.mask=false has none; leave out one of the two"
     if isinstance(method, Warpgrad):
         yield from of_warps(method, s.backbone)
+        if method.objective == "trajectory" and s.engine.tasks not in ("auto", "looped"):
+            yield (
+                f"engine.tasks={s.engine.tasks}: method.objective=trajectory learns from one stored iterate after "
+                "another; leave it out"
+            )
 
 
 def of_warps(method: Warpgrad, backbone: object) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from metarun.methods import Parameters
 
@@ -14,8 +15,10 @@ NAMED = 3  # layers and tasks that a message names
 def fault(losses: Tensor, gradient: Parameters, first: int) -> str | None:
     """The tasks and layers to blame, or None where all is finite; losses: [tasks], of training tasks `first` and on."""
     entries = [entry for part in gradient for entry in part.values()]
-    if losses.isfinite().all() and all(bool(entry.isfinite().all()) for entry in entries):
+    if math.isfinite(float(losses.sum() + get_total_norm(entries))):  # one look at the sum of all
         return None
+    if losses.isfinite().all() and all(bool(entry.isfinite().all()) for entry in entries):
+        return None  # large, but each is finite
     sizes = largest_by_layer(gradient)
     broken = [first + place for place, loss in enumerate(losses.tolist()) if not math.isfinite(loss)]
     tasks = f"{first} to {first + len(losses) - 1}"

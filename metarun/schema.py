@@ -37,7 +37,7 @@ class Save:
 
 @dataclass
 class Engine:
-    tasks: str = key("auto", "how a meta-batch is computed", choices=("auto", "vectorised", "looped"))
+    tasks: str = key("auto", "how a meta-batch is computed", choices=("auto", "compiled", "vectorised", "looped"))
     workers: int = key(1, "processes that share the tasks; torchrun starts its own", least=1, most=1024)
 
 

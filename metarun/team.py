@@ -50,7 +50,7 @@ class Team:
         """What the last bits of the result depend on, as a checkpoint holds it."""
         return {
             "device": self.work.device.type,
-            "tasks": "vectorised" if self.work.vectorised else "looped",
+            "tasks": self.work.how_tasks,
             "processes": self.seat.size,
             "threads": self.work.threads,
             "metarun": __version__,
@@ -58,6 +58,11 @@ class Team:
             "numpy": np.__version__,
             "python": platform.python_version(),
         }
+
+    def compiles(self, second_order: bool) -> bool:
+        """Whether the next meta-batch of that order is compiled first."""
+        compiled, count = self.work.compiled, len(self.share(self.work.settings.meta_batch))
+        return compiled is not None and compiled.compiles(second_order, count)
 
     # --- the leader's side ---
 

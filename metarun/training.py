@@ -48,7 +48,7 @@ class Training:
         self.skipped = 0  # steps that were not finite
         self.skipped_in_a_row = 0
         self.seconds = 0.0  # spent up to this step, over all sittings of this run
-        self.optimizer = torch.optim.Adam(self.work.tensors, lr=self.work.settings.outer_learning_rate)
+        self.optimizer = torch.optim.Adam(self.work.tensors, lr=self.work.settings.outer_learning_rate, fused=True)
         generators.seed_all(self.work.settings.seed)
 
     def content(self) -> dict[str, Any]:
@@ -68,6 +68,12 @@ class Training:
             **self.work.snapshot(),
             "optimizer": self.optimizer.state_dict(),
         }
+
+    @property
+    def second_order(self) -> bool:
+        """Of the next outer step."""
+        settings = self.work.settings
+        return settings.use_second_order and self.step >= settings.first_order_steps
 
     def write(self, path: Path) -> None:
         if self.records:
@@ -133,9 +139,8 @@ class Training:
         settings = self.work.settings
         if self.work.learner.method.offline is not None:
             return self.offline_step()
-        second_order = settings.use_second_order and self.step >= settings.first_order_steps
         first = self.step * settings.meta_batch
-        gradient, losses, measures = self.team.meta_gradient(first, settings.meta_batch, second_order)
+        gradient, losses, measures = self.team.meta_gradient(first, settings.meta_batch, self.second_order)
         self.apply(gradient, losses)
         self.step += 1
         return self.means(losses, measures)
@@ -285,7 +290,10 @@ def train(team: Team, folder: Path, resume_from: Path | None = None) -> float | 
             validate()
             training.save()
         while training.step < settings.iterations:
+            if team.compiles(training.second_order):
+                bar.set_description("compiling")
             scalars = training.outer_step_or_save()
+            bar.set_description("training", refresh=False)
             training.seconds = before + time.perf_counter() - sitting
             training.record(records, scalars)
             bar.update()

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from metarun import checkpoint
 from metarun.backbones import BACKBONES
+from metarun.compiled import CompiledGradient
 from metarun.data import Places, Shape, Source, load, noise
-from metarun.engine import choose_device, choose_threads, choose_vectorised, keep_freed_memory
+from metarun.engine import choose_device, choose_tasks, choose_threads, keep_freed_memory
 from metarun.errors import UserError
 from metarun.evaluation import TASKS_AT_ONCE, judge_tasks
 from metarun.meta import Measures, MetaLearner, meta_gradient
@@ -36,9 +37,10 @@ class Work:
     learner: MetaLearner
     parameters: Parameters  # the model's own tensors, which training changes in place
     device: torch.device
-    vectorised: bool
+    how_tasks: str  # "looped", "vectorised" or "compiled"
     threads: int  # of each operation
     batch_norm: str  # what the norm layers' statistics are; stands beside every result
+    compiled: CompiledGradient | None
 
     @property
     def train_shape(self) -> Shape:
@@ -61,6 +63,10 @@ class Work:
         """Of an evaluation."""
         return TASKS_AT_ONCE[self.vectorised]
 
+    @property
+    def vectorised(self) -> bool:
+        return self.how_tasks != "looped"
+
     def tasks(self, first: int, count: int) -> tuple[Task, Tensor]:
         """Training tasks first .. first + count - 1, and what the method draws for each."""
         s = self.settings
@@ -70,8 +76,11 @@ class Work:
 
     def meta_gradient(self, first: int, count: int, second_order: bool) -> tuple[Parameters, Tensor, Measures]:
         """Mean over training tasks first .. first + count - 1, with each task's loss [count] and measures [count]."""
+        tasks, own = self.tasks(first, count)
+        if self.compiled is not None:
+            return self.compiled(second_order, self.parameters, tasks, own)
         learner = dataclasses.replace(self.learner, use_second_order=second_order)
-        return meta_gradient(learner, self.parameters, *self.tasks(first, count), self.vectorised)
+        return meta_gradient(learner, self.parameters, tasks, own, self.vectorised)
 
     def judge(self, split: str, first: int, count: int) -> Tensor:
         """Loss and metric of tasks first .. first + count - 1 after each inner step, [2, count, steps + 1]."""
@@ -112,13 +121,14 @@ def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) ->
     if taking is not None:
         require_same_shapes(settings, source, checkpoint.load(taking), str(taking))
     learner = build_learner(settings, source, device)
-    vectorised, reason = choose_vectorised(settings.engine.tasks, learner.model, device)
-    threads = choose_threads(vectorised, device, seat)
+    trained = settings.mode == "train" and learner.method.offline is None
+    tasks, reason = choose_tasks(settings.engine.tasks, learner.model, device, settings.iterations if trained else 0)
+    threads = choose_threads(tasks != "looped", device, seat)
     processes = f"{seat.size} processes, " if seat.size > 1 else ""
-    tasks = "vectorised" if vectorised else "looped"
     log.info("%s%s with %d threads, tasks %s: %s", processes, device, threads, tasks, reason)
-    parameters = learner.method.parameters
-    return Work(settings, source, learner, parameters, device, vectorised, threads, batch_norm(settings))
+    parameters, norm = learner.method.parameters, batch_norm(settings)
+    compiled = CompiledGradient(learner) if tasks == "compiled" else None
+    return Work(settings, source, learner, parameters, device, tasks, threads, norm, compiled)
 
 
 def build_learner(settings: Settings, source: Source, device: torch.device) -> MetaLearner:
