@@ -7,7 +7,7 @@ import os
 import platform
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from metarun.compiled import has_compiler
 from metarun.errors import UserError
@@ -55,6 +55,28 @@ def choose_tasks(wanted: str, model: nn.Module, device: torch.device, steps: int
             "small layers are faster at once; compiled they would be faster still, but no C++ compiler is found",
         )
     return "compiled", "small layers are fastest so, and the run is long enough for it to pay"
+
+
+WORTH_STARTING = 200  # outer steps: a process takes 3 seconds to start
+
+
+def choose_workers(wanted: int | None, convolutional: bool, device: torch.device, steps: int, tasks: int) -> int:
+    """How many processes share the `tasks` of a meta-batch: on a CPU one with one thread for each core.
+
+    Two with a thread each do 1.3 times what one with two does: threads wait for one another at every layer.
+    """
+    if wanted is not None:
+        return wanted
+    pays = convolutional and device.type == "cpu" and steps >= WORTH_STARTING
+    return min(ALL_THREADS, tasks) if pays else 1
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same [tasks, images, channels, height, width] with the channels of a pixel side by side in memory.
+
+    Convolutional networks run forward 2.3 times as fast on them on a CPU. What is differentiated twice gains nothing.
+    """
+    return images.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:2])
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

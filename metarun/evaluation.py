@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from metarun.data import Shape, Source, noise
-from metarun.meta import MetaLearner, evaluate_tasks
-from metarun.methods import Parameters
+from metarun.meta import MetaLearner
+from metarun.task import Task
 
 TASKS_AT_ONCE = {True: 100, False: 4}  # vectorised, looped: bounds the memory of one call
 EVALUATION_SEED = 0  # validation and test tasks are the same for every run, whatever its seed
@@ -57,21 +57,13 @@ class Evaluation:
         return {"mean": self.mean, "ci95": self.ci95, "tasks": len(self.values), "by_step": self.by_step}
 
 
-def judge_tasks(
-    learner: MetaLearner,
-    parameters: Parameters,
-    source: Source,
-    split: str,
-    first: int,
-    count: int,
-    shape: Shape,
-    vectorised: bool,
-) -> Tensor:
-    """Adapt to tasks first .. first + count - 1: loss and metric after each inner step, [2, count, steps + 1]."""
-    batch = source.draw(EVALUATION_SEED, split, first, count, shape)
+def evaluation_tasks(
+    learner: MetaLearner, source: Source, split: str, first: int, count: int, shape: Shape
+) -> tuple[Task, Tensor]:
+    """Tasks first .. first + count - 1 of a split, the same for every run, and what the method draws for each."""
+    tasks = source.draw(EVALUATION_SEED, split, first, count, shape)
     own = noise(EVALUATION_SEED, split, first, count, learner.method.noise(learner.inner_loop))
-    loss, measures = evaluate_tasks(learner, parameters, batch, own.to(batch.query_data.device), vectorised)
-    return torch.stack([loss, measures[source.metric]]).double().cpu()
+    return tasks, own.to(tasks.query_data.device)
 
 
 def evaluate(

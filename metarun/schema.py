@@ -38,7 +38,9 @@ class Save:
 @dataclass
 class Engine:
     tasks: str = key("auto", "how a meta-batch is computed", choices=("auto", "compiled", "vectorised", "looped"))
-    workers: int = key(1, "processes that share the tasks; torchrun starts its own", least=1, most=1024)
+    workers: int | None = key(
+        None, "processes that share the tasks; null: as many as pay; torchrun starts its own", least=1, most=1024
+    )
 
 
 @dataclass

@@ -24,8 +24,10 @@ from torch import Tensor
 
 from metarun import __version__, processes
 from metarun.data.source import SPLITS
+from metarun.engine import choose_device, choose_workers
 from metarun.errors import RunFailure, UserError
 from metarun.evaluation import Evaluation, evaluate
+from metarun.groups import Mlp
 from metarun.meta import Measures
 from metarun.methods import Parameters
 from metarun.processes import Lost, connection
@@ -200,7 +202,7 @@ def assembled(settings: Settings, taking: Path | None) -> Iterator[Team]:
         UserError: the device, the data or the shape of the tasks cannot be had, or more processes than tasks.
         RunFailure: another process has ended.
     """
-    with processes.started(settings.engine.workers) as (seat, others):
+    with processes.started(workers(settings)) as (seat, others):
         work = build(settings, seat, taking)
         if seat.size == 1:
             yield Team(work)
@@ -222,6 +224,16 @@ def assembled(settings: Settings, taking: Path | None) -> Iterator[Team]:
             yield team
         finally:
             team.dismiss()
+
+
+def workers(settings: Settings) -> int:
+    """Processes of a run, where torchrun has not started them."""
+    alone = settings.engine.tasks not in ("auto", "looped") or settings.mode != "train"
+    if alone or getattr(settings.method, "objective", "") == "trajectory":
+        return settings.engine.workers or 1
+    convolutional = not isinstance(settings.backbone, Mlp)
+    device = choose_device(settings.device)
+    return choose_workers(settings.engine.workers, convolutional, device, settings.iterations, settings.meta_batch)
 
 
 def require_shares(work: Work, seat: Seat) -> None:

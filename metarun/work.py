@@ -15,10 +15,10 @@ from metarun import checkpoint
 from metarun.backbones import BACKBONES
 from metarun.compiled import CompiledGradient
 from metarun.data import Places, Shape, Source, load, noise
-from metarun.engine import choose_device, choose_tasks, choose_threads, keep_freed_memory
+from metarun.engine import channels_last, choose_device, choose_tasks, choose_threads, keep_freed_memory
 from metarun.errors import UserError
-from metarun.evaluation import TASKS_AT_ONCE, judge_tasks
-from metarun.meta import Measures, MetaLearner, meta_gradient
+from metarun.evaluation import TASKS_AT_ONCE, evaluation_tasks
+from metarun.meta import Measures, MetaLearner, evaluate_tasks, meta_gradient
 from metarun.methods import METHODS, Parameters
 from metarun.objective import classification, regression
 from metarun.schema import Settings
@@ -72,7 +72,13 @@ class Work:
         s = self.settings
         tasks = self.source.draw(s.seed, "train", first, count, self.train_shape)
         own = noise(s.seed, "train", first, count, self.learner.method.noise(s.inner_loop))
-        return tasks, own.to(tasks.query_data.device)
+        return self.laid_out(tasks, "query_data"), own.to(tasks.query_data.device)
+
+    def laid_out(self, tasks: Task, *sides: str) -> Task:
+        """With those sides' images in the order in memory that they are computed fastest in."""
+        if self.vectorised or self.device.type != "cpu" or tasks.query_data.dim() != 5:
+            return tasks
+        return tasks._replace(**{side: channels_last(getattr(tasks, side)) for side in sides})
 
     def meta_gradient(self, first: int, count: int, second_order: bool) -> tuple[Parameters, Tensor, Measures]:
         """Mean over training tasks first .. first + count - 1, with each task's loss [count] and measures [count]."""
@@ -85,8 +91,10 @@ class Work:
     def judge(self, split: str, first: int, count: int) -> Tensor:
         """Loss and metric of tasks first .. first + count - 1 after each inner step, [2, count, steps + 1]."""
         learner = dataclasses.replace(self.learner, inner_loop=self.eval_inner_loop)
-        shape = self.eval_shape
-        return judge_tasks(learner, self.parameters, self.source, split, first, count, shape, self.vectorised)
+        tasks, own = evaluation_tasks(learner, self.source, split, first, count, self.eval_shape)
+        tasks = self.laid_out(tasks, "support_data", "query_data")
+        losses, measures = evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)
+        return torch.stack([losses, measures[self.source.metric]]).double().cpu()
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of the present parameters, in the form that `restore` takes and checkpoints hold."""
@@ -124,8 +132,9 @@ def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) ->
     trained = settings.mode == "train" and learner.method.offline is None
     tasks, reason = choose_tasks(settings.engine.tasks, learner.model, device, settings.iterations if trained else 0)
     threads = choose_threads(tasks != "looped", device, seat)
-    processes = f"{seat.size} processes, " if seat.size > 1 else ""
-    log.info("%s%s with %d threads, tasks %s: %s", processes, device, threads, tasks, reason)
+    processes = f"{seat.size} processes, each " if seat.size > 1 else ""
+    plural = "s" if threads > 1 else ""
+    log.info("%s%s with %d thread%s, tasks %s: %s", processes, device, threads, plural, tasks, reason)
     parameters, norm = learner.method.parameters, batch_norm(settings)
     compiled = CompiledGradient(learner) if tasks == "compiled" else None
     return Work(settings, source, learner, parameters, device, tasks, threads, norm, compiled)
