@@ -51,6 +51,7 @@ class Team:
         return {
             "device": self.work.device.type,
             "tasks": "vectorised" if self.work.vectorised else "looped",
+            "meta_gradient": self.work.settings.engine.meta_gradient,
             "processes": self.seat.size,
             "threads": self.work.threads,
             "metarun": __version__,

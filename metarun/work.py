@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from metarun.data import Places, Shape, Source, load, noise
 from metarun.engine import choose_device, choose_threads, choose_vectorised, keep_freed_memory
 from metarun.errors import UserError
 from metarun.evaluation import TASKS_AT_ONCE, judge_tasks
-from metarun.meta import Measures, MetaLearner, meta_gradient
+from metarun.meta import Kind, Measures, MetaLearner, OneTask, meta_gradient
 from metarun.methods import METHODS, Parameters
+from metarun.mixed import MixedTask
 from metarun.objective import classification, regression
 from metarun.schema import Settings
 from metarun.seat import ALONE, Seat
@@ -61,6 +63,12 @@ class Work:
         """Of an evaluation."""
         return TASKS_AT_ONCE[self.vectorised]
 
+    @property
+    def kind(self) -> Kind:
+        """What a training task keeps of its inner loop."""
+        engine = self.settings.engine
+        return partial(MixedTask, segment=engine.segment) if engine.meta_gradient == "mixed" else OneTask
+
     def tasks(self, first: int, count: int) -> tuple[Task, Tensor]:
         """Training tasks first .. first + count - 1, and what the method draws for each."""
         s = self.settings
@@ -71,7 +79,7 @@ class Work:
     def meta_gradient(self, first: int, count: int, second_order: bool) -> tuple[Parameters, Tensor, Measures]:
         """Mean over training tasks first .. first + count - 1, with each task's loss [count] and measures [count]."""
         learner = dataclasses.replace(self.learner, use_second_order=second_order)
-        return meta_gradient(learner, self.parameters, *self.tasks(first, count), self.vectorised)
+        return meta_gradient(learner, self.parameters, *self.tasks(first, count), self.vectorised, self.kind)
 
     def judge(self, split: str, first: int, count: int) -> Tensor:
         """Loss and metric of tasks first .. first + count - 1 after each inner step, [2, count, steps + 1]."""
@@ -116,6 +124,8 @@ def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) ->
     threads = choose_threads(vectorised, device, seat)
     processes = f"{seat.size} processes, " if seat.size > 1 else ""
     tasks = "vectorised" if vectorised else "looped"
+    if settings.engine.meta_gradient != "unrolled":
+        tasks += f", meta-gradient {settings.engine.meta_gradient}"
     log.info("%s%s with %d threads, tasks %s: %s", processes, device, threads, tasks, reason)
     parameters = learner.method.parameters
     return Work(settings, source, learner, parameters, device, vectorised, threads, batch_norm(settings))
