@@ -55,7 +55,9 @@ class MixedTask(OneTask):
             theta = self.again(lambda one, theta, phi, n=numbers: one.steps(theta, phi, n)[-1], theta, parameters.phi)
         return theta
 
-    def again(self, function: Callable[[MixedTask, Tensors, Tensors], Tensors], theta: Tensors, phi: Tensors) -> Tensors:
+    def again(
+        self, function: Callable[[MixedTask, Tensors, Tensors], Tensors], theta: Tensors, phi: Tensors
+    ) -> Tensors:
         """function(this task, theta, phi), of which autograd keeps no more than that, and runs it again."""
 
         def run(graph: Graph, theta: Tensors, phi: Tensors, fixed: Any, task: Task) -> Tensors:
@@ -79,7 +81,8 @@ class MixedTask(OneTask):
         with torch.no_grad():
             (value,), pull, self.measures = self.vjp(loss, *(tensor.detach() for tensor in tensors))
             gradient = pull((torch.ones_like(value),))
-        return Known.apply(value, *gradient, *tensors)
+            del pull
+        return Known.apply(value, *set_aside(gradient), *tensors)
 
 
 # --- vector-Jacobian products, on torch.func or on the tape -------------------------------------------------
@@ -89,7 +92,8 @@ Vjp = Callable[..., tuple[Several, Pull, Any]]  # function -> (results, what els
 
 
 def functional_vjp(function: Callable[..., tuple[Several, Any]], *tensors: Tensor) -> tuple[Several, Pull, Any]:
-    return torch.func.vjp(function, *tensors, has_aux=True)
+    results, pull, found = torch.func.vjp(function, *tensors, has_aux=True)  # pyright: ignore[reportAssignmentType]
+    return results, pull, found
 
 
 def tape_vjp(function: Callable[..., tuple[Several, Any]], *tensors: Tensor) -> tuple[Several, Pull, Any]:
@@ -125,13 +129,18 @@ def recomputed(function: Callable[..., Tensors], vjp: Vjp, *arguments: Any) -> T
     return dict(zip(names, results, strict=True))
 
 
+def set_aside(tensors: Sequence[Tensor]) -> Several:
+    """Copies of what stays when the memory of what made it is free again: amid that, it would cut it into pieces."""
+    return tuple(tensor.clone() for tensor in tensors)
+
+
 class Recomputed(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
     def forward(run: Callable[[Graph, Sequence[Any]], Several], vjp: Vjp, *leaves: Any) -> Several:
         with torch.no_grad():
-            return run(False, leaves)
+            return set_aside(run(False, leaves))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Several) -> None:
@@ -173,6 +182,6 @@ class Known(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1 : 1 + len(inputs) // 2])
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = ctx.saved_tensors
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        (cotangent,), gradient = cotangents, ctx.saved_tensors
         return None, *(None for _ in gradient), *(cotangent * entry for entry in gradient)
