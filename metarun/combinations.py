@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import NamedTuple
 
 from metarun.errors import UserError, nearest
@@ -52,7 +53,8 @@ def check(settings: Settings) -> None:
     Raises:
         UserError: names the keys, what was found and what to do.
     """
-    for fault in (*of_order(settings), *of_method(settings), *of_network(settings), *of_data_set(settings)):
+    faults = (of_order, of_method, of_network, of_data_set, of_engine)
+    for fault in chain.from_iterable(look(settings) for look in faults):
         raise UserError(fault)
 
 
@@ -82,11 +84,6 @@ def of_method(s: Settings) -> Iterator[str]:
         yield "method.full=true: is a form of the mask, and method.mask=false has none; leave out one of the two"
     if isinstance(method, Warpgrad):
         yield from of_warps(method, s.backbone)
-        if method.objective == "trajectory" and s.engine.tasks not in ("auto", "looped"):
-            yield (
-                f"engine.tasks={s.engine.tasks}: method.objective=trajectory learns from one stored iterate after "
-                "another; leave it out"
-            )
 
 
 def of_warps(method: Warpgrad, backbone: object) -> Iterator[str]:
@@ -170,3 +167,28 @@ def of_data_set(s: Settings) -> Iterator[str]:
                 f"{one}={first} + {two}={second}: make {first + second} images a class, dataset={data.name} has "
                 f"{images} at most; lower one of the two"
             )
+
+
+def of_engine(s: Settings) -> Iterator[str]:
+    engine, method = s.engine, s.method
+    if engine.segment is not None and engine.meta_gradient != "mixed":
+        yield f"engine.segment={engine.segment}: is read by engine.meta_gradient=mixed only; leave it out, or give both"
+    if engine.tasks == "compiled" and engine.meta_gradient == "mixed":
+        yield "engine.tasks=compiled: engine.meta_gradient=mixed is not compiled; leave out one of the two"
+    if not isinstance(method, Warpgrad) or s.mode != "train":
+        return
+    if engine.tasks not in ("auto", "looped") and method.objective == "trajectory":
+        yield (
+            f"engine.tasks={engine.tasks}: method.objective=trajectory learns from one stored iterate after another; "
+            "leave it out"
+        )
+    if engine.meta_gradient == "mixed" and method.objective == "trajectory":
+        yield (
+            "engine.meta_gradient=mixed: method.objective=trajectory keeps no more than its iterates anyway; "
+            "leave it out"
+        )
+    if engine.segment is not None and method.objective == "warp_maml":
+        yield (
+            f"engine.segment={engine.segment}: method.objective=warp_maml looks ahead from every theta, "
+            "so that each is kept; leave it out"
+        )

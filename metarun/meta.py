@@ -11,7 +11,7 @@ tape, which on a CPU takes three quarters of the time that torch.func takes for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -131,16 +131,29 @@ class OneTask:
         gradient = self.support_gradient(theta, phi, self.learner.use_second_order)
         return self.learner.method.update(theta, gradient, phi, self.fixed, number)
 
-    def adapt(self, parameters: Parameters, steps: int | None = None) -> list[Tensors]:
-        """theta_0 .. theta_K, or only those of the first `steps`."""
+    def begin(self, parameters: Parameters) -> Tensors:
+        """theta_0, with all that stays fixed from there on."""
         theta, phi = parameters
         theta, self.fixed = self.learner.method.begin(
             theta, phi, lambda t: self.support_gradient(t, phi, graph=False), self.noise
         )
+        return theta
+
+    def steps(self, theta: Tensors, phi: Tensors, numbers: Iterable[int]) -> list[Tensors]:
+        """theta, and what it becomes at each of the steps."""
         trajectory = [theta]
-        for number in range(self.inner_loop if steps is None else steps):
+        for number in numbers:
             trajectory.append(self.step(trajectory[-1], phi, number))
         return trajectory
+
+    def adapt(self, parameters: Parameters, steps: int | None = None) -> list[Tensors]:
+        """theta_0 .. theta_K, or only those of the first `steps`."""
+        numbers = range(self.inner_loop if steps is None else steps)
+        return self.steps(self.begin(parameters), parameters.phi, numbers)
+
+    def adapted(self, parameters: Parameters) -> Tensors:
+        """theta_K alone."""
+        return self.adapt(parameters)[-1]
 
     def query_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
         loss, self.measures = evaluate_objective(
@@ -149,11 +162,14 @@ class OneTask:
         return loss
 
 
+Kind = Callable[[MetaLearner, Task, Tensor, Gradient], OneTask]
+
+
 def task_loss(
-    learner: MetaLearner, parameters: Parameters, task: Task, noise: Tensor, gradient: Gradient = tape_gradient
+    kind: Kind, learner: MetaLearner, gradient: Gradient, parameters: Parameters, task: Task, noise: Tensor
 ) -> tuple[Tensor, Measures]:
     """The loss that a task contributes to the meta-objective, and what was measured on its query set."""
-    one = OneTask(learner, task, noise, gradient)
+    one = kind(learner, task, noise, gradient)
     return learner.method.meta_objective(parameters, one), one.measures
 
 
@@ -161,15 +177,21 @@ def task_loss(
 
 
 def meta_gradient(
-    learner: MetaLearner, parameters: Parameters, tasks: Task, noise: Tensor, vectorised: bool
+    learner: MetaLearner,
+    parameters: Parameters,
+    tasks: Task,
+    noise: Tensor,
+    vectorised: bool,
+    kind: Kind = OneTask,
 ) -> tuple[Parameters, Tensor, Measures]:
     """Mean gradient over a meta-batch, with each task's loss [tasks] and measures [tasks].
 
     noise: [tasks, method.noise(inner_loop)], uniform in [0, 1).
+    kind: of a task, which says what is kept of its inner loop: `OneTask` unrolls it, `mixed.MixedTask` keeps little.
     """
     parameters = tree_map(torch.detach, parameters)
     if vectorised:
-        one_task = partial(task_loss, learner, gradient=functional_gradient)
+        one_task = partial(task_loss, kind, learner, functional_gradient)
         one_gradient = torch.func.grad_and_value(one_task, has_aux=True)
         gradients, (losses, measures) = vmap(one_gradient, in_dims=(None, 0, 0))(parameters, tasks, noise)
         return tree_map(lambda tensor: tensor.mean(0), gradients), losses, measures
@@ -178,7 +200,7 @@ def meta_gradient(
     leaves = tree_map(lambda tensor: tensor.requires_grad_(), parameters)
     judged = []
     for task, own_noise in zip(one_by_one(tasks), noise, strict=True):
-        loss, measures = task_loss(learner, leaves, task, own_noise)
+        loss, measures = task_loss(kind, learner, tape_gradient, leaves, task, own_noise)
         require_dependence(loss, learner.outer_objective)
         accumulate_gradient(loss, leaves, total)
         judged.append((loss.detach(), measures))

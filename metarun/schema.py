@@ -38,6 +38,14 @@ class Save:
 @dataclass
 class Engine:
     tasks: str = key("auto", "how a meta-batch is computed", choices=("auto", "compiled", "vectorised", "looped"))
+    meta_gradient: str = key(
+        "unrolled",
+        "what is kept of the inner steps to differentiate them: all, or a theta a step (mixed)",
+        choices=("unrolled", "mixed"),
+    )
+    segment: int | None = key(
+        None, "mixed: inner steps from one kept theta to the next; null: each is kept", least=1, most=10**4
+    )
     workers: int | None = key(
         None, "processes that share the tasks; null: as many as pay; torchrun starts its own", least=1, most=1024
     )

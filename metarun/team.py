@@ -53,6 +53,7 @@ class Team:
         return {
             "device": self.work.device.type,
             "tasks": self.work.how_tasks,
+            "meta_gradient": self.work.settings.engine.meta_gradient,
             "processes": self.seat.size,
             "threads": self.work.threads,
             "metarun": __version__,

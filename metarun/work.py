@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from metarun.data import Places, Shape, Source, load, noise
 from metarun.engine import channels_last, choose_device, choose_tasks, choose_threads, keep_freed_memory
 from metarun.errors import UserError
 from metarun.evaluation import TASKS_AT_ONCE, evaluation_tasks
-from metarun.meta import Measures, MetaLearner, evaluate_tasks, meta_gradient
+from metarun.meta import Kind, Measures, MetaLearner, OneTask, evaluate_tasks, meta_gradient
 from metarun.methods import METHODS, Parameters
+from metarun.mixed import MixedTask
 from metarun.objective import classification, regression
 from metarun.schema import Settings
 from metarun.seat import ALONE, Seat
@@ -67,6 +69,12 @@ class Work:
     def vectorised(self) -> bool:
         return self.how_tasks != "looped"
 
+    @property
+    def kind(self) -> Kind:
+        """What a training task keeps of its inner loop."""
+        engine = self.settings.engine
+        return partial(MixedTask, segment=engine.segment) if engine.meta_gradient == "mixed" else OneTask
+
     def tasks(self, first: int, count: int) -> tuple[Task, Tensor]:
         """Training tasks first .. first + count - 1, and what the method draws for each."""
         s = self.settings
@@ -86,7 +94,7 @@ class Work:
         if self.compiled is not None:
             return self.compiled(second_order, self.parameters, tasks, own)
         learner = dataclasses.replace(self.learner, use_second_order=second_order)
-        return meta_gradient(learner, self.parameters, tasks, own, self.vectorised)
+        return meta_gradient(learner, self.parameters, tasks, own, self.vectorised, self.kind)
 
     def judge(self, split: str, first: int, count: int) -> Tensor:
         """Loss and metric of tasks first .. first + count - 1 after each inner step, [2, count, steps + 1]."""
@@ -129,12 +137,13 @@ def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) ->
     if taking is not None:
         require_same_shapes(settings, source, checkpoint.load(taking), str(taking))
     learner = build_learner(settings, source, device)
-    trained = settings.mode == "train" and learner.method.offline is None
-    tasks, reason = choose_tasks(settings.engine.tasks, learner.model, device, settings.iterations if trained else 0)
+    mixed = settings.engine.meta_gradient == "mixed"
+    compilable = settings.mode == "train" and learner.method.offline is None and not mixed
+    tasks, reason = choose_tasks(settings.engine.tasks, learner.model, device, settings.iterations if compilable else 0)
     threads = choose_threads(tasks != "looped", device, seat)
-    processes = f"{seat.size} processes, each " if seat.size > 1 else ""
-    plural = "s" if threads > 1 else ""
-    log.info("%s%s with %d thread%s, tasks %s: %s", processes, device, threads, plural, tasks, reason)
+    who = f"{seat.size} processes, each {device}" if seat.size > 1 else str(device)
+    how = f"{tasks}, meta-gradient mixed" if mixed else tasks
+    log.info("%s with %d thread%s, tasks %s: %s", who, threads, "s" if threads > 1 else "", how, reason)
     parameters, norm = learner.method.parameters, batch_norm(settings)
     compiled = CompiledGradient(learner) if tasks == "compiled" else None
     return Work(settings, source, learner, parameters, device, tasks, threads, norm, compiled)

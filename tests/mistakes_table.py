@@ -55,6 +55,8 @@ CHOICES = [
     Mistake("mode=training", ("mode=training", "train, evaluate, predict", "'train'")),
     Mistake("outer_schedule=cosin", ("outer_schedule=cosin", "constant, cosine", "'cosine'")),
     Mistake("batch_norm=running", ("batch_norm=running", "transductive")),
+    Mistake("engine.meta_gradient=mix", ("engine.meta_gradient=mix", "unrolled, mixed")),
+    Mistake("engine.meta_gradient=mixed engine.segment=0", ("engine.segment=0", "1 or more")),
     Mistake("engine.tasks=loop", ("engine.tasks=loop", "vectorised, looped", "'looped'")),
     Mistake("backbone.norm=batchnorm", ("backbone.norm=batchnorm", "'batch'")),
     Mistake("backbone.downsample=max", ("backbone.downsample=max", "pool, stride")),
@@ -127,6 +129,15 @@ TOGETHER = [
     Mistake(
         "method=warpgrad method.objective=unrolled method.approximate=true",
         ("method.approximate=true", "method.objective=unrolled"),
+    ),
+    Mistake("engine.segment=10", ("engine.segment=10", "engine.meta_gradient=mixed")),
+    Mistake(
+        "method=warpgrad engine.meta_gradient=mixed engine.segment=10",
+        ("engine.segment=10", "method.objective=warp_maml"),
+    ),
+    Mistake(
+        "method=warpgrad method.objective=trajectory engine.meta_gradient=mixed",
+        ("engine.meta_gradient=mixed", "method.objective=trajectory"),
     ),
     Mistake("method=warpgrad method.kernel=4", ("method.kernel=4", "odd")),
     Mistake("method=warpgrad method.after=[]", ("method.after=[]", "null")),

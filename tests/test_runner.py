@@ -134,7 +134,10 @@ def test_the_outer_clip_bounds_each_entry(tmp_path: Path, monkeypatch: pytest.Mo
 def test_the_engines_choices_compute_the_same(tmp_path: Path) -> None:
     for tasks in ("vectorised", "looped"):
         run(small(tmp_path, iterations=20, engine=Engine(tasks=tasks)), tmp_path / tasks)
-    torch.testing.assert_close(tensors(tmp_path / "looped"), tensors(tmp_path / "vectorised"), rtol=1e-4, atol=1e-5)
+        run(small(tmp_path, iterations=20, engine=Engine(tasks, "mixed", segment=2)), tmp_path / f"{tasks}-mixed")
+    for other in ("vectorised", "looped-mixed", "vectorised-mixed"):
+        torch.testing.assert_close(tensors(tmp_path / "looped"), tensors(tmp_path / other), rtol=1e-4, atol=1e-5)
+    assert checkpoint.load(checkpoint.newest(tmp_path / "looped-mixed"))["how"]["meta_gradient"] == "mixed"
 
 
 def test_cuda_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ class TaskFunctions(Protocol):
         """theta_0 .. theta_K of the inner loop, or only those of its first `steps`."""
         ...
 
+    def adapted(self, parameters: Parameters) -> Tensors:
+        """theta_K alone."""
+        ...
+
     def step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
         """The inner step of that number (from 0) from theta, with its own gradient whatever theta's graph."""
         ...
@@ -54,7 +58,7 @@ def weights(theta: Tensors, phi: Tensors) -> Tensors:
 
 def meta_objective(parameters: Parameters, task: TaskFunctions) -> Tensor:
     """The query loss after the last inner step."""
-    return task.query_loss(task.adapt(parameters)[-1], parameters.phi)
+    return task.query_loss(task.adapted(parameters), parameters.phi)
 
 
 def no_noise(steps: int) -> int:

@@ -200,6 +200,9 @@ class Spy:
         iterates = self.one.adapt(parameters, steps)
         return tree_map(torch.detach, iterates) if self.cut else iterates
 
+    def adapted(self, parameters: Parameters) -> Tensors:
+        return self.adapt(parameters)[-1]
+
     def step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
         self.stepped_from.append(theta)
         return self.one.step(theta, phi, number)
