@@ -5,7 +5,8 @@ python scripts/benchmark.py [--metarun "KEY=VALUE ..."]... [--only WORD] [--roun
 An outer step is the inner loops, the meta-gradient and Adam; metarun's draws its tasks as well. All contenders start
 from the same weights and tasks and find the same meta-gradient, which is checked. Each has a process of its own. Prints
 Markdown: medians over rounds, and the median over rounds of the ratio to the eager loop in the same round. Memory is of
-whole processes (Linux only). Peers: higher, jax with optax, learn2learn; one that is not there is left out.
+whole processes (Linux only). Peers: higher, jax with optax, learn2learn; one that is not there is left out. JAX takes
+all cores whatever OMP_NUM_THREADS says: `taskset -c 0 python scripts/benchmark.py` gives each contender the same one.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NEEDED = {"jax": ("jax", "optax")}  # modules, where they are not called like th
 EVALUATED = ("higher", "JAX")  # peers whose evaluation is measured
 ROUND = 0.3  # seconds that a contender's turn takes, or one step
 AGREEMENT = 1e-3  # relative, of float32 meta-gradients
-SMALLEST = 1e-2  # of the whole gradient's norm: a tensor below it, as a bias before a norm, is judged on this scale
+NOTHING = 1e-3  # of the whole gradient: what is below it, as of a bias before a norm, is rounding and no scale
 OPERATORS = 12  # lines of a profile
 
 
@@ -68,20 +69,22 @@ def measure(
     wanted += [(name, name, []) for name in competing(work, peers)]
     wanted += [(name, name, []) for name in (BARE, PRODUCT) if work.kind == "train" and work.convolutional]
     with ExitStack() as stack:
+        started = [start(name, label, device, problem, given) for name, label, given in wanted]
+        for handle in started:
+            stack.callback(handle.close)
         handles, rows = [], []
-        for name, label, given in wanted:
+        for handle in started:
             try:
-                handle = start(name, label, device, problem, given)
-                stack.callback(handle.close)
-                rows.append(Row(label))
-                handles.append(handle)
-                examine(handle, rows[-1], rows[0], folder)
+                handle.hear()  # that it is ready
+                row = Row(handle.label)
+                examine(handle, row, folder)
             except Ended as error:
-                if name not in [*sum(PEERS.values(), ())]:
-                    raise Ended(f"{label}: {error}") from error
-                print(f"{work.name}: {label} is left out: {error}\n")
-                rows = [row for row in rows if row.label != label]
-                handles = [handle for handle in handles if handle.label != label]
+                if handle.label not in sum(PEERS.values(), ()):
+                    raise Ended(f"{handle.label}: {error}") from error
+                print(f"{work.name}: {handle.label} is left out: {error}\n")
+                continue
+            handles.append(handle)
+            rows.append(row)
         take_turns(handles, rows, rounds)
         for handle, row in zip(handles, rows, strict=True):
             row.peak, row.idle = handle.ask("peak")
@@ -100,18 +103,18 @@ def competing(work: Work, peers: Iterable[str]) -> list[str]:
     return [name for name in names if name != "JAX, scanned" or not work.convolutional]
 
 
-def examine(handle: Handle, row: Row, yardstick: Row, folder: Path) -> None:
-    """What the first step finds, against the eager loop's."""
-    path = handle.ask("first")
+def examine(handle: Handle, row: Row, folder: Path) -> None:
+    """What the first step finds, against the eager loop's, which is asked first."""
+    path, expected = handle.ask("first"), folder / "yardstick.npz"
     with np.load(path) as file:
         found = {name: file[name] for name in file.files}
     if "operations" in found:
         row.operations = float(found["operations"])
     elif row.label == YARDSTICK:
-        Path(path).replace(folder / "yardstick.npz")
+        Path(path).replace(expected)
         row.difference = 0.0
-    elif yardstick.label == YARDSTICK:
-        with np.load(folder / "yardstick.npz") as file:
+    elif found:
+        with np.load(expected) as file:
             row.difference = difference(found, {name: file[name] for name in file.files})
 
 
@@ -119,11 +122,10 @@ def difference(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) ->
     """The largest over tensors of the difference's norm against the tensor's; infinite where names differ."""
     if found.keys() != expected.keys():
         return float("inf")
-    whole = np.sqrt(sum(float((entry.astype(np.float64) ** 2).sum()) for entry in expected.values()))
-    return max(
-        float(np.linalg.norm(found[name] - entry)) / max(float(np.linalg.norm(entry)), SMALLEST * float(whole))
-        for name, entry in expected.items()
-    )
+    norms = {name: float(np.linalg.norm(entry)) for name, entry in expected.items()}
+    whole = float(np.linalg.norm(list(norms.values())))
+    scales = {name: norm if norm > NOTHING * whole else whole for name, norm in norms.items()}
+    return max(float(np.linalg.norm(found[name] - entry)) / scales[name] for name, entry in expected.items())
 
 
 def take_turns(handles: Sequence[Handle], rows: Sequence[Row], rounds: int) -> None:
@@ -217,7 +219,8 @@ def main() -> None:
         parser.error(f"--only {chosen.only}: no such work" if not works else "--rounds: must be 1 or more")
     missing = [p for p in chosen.peers if any(not importlib.util.find_spec(m) for m in NEEDED.get(p, (p,)))]
     peers = [peer for peer in chosen.peers if peer not in missing]
-    threads = f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    threads = f"{torch.get_num_threads()} threads on {cores} cores"
     machine = torch.cuda.get_device_name() if chosen.device == "cuda" else threads
     left_out = f"; not installed: {', '.join(missing)}" if missing else ""
     print(f"{machine}, torch {torch.__version__}, {chosen.rounds} rounds{left_out}\n")

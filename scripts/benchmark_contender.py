@@ -6,6 +6,7 @@ lines of JSON on a pipe: see `serve`.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -187,16 +188,19 @@ class Handle:
         raise Ended(self.last_words())
 
     def last_words(self) -> str:
+        self.process.wait()
         return (self.log.read_text().strip().splitlines() or ["it said nothing"])[-1]
 
     def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # of one that has ended
+            self.process.stdin.close()
+        self.process.stdout.close()
         self.process.wait()
 
 
 def start(name: str, label: str, device: str, problem: Path, words: list[str]) -> Handle:
-    """A contender that is ready. Raises Ended where it cannot be made."""
+    """A contender, which says "ready" when it can be asked. Raises Ended where it has ended already."""
     log = problem.with_name(f"{problem.stem} {label.replace('/', '_')}.log")
     environment = {**os.environ, "NVIDIA_TF32_OVERRIDE": "0"}  # float32 for all of them
     with log.open("w") as printed:
@@ -210,7 +214,6 @@ def start(name: str, label: str, device: str, problem: Path, words: list[str]) -
         )
     handle = Handle(label, process, log)
     handle.say({"name": name, "device": device, "problem": str(problem), "words": words})
-    handle.hear()
     return handle
 
 

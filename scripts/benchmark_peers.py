@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import ExitStack
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Setting:
         self.rate, self.inner_loop = self.spec["inner_learning_rate"], self.spec["inner_loop"]
         self.second_order: bool = self.spec["second_order"]
         self.network = network(problem, self.device)
-        self.named = dict(self.network.named_parameters())
+        self.named: Tensors = dict(self.network.named_parameters())
         self.adapted: list[str] = self.spec["adapted"]
         self.optimizer = torch.optim.Adam(self.named.values(), lr=self.spec["outer_learning_rate"])
         sides = [torch.from_numpy(side).to(self.device) for side in problem.tasks]
@@ -177,8 +178,7 @@ def judge(s: Setting, task: Task) -> list[tuple[Tensor, Tensor]]:
 
 def with_higher(role: dict[str, Any], stack: ExitStack) -> Contender:
     """As in higher's README: SGD made differentiable on a patched copy of the network, task after task."""
-    import higher  # type: ignore[import-not-found]
-
+    higher: Any = import_module("higher")
     s = Setting(role)
     inner = torch.optim.SGD([s.named[name] for name in s.adapted], lr=s.rate)
 
@@ -211,14 +211,13 @@ def with_higher(role: dict[str, Any], stack: ExitStack) -> Contender:
 
 def with_learn2learn(role: dict[str, Any], stack: ExitStack) -> Contender:
     """As in learn2learn's examples: a clone of the network for each task, which adapts."""
-    from learn2learn.algorithms.maml import MAML  # type: ignore[import-not-found]
-
+    maml: Any = import_module("learn2learn.algorithms.maml")
     s = Setting(role)
     for module in s.network.modules():
         if isinstance(module, nn.BatchNorm2d):  # its affine is shared by all clones, as what is no parameter is
             for name in ("weight", "bias"):
                 module.__dict__[name] = module._parameters.pop(name)
-    learner: Any = MAML(s.network, lr=s.rate, first_order=not s.second_order)
+    learner = maml.MAML(s.network, lr=s.rate, first_order=not s.second_order)
 
     def backward(task: Task, tasks: int) -> None:
         support, target, query, query_target = task

@@ -72,7 +72,7 @@ def prepare(work: Work, folder: Path, device: str) -> tuple[Path, list[str]]:
 
 def write_pictures(root: Path, size: int, classes: int = 5, each: int = 16) -> None:
     rng = np.random.default_rng(0)
-    for place in [root / split / f"class{number}" for split in SPLITS for number in range(classes)]:
+    for place in [root / split / f"{split}{number}" for split in SPLITS for number in range(classes)]:
         place.mkdir(parents=True)
         for number in range(each):
             pixels = rng.integers(0, 256, (size, size, 3), dtype=np.uint8)
