@@ -24,6 +24,7 @@ import numpy as np
 STARTS = {  # module and function that make each; a module is only imported in the process that needs it
     "metarun": ("benchmark_metarun", "start"),
     "eager loop": ("benchmark_peers", "eager"),
+    "eager loop in float64": ("benchmark_peers", "eager_in_float64"),
     "higher": ("benchmark_peers", "with_higher"),
     "learn2learn": ("benchmark_peers", "with_learn2learn"),
     "JAX": ("benchmark_jax", "start"),
@@ -202,7 +203,10 @@ class Handle:
 def start(name: str, label: str, device: str, problem: Path, words: list[str]) -> Handle:
     """A contender, which says "ready" when it can be asked. Raises Ended where it has ended already."""
     log = problem.with_name(f"{problem.stem} {label.replace('/', '_')}.log")
-    environment = {**os.environ, "NVIDIA_TF32_OVERRIDE": "0"}  # float32 for all of them
+    on_gpu = {
+        "NVIDIA_TF32_OVERRIDE": "0",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    }  # float32, and no more than it needs
     with log.open("w") as printed:
         process = subprocess.Popen(
             [sys.executable, __file__],
@@ -210,7 +214,7 @@ def start(name: str, label: str, device: str, problem: Path, words: list[str]) -
             stdout=subprocess.PIPE,
             stderr=printed,
             text=True,
-            env=environment,
+            env={**os.environ, **on_gpu},
         )
     handle = Handle(label, process, log)
     handle.say({"name": name, "device": device, "problem": str(problem), "words": words})

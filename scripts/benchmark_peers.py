@@ -87,6 +87,7 @@ class Setting:
         self.adapted: list[str] = self.spec["adapted"]
         self.optimizer = torch.optim.Adam(self.named.values(), lr=self.spec["outer_learning_rate"])
         sides = [torch.from_numpy(side).to(self.device) for side in problem.tasks]
+        sides = [side.to(torch.get_default_dtype()) if side.is_floating_point() else side for side in sides]
         self.batches = [list(zip(*batch, strict=True)) for batch in zip(*sides, strict=True)]
         self.criterion = F.mse_loss if self.spec["backbone"]["name"] == "mlp" else F.cross_entropy
 
@@ -141,6 +142,12 @@ def eager(role: dict[str, Any], stack: ExitStack) -> Contender:
     """torch.func.functional_call and torch.autograd.grad, task after task: the yardstick."""
     s = Setting(role)
     return s.evaluating(lambda task: judge(s, task)) if s.spec["kind"] == "evaluate" else s.training(backward_of(s))
+
+
+def eager_in_float64(role: dict[str, Any], stack: ExitStack) -> Contender:
+    """The same, to see what rounding does to the yardstick's own gradient."""
+    torch.set_default_dtype(torch.float64)
+    return eager(role, stack)
 
 
 def backward_of(s: Setting) -> Callable[[Task, int], None]:

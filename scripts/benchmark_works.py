@@ -57,7 +57,7 @@ WORKS = (
 )
 
 
-def prepare(work: Work, folder: Path, device: str) -> tuple[Path, list[str]]:
+def prepare(work: Work, folder: Path) -> tuple[Path, list[str]]:
     """Write what the peers need into `folder`; the file, and metarun's words, whose `cache_dir` is there too."""
     words = [*work.words, f"cache_dir={folder / 'cache'}"]
     if work.pictures:

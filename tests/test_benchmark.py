@@ -28,6 +28,8 @@ def test_metarun_and_the_eager_loop_agree_in_second_order(tmp_path: Path) -> Non
     _, same, other = [row.difference for row in rows]
     assert same is not None and same < 1e-5
     assert other is not None and other > AGREEMENT
+    assert [row.agrees for row in rows] == [True, True, False]
+    assert rows[0].rounding is not None and 0 < rows[0].rounding < 1e-5
     assert all(len(row.step) == 2 and min(row.step) > 0 for row in rows)
     assert ratio(rows[0], rows[0]) == 1 and show(work, rows, 2).count("\n| metarun") == 2
 
