@@ -13,11 +13,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
 from metarun import cli, settings
+from metarun.schema import Settings
 from metarun.team import Team
 from metarun.training import Training
 from metarun.work import build
@@ -27,10 +29,14 @@ METHODS["tnet"] = ["method=mtnet", "method.mask=false"]
 ROUNDS = 15
 
 
-def training(words: list[str], folder: str) -> Training:
+def composed(words: Sequence[str]) -> Settings:
+    """What metarun makes of a command line."""
     with initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
-        chosen = settings.build(compose("config", words))
-    return Training(Team(build(chosen)), Path(folder))
+        return settings.build(compose("config", list(words)))
+
+
+def training(words: list[str], folder: str) -> Training:
+    return Training(Team(build(composed(words))), Path(folder))
 
 
 def peak(words: list[str]) -> float:

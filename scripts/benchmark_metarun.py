@@ -1,0 +1,71 @@
+"""metarun as a contender of the benchmark: by its own settings, team and outer step, whatever engine they choose."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from benchmark_contender import Contender, read
+from method_cost import composed
+
+from metarun.team import Team, assembled
+from metarun.training import Training
+
+
+def start(role: dict[str, Any], stack: ExitStack) -> Contender:
+    settings = composed([*role["words"], f"device={role['device']}"])
+    team = stack.enter_context(assembled(settings, None))
+    kind = read(role["problem"]).spec["kind"]
+    if kind == "train":
+        return training(Training(team, Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+    return evaluating(team) if kind == "evaluate" else drawing(team)
+
+
+def training(run: Training) -> Contender:
+    settings, team = run.work.settings, run.team
+
+    def first() -> dict[str, np.ndarray]:
+        gradient, _, _ = team.meta_gradient(0, settings.meta_batch, settings.use_second_order)
+        return {name: entry.cpu().numpy() for part in gradient for name, entry in part.items()}
+
+    def steps(count: int) -> int:
+        for _ in range(count):
+            run.outer_step()
+        wait(team)
+        return count
+
+    return Contender(first, steps)
+
+
+def evaluating(team: Team) -> Contender:
+    lot = team.work.settings.meta_batch
+
+    def first() -> dict[str, np.ndarray]:
+        return {"losses": team.evaluate("test", lot).losses.numpy()}
+
+    def steps(count: int) -> int:
+        team.evaluate("test", count * lot)
+        return count
+
+    return Contender(first, steps)
+
+
+def drawing(team: Team) -> Contender:
+    lot = team.work.settings.meta_batch
+
+    def steps(count: int) -> int:
+        for number in range(count):
+            team.work.tasks(number * lot, lot)
+        wait(team)
+        return count
+
+    return Contender(dict, steps)
+
+
+def wait(team: Team) -> None:
+    if team.work.device.type == "cuda":
+        torch.cuda.synchronize(team.work.device)
