@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from metarun.meta import Measures, MetaLearner, meta_gradient
 from metarun.methods import Parameters
@@ -30,49 +29,49 @@ def has_compiler() -> bool:
 
 
 class CompiledGradient:
-    """`meta_gradient` with vectorised tasks, compiled at the first call of each order and number of tasks.
+    """`meta_gradient` with vectorised tasks, compiled at the first call of each order and shape of a meta-batch.
 
     Where compiling fails, as it does without Python's headers, the log says so and it goes on uncompiled.
     """
 
     def __init__(self, learner: MetaLearner) -> None:
+        torch.compiler.reset()  # it counts the functions of earlier runs of this process, and stops at eight
         self.learner = learner
-        self.functions: dict[bool, Gradient] = {}
-        self.called: set[tuple[bool, int]] = set()
+        self.functions: dict[tuple[bool, tuple[torch.Size, ...]], Gradient] = {}
         self.failed = False
 
-    def compiles(self, second_order: bool, count: int) -> bool:
-        """Whether a call with that order and number of tasks compiles first."""
-        return not self.failed and (second_order, count) not in self.called
+    def compiles(self, second_order: bool) -> bool:
+        """Whether the first call of that order is still to come."""
+        return not self.failed and all(order != second_order for order, _ in self.functions)
 
     def __call__(self, second_order: bool, parameters: Parameters, tasks: Task, noise: Tensor) -> Any:
+        key = (second_order, tuple(side.shape for side in tasks))
+        if self.failed:
+            return self.eager(second_order)(parameters, tasks, noise)
+        with torch.no_grad():  # the gradient is taken within
+            if key in self.functions:
+                return self.functions[key](parameters, tasks, noise)
+            return self.first(key, parameters, tasks, noise)
+
+    def first(self, key: Any, parameters: Parameters, tasks: Task, noise: Tensor) -> Any:
+        """The call that compiles."""
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a CUDA nobody asked for
+        began = time.perf_counter()
+        self.functions[key] = torch.compile(self.eager(key[0]), fullgraph=True, dynamic=False)
+        try:
+            found = self.functions[key](parameters, tasks, noise)
+        except Exception as error:  # of torch's compiler, the C++ compiler or the linker; anything else comes again
+            self.failed = True
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            log.warning("the outer step could not be compiled and is computed without: %s", reason)
+            return self.eager(key[0])(parameters, tasks, noise)
+        log.info("the outer step is compiled, in %.0f s", time.perf_counter() - began)
+        return found
+
+    def eager(self, second_order: bool) -> Gradient:
         learner = replace(self.learner, use_second_order=second_order)
-        if not self.failed:
-            parameters = tree_map(torch.detach, parameters)
-            if second_order not in self.functions:
-                self.functions[second_order] = compiled(learner)
-            function = self.functions[second_order]
-            if not self.compiles(second_order, len(noise)):
-                return function(parameters, tasks, noise)
-            self.called.add((second_order, len(noise)))
-            began = time.perf_counter()
-            try:
-                found = function(parameters, tasks, noise)
-            except Exception as error:  # of torch's compiler, the C++ compiler or the linker; anything else comes again
-                self.failed = True
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                log.warning("the outer step could not be compiled and is computed without: %s", reason)
-            else:
-                log.info("the outer step is compiled, in %.0f s", time.perf_counter() - began)
-                return found
-        return meta_gradient(learner, parameters, tasks, noise, vectorised=True)
 
+        def gradient(parameters: Parameters, tasks: Task, noise: Tensor) -> tuple[Parameters, Tensor, Measures]:
+            return meta_gradient(learner, parameters, tasks, noise, vectorised=True)
 
-def compiled(learner: MetaLearner) -> Gradient:
-    quiet = logging.getLogger("torch.utils.cpp_extension")
-    quiet.setLevel(logging.ERROR)  # it warns of a CUDA that nobody asked for
-
-    def gradient(parameters: Parameters, tasks: Task, noise: Tensor) -> tuple[Parameters, Tensor, Measures]:
-        return meta_gradient(learner, parameters, tasks, noise, vectorised=True)
-
-    return torch.compile(gradient, fullgraph=True, dynamic=False)
+        return gradient

@@ -64,8 +64,7 @@ class Team:
 
     def compiles(self, second_order: bool) -> bool:
         """Whether the next meta-batch of that order is compiled first."""
-        compiled, count = self.work.compiled, len(self.share(self.work.settings.meta_batch))
-        return compiled is not None and compiled.compiles(second_order, count)
+        return self.work.compiled is not None and self.work.compiled.compiles(second_order)
 
     # --- the leader's side ---
 

@@ -32,12 +32,20 @@ def test_it_is_the_eager_one(method: str, order: bool, caplog: pytest.LogCapture
     learner = learner_of(method)
     gradient, tasks = CompiledGradient(learner), regression_tasks(3)
     noise = torch.rand(3, learner.method.noise(1), dtype=torch.float64)
-    assert gradient.compiles(order, 3)
+    assert gradient.compiles(order)
     found, losses, measures = gradient(order, learner.method.parameters, tasks, noise)
-    assert not gradient.failed and not gradient.compiles(order, 3) and "is compiled, in" in caplog.text
+    assert not gradient.failed and not gradient.compiles(order) and "is compiled, in" in caplog.text
     eager = meta_gradient(replace(learner, use_second_order=order), learner.method.parameters, tasks, noise, True)
     assert largest_relative_error(found, eager[0]) < 1e-12
     torch.testing.assert_close((losses, measures["mse"]), (eager[1], eager[2]["mse"]), rtol=1e-12, atol=0)
+
+
+def test_a_sweep_of_many_runs_compiles_each(caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(9):
+        learner = learner_of("maml")
+        gradient, tasks, noise = CompiledGradient(learner), regression_tasks(2), torch.rand(2, 0)
+        gradient(False, learner.method.parameters, tasks, noise)
+        assert not gradient.failed
 
 
 def test_where_compiling_fails_the_log_says_so_and_the_result_is_the_same(monkeypatch, caplog) -> None:
@@ -53,7 +61,7 @@ def test_where_compiling_fails_the_log_says_so_and_the_result_is_the_same(monkey
     found = gradient(True, learner.method.parameters, tasks, noise)[0]
     assert largest_relative_error(found, meta_gradient(learner, learner.method.parameters, tasks, noise, True)[0]) == 0
     assert "could not be compiled and is computed without: C++ compile error: Python.h: No such file" in caplog.text
-    assert gradient.failed and not gradient.compiles(True, 3)
+    assert gradient.failed and not gradient.compiles(True)
 
 
 def test_what_is_chosen_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
