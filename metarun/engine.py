@@ -74,7 +74,7 @@ def choose_workers(wanted: int | None, convolutional: bool, device: torch.device
 def channels_last(images: Tensor) -> Tensor:
     """The same [tasks, images, channels, height, width] with the channels of a pixel side by side in memory.
 
-    Convolutional networks run forward 2.3 times as fast on them on a CPU. What is differentiated twice gains nothing.
+    A CPU evaluates a convolutional network up to 2.3 times as fast on them; differentiated twice, it gains nothing.
     """
     return images.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:2])
 

@@ -23,7 +23,7 @@ from metarun.predict import predict
 from metarun.records import RESULT, read_result, write_result
 from metarun.schema import AUTO, Settings
 from metarun.team import Team, assembled
-from metarun.training import train
+from metarun.train import train
 from metarun.whole_files import plain, remove_parts
 from metarun.work import Work
 

@@ -80,13 +80,7 @@ class Work:
         s = self.settings
         tasks = self.source.draw(s.seed, "train", first, count, self.train_shape)
         own = noise(s.seed, "train", first, count, self.learner.method.noise(s.inner_loop))
-        return self.laid_out(tasks, "query_data"), own.to(tasks.query_data.device)
-
-    def laid_out(self, tasks: Task, *sides: str) -> Task:
-        """With those sides' images in the order in memory that they are computed fastest in."""
-        if self.vectorised or self.device.type != "cpu" or tasks.query_data.dim() != 5:
-            return tasks
-        return tasks._replace(**{side: channels_last(getattr(tasks, side)) for side in sides})
+        return tasks, own.to(tasks.query_data.device)
 
     def meta_gradient(self, first: int, count: int, second_order: bool) -> tuple[Parameters, Tensor, Measures]:
         """Mean over training tasks first .. first + count - 1, with each task's loss [count] and measures [count]."""
@@ -100,7 +94,10 @@ class Work:
         """Loss and metric of tasks first .. first + count - 1 after each inner step, [2, count, steps + 1]."""
         learner = dataclasses.replace(self.learner, inner_loop=self.eval_inner_loop)
         tasks, own = evaluation_tasks(learner, self.source, split, first, count, self.eval_shape)
-        tasks = self.laid_out(tasks, "support_data", "query_data")
+        if not self.vectorised and self.device.type == "cpu" and tasks.query_data.dim() == 5:
+            tasks = tasks._replace(
+                support_data=channels_last(tasks.support_data), query_data=channels_last(tasks.query_data)
+            )
         losses, measures = evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)
         return torch.stack([losses, measures[self.source.metric]]).double().cpu()
 

@@ -18,7 +18,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 import metarun
-from metarun import cli, settings
+from metarun import cli, mistakes, settings
 from metarun.errors import UserError
 from metarun.groups import GROUPS, Conv4, Glyphs, Maml, Mlp, Sinusoid
 from metarun.schema import Settings, keys
@@ -141,7 +141,7 @@ def test_data_dir_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
 def test_help_lists_every_key_and_choice(capsys: pytest.CaptureFixture[str]) -> None:
     assert command("--help") == 0
     shown = capsys.readouterr().out
-    for name in cli.KEYS:
+    for name in mistakes.KEYS:
         assert f"  {name}=" in shown
     for group in cli.CHOICES:
         assert all(re.search(rf"\b{choice}\b", shown) for choice in choices(group))

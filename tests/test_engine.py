@@ -1,0 +1,42 @@
+"""The engine's choices: none changes what is computed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from laws import largest_relative_error
+
+from metarun.backbones import BACKBONES
+from metarun.engine import channels_last, choose_workers
+from metarun.meta import MetaLearner, meta_gradient
+from metarun.methods import METHODS
+from metarun.objective import classification
+from metarun.task import Task
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("norm", ["batch", "layer", "group", "none"])
+def test_the_order_in_memory_changes_nothing(channels: int, norm: str) -> None:
+    model = BACKBONES["conv4"]((channels, 20, 20), 3, filters=4, norm=norm).double()
+    learner = MetaLearner(model, METHODS["maml"](model, 0.1), classification, classification, inner_loop=2)
+    images = torch.rand(2, 2, 6, channels, 20, 20, dtype=torch.float64)
+    labels = torch.arange(3).repeat(2).expand(2, 6)
+    plain, other = (
+        meta_gradient(learner, learner.method.parameters, Task(s, labels, q, labels), torch.rand(2, 0), False)
+        for s, q in (images, (images[0], channels_last(images[1])))
+    )
+    assert torch.equal(channels_last(images[0]), images[0])
+    assert largest_relative_error(other[0], plain[0]) < 1e-9
+    torch.testing.assert_close(other[1], plain[1], rtol=1e-12, atol=0)
+
+
+def test_how_many_processes_share_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metarun.engine.ALL_THREADS", 8)
+    assert choose_workers(3, False, CPU, 10, 4) == 3  # as asked for
+    assert choose_workers(None, True, CPU, 10**4, 4) == 4  # one for each task
+    assert choose_workers(None, True, CPU, 10**4, 32) == 8  # one for each core
+    assert choose_workers(None, True, CPU, 10, 4) == 1  # a short run
+    assert choose_workers(None, False, CPU, 10**4, 4) == 1  # small layers
+    assert choose_workers(None, True, torch.device("cuda"), 10**4, 4) == 1
