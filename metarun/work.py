@@ -138,7 +138,7 @@ def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) ->
     compilable = settings.mode == "train" and learner.method.offline is None and not mixed
     tasks, reason = choose_tasks(settings.engine.tasks, learner.model, device, settings.iterations if compilable else 0)
     threads = choose_threads(tasks != "looped", device, seat)
-    who = f"{seat.size} processes, each {device}" if seat.size > 1 else str(device)
+    who = f"{seat.size} processes, each on {device}" if seat.size > 1 else str(device)
     how = f"{tasks}, meta-gradient mixed" if mixed else tasks
     log.info("%s with %d thread%s, tasks %s: %s", who, threads, "s" if threads > 1 else "", how, reason)
     parameters, norm = learner.method.parameters, batch_norm(settings)
