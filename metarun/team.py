@@ -238,13 +238,15 @@ def workers(settings: Settings) -> int:
 
 def require_shares(work: Work, seat: Seat) -> None:
     """Raises UserError where the processes cannot share the run's tasks."""
+    if work.settings.mode != "train":
+        return
     given = f"torchrun's {seat.size} processes" if given_seat() else f"engine.workers={seat.size}"
     if seat.size > work.settings.meta_batch:
         raise UserError(
             f"{given}: a meta-batch of {work.settings.meta_batch} tasks has work for as many; "
             "raise meta_batch or take fewer"
         )
-    if work.learner.method.offline is not None and work.settings.mode == "train":
+    if work.learner.method.offline is not None:
         raise UserError(
             f"{given}: method.objective=trajectory learns from one stored iterate after another, which cannot be "
             "shared out; take one process"

@@ -17,6 +17,7 @@ from metarun import checkpoint
 from metarun.engine import choose_device
 from metarun.errors import RunFailure, UserError
 from metarun.groups import Warpgrad
+from metarun.records import read_result
 from metarun.runner import run
 from metarun.schema import Engine
 from metarun.seat import Seat
@@ -96,6 +97,16 @@ def test_a_process_that_dies_ends_all(tmp_path: Path, leader: bool) -> None:
     (line,) = told.splitlines()
     assert "process 1 of 2 was ended by SIGKILL" in line and "go on with resume=run" in line
     assert checkpoint.newest(tmp_path / "run").name in line
+
+
+def test_an_evaluation_is_shared_whatever_the_meta_batch(tmp_path: Path) -> None:
+    run(small(tmp_path, meta_batch=1, iterations=20), tmp_path / "run")
+    trained = read_result(tmp_path / "run")
+    evaluated = small(
+        tmp_path, meta_batch=1, mode="evaluate", checkpoint=str(tmp_path / "run"), engine=Engine(workers=2)
+    )
+    run(evaluated, tmp_path / "evaluated")
+    assert read_result(tmp_path / "evaluated")["by_step"] == pytest.approx(trained["by_step"], rel=1e-6)
 
 
 def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
