@@ -52,7 +52,7 @@ class Team:
         """What the last bits of the result depend on, as a checkpoint holds it."""
         return {
             "device": self.work.device.type,
-            "tasks": self.work.how_tasks,
+            "tasks": "vectorised" if self.work.compiled and self.work.compiled.failed else self.work.how_tasks,
             "meta_gradient": self.work.settings.engine.meta_gradient,
             "processes": self.seat.size,
             "threads": self.work.threads,
@@ -228,12 +228,11 @@ def assembled(settings: Settings, taking: Path | None) -> Iterator[Team]:
 
 def workers(settings: Settings) -> int:
     """Processes of a run, where torchrun has not started them."""
-    alone = settings.engine.tasks not in ("auto", "looped") or settings.mode != "train"
-    if alone or getattr(settings.method, "objective", "") == "trajectory":
-        return settings.engine.workers or 1
-    convolutional = not isinstance(settings.backbone, Mlp)
+    trajectory = getattr(settings.method, "objective", "") == "trajectory"
+    shared = settings.mode == "train" and settings.engine.tasks in ("auto", "looped") and not trajectory
+    steps, convolutional = settings.iterations if shared else 0, not isinstance(settings.backbone, Mlp)
     device = choose_device(settings.device)
-    return choose_workers(settings.engine.workers, convolutional, device, settings.iterations, settings.meta_batch)
+    return choose_workers(settings.engine.workers, convolutional, device, steps, settings.meta_batch)
 
 
 def require_shares(work: Work, seat: Seat) -> None:

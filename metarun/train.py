@@ -47,10 +47,12 @@ def train(team: Team, folder: Path, resume_from: Path | None = None) -> float | 
             validate()
             training.save()
         while training.step < settings.iterations:
-            if team.compiles(training.second_order):
+            compiling = team.compiles(training.second_order)
+            if compiling:
                 bar.set_description("compiling")
             scalars = training.outer_step_or_save()
-            bar.set_description("training", refresh=False)
+            if compiling:
+                bar.set_description("training")
             training.seconds = before + time.perf_counter() - sitting
             training.record(records, scalars)
             bar.update()

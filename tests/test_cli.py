@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from command_line import command
 from hydra import compose, initialize_config_dir
 
 import metarun
@@ -45,17 +46,6 @@ def runner(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     module = ModuleType("metarun.runner")
     module.run = run  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "metarun.runner", module)
-
-
-def command(*arguments: str) -> int:
-    before, sys.argv = sys.argv, ["metarun", *arguments]
-    try:
-        return cli.main()
-    except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        return stop.code
-    finally:
-        sys.argv = before
 
 
 def composed(*overrides: str) -> Settings:

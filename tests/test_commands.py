@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import small_data
 import torch
+from command_line import command
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from metarun import cli, methods
+from metarun import methods
 from metarun.checkpoint import load
 from metarun.groups import GROUPS
 from metarun.schema import Settings, keys
@@ -37,14 +38,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data_dir(alone: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Real data where there is some, and else none."""
     monkeypatch.setenv("METARUN_DATA", os.environ.get("METARUN_TEST_DATA", str(tmp_path / "nothing")))
-
-
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["metarun", *arguments])
-    try:
-        return cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 def run_folders(below: Path = Path()) -> list[Path]:
@@ -75,12 +68,12 @@ def needs_data(words: str) -> None:
     "typed",
     [f"{group}={name}" for group in ("dataset", "backbone", "method", "experiment") for name in choices(group)],
 )
-def test_every_shipped_config_runs(typed: str, cache: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shipped_config_runs(typed: str, cache: Path, small: Path) -> None:
     needs_data(typed)
     group, _, name = typed.partition("=")
     own = [f"data_dir={small}", *small_data.SHAPE] if name in SMALL else []
     own += [f"dataset.root={small / 'pictures'}"] if name == "folder" else []
-    assert command(monkeypatch, typed, *TINY, f"cache_dir={cache}", *own) == 0
+    assert command(typed, *TINY, f"cache_dir={cache}", *own) == 0
     (folder,) = run_folders()
     result = json.loads((folder / "result.json").read_text())
     assert group == "experiment" or result[group] == (name.partition("_")[0] if group == "backbone" else name)
@@ -95,7 +88,7 @@ def readme_commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.startswith("metarun")]
 
 
-def test_every_readme_command_runs(cache: Path, small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_readme_command_runs(cache: Path, small: Path) -> None:
     commands = readme_commands()
     shutil.copytree(small / "pictures", "pictures")
     for path in ("known/a/1.png", "known/b/1.png", "new/1.png", "new/2.png"):
@@ -111,23 +104,23 @@ def test_every_readme_command_runs(cache: Path, small: Path, monkeypatch: pytest
         if folders := run_folders(Path("outputs")):
             words = [RUN_FOLDER.sub(str(folders[-1]), word) for word in words]
         free = [] if "--help" in words or "--cfg" in words else [*TINY, f"cache_dir={cache}"]
-        assert command(monkeypatch, *words, *free) == 0, line
+        assert command(*words, *free) == 0, line
         GlobalHydra.instance().clear()
 
 
-def test_the_default_run_learns_and_is_resumed_and_evaluated(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_run_learns_and_is_resumed_and_evaluated(cache: Path) -> None:
     """40 steps on glyphs, stopped at 20 and resumed, end with the tensors of a run that was not stopped."""
     short = ["eval.tasks=20", "eval.validation_tasks=8", "eval.every=20", "meta_batch=2"]
     short += ["outer_schedule=constant", f"cache_dir={cache}"]
-    assert command(monkeypatch, "iterations=40", *short, "hydra.run.dir=whole") == 0
-    assert command(monkeypatch, "iterations=20", *short, "hydra.run.dir=parts") == 0
-    assert command(monkeypatch, "iterations=40", "resume=parts") == 0
+    assert command("iterations=40", *short, "hydra.run.dir=whole") == 0
+    assert command("iterations=20", *short, "hydra.run.dir=parts") == 0
+    assert command("iterations=40", "resume=parts") == 0
     whole, parts = (load(Path(name) / "checkpoints/step-00000040.pt") for name in ("whole", "parts"))
     assert whole["theta"].keys() == parts["theta"].keys() and len(whole["phi"]) == 8
     for kind in ("theta", "phi"):
         for name, tensor in whole[kind].items():
             assert torch.equal(tensor, parts[kind][name])
-    assert command(monkeypatch, "mode=evaluate", "checkpoint=whole", "hydra.run.dir=judged") == 0
+    assert command("mode=evaluate", "checkpoint=whole", "hydra.run.dir=judged") == 0
     trained, judged = (json.loads(Path(name, "result.json").read_text()) for name in ("whole", "judged"))
     assert trained["by_step"] == judged["by_step"]
     assert trained["mean"] > trained["by_step"][0] + 0.1  # adapting helps
@@ -206,17 +199,17 @@ def test_the_readme_lists_every_key_and_choice() -> None:
     assert [name for name in names if f"`{name}`" not in text] == []
 
 
-def test_a_sweep_that_is_started_again_skips_what_is_finished(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_sweep_that_is_started_again_skips_what_is_finished(capsys) -> None:
     """Of three jobs one is finished, one stopped half-way and one never began; then all are as in one go."""
     words = ["--multirun", "dataset=sinusoid", "seed=0,1,2", "iterations=40", "eval.every=20", *TINY[1:3]]
-    assert command(monkeypatch, *words, "hydra.sweep.dir=whole") == 0
-    assert command(monkeypatch, *words, "hydra.sweep.dir=parts", "resume=auto") == 0
+    assert command(*words, "hydra.sweep.dir=whole") == 0
+    assert command(*words, "hydra.sweep.dir=parts", "resume=auto") == 0
     finished = Path("parts/0/result.json").stat().st_mtime_ns
     Path("parts/1/result.json").unlink()
     Path("parts/1/checkpoints/step-00000040.pt").unlink()
     shutil.rmtree("parts/2")
     capsys.readouterr()
-    assert command(monkeypatch, *words, "hydra.sweep.dir=parts", "resume=auto") == 0
+    assert command(*words, "hydra.sweep.dir=parts", "resume=auto") == 0
     told = capsys.readouterr().out
     assert "parts/0 is finished already and skipped" in told and "going on from parts/1" in told
     assert Path("parts/0/result.json").stat().st_mtime_ns == finished
@@ -229,5 +222,5 @@ def test_a_sweep_that_is_started_again_skips_what_is_finished(monkeypatch: pytes
         ]
         assert lines[0] == lines[1]
     again = [word.replace("iterations=40", "iterations=50") for word in words]
-    assert command(monkeypatch, *again, "hydra.sweep.dir=parts", "resume=auto") == 2
+    assert command(*again, "hydra.sweep.dir=parts", "resume=auto") == 2
     assert "the run in parts/0 has iterations=40, not 50" in " ".join(capsys.readouterr().err.split())

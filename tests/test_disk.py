@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import command
 from faults import failing
 
-from metarun import checkpoint, cli, training
+from metarun import checkpoint, training
 from metarun.groups import Maml, Mlp, Sinusoid
 from metarun.schema import Settings
 
@@ -25,25 +26,17 @@ SMALL = ["dataset=sinusoid", "iterations=40", "eval.every=20", "eval.tasks=4", "
 RUN = ["hydra.run.dir=run"]
 
 
-def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["metarun", *arguments])
-    try:
-        return cli.main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-
-
-def finishes(monkeypatch: pytest.MonkeyPatch, iterations: int = 40) -> None:
+def finishes(iterations: int = 40) -> None:
     """The run of `run` goes on to its end, and leaves nothing unfinished."""
-    assert command(monkeypatch, "resume=run", "device=cpu", f"iterations={iterations}") == 0
+    assert command("resume=run", "device=cpu", f"iterations={iterations}") == 0
     steps = [json.loads(line)["step"] for line in Path("run/metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and steps[-1] == iterations
     assert json.loads(Path("run/result.json").read_text())["mean"] > 0
     assert not list(Path("run").rglob("*.part"))
 
 
-def test_every_write_of_a_run_may_fail(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    assert command(monkeypatch, *SMALL, *RUN, "iterations=20") == 0
+def test_every_write_of_a_run_may_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command(*SMALL, *RUN, "iterations=20") == 0
     shutil.move("run", "first")
     places: set[str] = set()
     number, status = 2, 1
@@ -53,7 +46,7 @@ def test_every_write_of_a_run_may_fail(monkeypatch: pytest.MonkeyPatch, capsys: 
         Path("run/result.json").unlink()
         capsys.readouterr()
         with failing("write", number, OSError(28, os.strerror(28))) as calls:
-            status = command(monkeypatch, "resume=run", "device=cpu", "iterations=40")
+            status = command("resume=run", "device=cpu", "iterations=40")
         if calls["write"] < number:
             break
         number += 29
@@ -68,7 +61,7 @@ def test_every_write_of_a_run_may_fail(monkeypatch: pytest.MonkeyPatch, capsys: 
         places.add(re.sub(r"\d+|events.*", "", found[1]))
     assert status == 0 and number > 100
     assert places >= {"checkpoints/step-.pt", "tensorboard/"}
-    finishes(monkeypatch)
+    finishes()
 
 
 LIMITED = """
@@ -85,8 +78,8 @@ def limited(size: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, timeout=120)
 
 
-def test_a_limit_on_the_size_of_files_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert command(monkeypatch, *SMALL, *RUN, "iterations=20") == 0
+def test_a_limit_on_the_size_of_files_is_told() -> None:
+    assert command(*SMALL, *RUN, "iterations=20") == 0
     whole = checkpoint.step_path(Path("run"), 20)
     done = limited(whole.stat().st_size // 2, "resume=run", "iterations=40", "device=cpu")
     assert done.returncode == 1
@@ -94,10 +87,10 @@ def test_a_limit_on_the_size_of_files_is_told(monkeypatch: pytest.MonkeyPatch) -
         "metarun: error: run/checkpoints/step-00000040.pt could not be written (File too large): raise the limit on "
         "the size of a file (ulimit -f); step-00000020.pt is whole, go on with resume=run\n"
     )
-    finishes(monkeypatch)
+    finishes()
 
 
-def test_a_full_disk_before_the_first_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_before_the_first_checkpoint() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     done = limited(5000, *SMALL, *RUN)
     assert done.returncode == 1 and "the run had no checkpoint yet, start it again\n" in done.stderr
@@ -114,7 +107,7 @@ def test_a_run_folder_that_goes_away_is_told(monkeypatch: pytest.MonkeyPatch, ca
         return outer_step(self)
 
     monkeypatch.setattr(training.Training, "outer_step", gone)
-    assert command(monkeypatch, *SMALL, *RUN) == 1
+    assert command(*SMALL, *RUN) == 1
     assert capsys.readouterr().err == (
         "metarun: error: run/checkpoints could not be written: run was deleted or moved while the run wrote to it; "
         "if it was moved, go on with resume=FOLDER, its new place\n"
@@ -122,15 +115,15 @@ def test_a_run_folder_that_goes_away_is_told(monkeypatch: pytest.MonkeyPatch, ca
     assert not Path("run").exists()
 
 
-def test_what_killed_processes_left_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert command(monkeypatch, *SMALL, *RUN, "iterations=20") == 0
+def test_what_killed_processes_left_is_removed() -> None:
+    assert command(*SMALL, *RUN, "iterations=20") == 0
     Path("run/checkpoints/.step-00000040.pt.77.part").write_bytes(b"PK")
-    finishes(monkeypatch)
+    finishes()
 
 
-def test_a_sweep_on_a_full_disk_ends_with_status_1(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+def test_a_sweep_on_a_full_disk_ends_with_status_1(capsys) -> None:
     with failing("fsync", 1, OSError(28, os.strerror(28))):
-        assert command(monkeypatch, "--multirun", *SMALL, "seed=1,2", "hydra.sweep.dir=sweep") == 1
+        assert command("--multirun", *SMALL, "seed=1,2", "hydra.sweep.dir=sweep") == 1
     shown = capsys.readouterr().err
     assert "Traceback" not in shown and "metarun: error: job 0 (" in shown and "job 1" not in shown
     assert Path("sweep/1/result.json").exists()
@@ -139,7 +132,7 @@ def test_a_sweep_on_a_full_disk_ends_with_status_1(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     "typed", ["mode=evaluate checkpoint=giant/checkpoints/step-00000001.pt", "resume=giant iterations=2"]
 )
-def test_a_checkpoint_cannot_ask_for_a_giant_network(monkeypatch, capsys, typed: str) -> None:
+def test_a_checkpoint_cannot_ask_for_a_giant_network(capsys, typed: str) -> None:
     giant = Settings(dataset=Sinusoid(), backbone=Mlp(hidden=[10**5, 10**5]), method=Maml(), device="cpu")
     Path("giant").mkdir()
     checkpoint.save(
@@ -147,7 +140,7 @@ def test_a_checkpoint_cannot_ask_for_a_giant_network(monkeypatch, capsys, typed:
         {"config": asdict(giant), "theta": {"w": torch.ones(2)}, "phi": {}, "step": 1},
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert command(monkeypatch, *typed.split(), "device=cpu") == 2
+    assert command(*typed.split(), "device=cpu") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "of another architecture" in line
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kilobytes, where 40 GB were asked for

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import lines, small, tensors
 
 from metarun import checkpoint, health, training
 from metarun.groups import Warpgrad
 from metarun.methods import Parameters
 from metarun.runner import run
 from metarun.work import Work
-from tests.small_runs import lines, small, tensors
 
 
 def gradient(**entries: float) -> Parameters:

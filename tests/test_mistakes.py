@@ -13,10 +13,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from command_line import command
 from mistakes_files import prepare
 from mistakes_table import CONFIG, WORK, Mistake
 
-from metarun import cli
 from metarun.backbones import BACKBONES
 from metarun.combinations import SIZES, modules
 from metarun.data.glyphs import ALPHABETS, CHARACTERS, DRAWINGS
@@ -32,21 +32,10 @@ RECORDS = (".lock", "metarun.log", "metrics.jsonl")  # of a run that was refused
 pytestmark = pytest.mark.usefixtures("alone")
 
 
-def command(typed: str) -> int:
-    before, sys.argv = sys.argv, ["metarun", *shlex.split(typed)]
-    try:
-        return cli.main()
-    except SystemExit as stop:
-        assert isinstance(stop.code, int)
-        return stop.code
-    finally:
-        sys.argv = before
-
-
 def told(typed: str, capsys: pytest.CaptureFixture[str]) -> str:
     """The one line that refuses it."""
     capsys.readouterr()
-    assert command(typed) == 2
+    assert command(*shlex.split(typed)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("metarun: error: ")
     return line

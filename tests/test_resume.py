@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from small_runs import lines, small, tensors
 
 from metarun import checkpoint, training
 from metarun.errors import UserError
 from metarun.interrupt import Stopped
 from metarun.runner import run
 from metarun.schema import Engine, Eval
-from tests.small_runs import lines, small, tensors
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import lines, small, tensors
 
 from metarun import checkpoint, cli, training
 from metarun.errors import UserError
@@ -18,7 +19,6 @@ from metarun.groups import Mlp
 from metarun.runner import run
 from metarun.schema import Engine, Eval, Settings
 from metarun.work import build
-from tests.small_runs import lines, small, tensors
 
 
 def test_a_run_folder_explains_itself(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_runs import lines, small, tensors
 
 from metarun import checkpoint
 from metarun.engine import choose_device
@@ -22,7 +23,6 @@ from metarun.runner import run
 from metarun.schema import Engine
 from metarun.seat import Seat
 from metarun.team import Team
-from tests.small_runs import lines, small, tensors
 
 COMMAND = ["dataset=sinusoid", "backbone.hidden=[8]", "meta_batch=4", "eval.tasks=10", "eval.validation_tasks=10"]
 PATIENCE = 60  # seconds
