@@ -1,4 +1,4 @@
-"""The meta-gradient of a meta-batch as one compiled function: for small networks, whose time is otherwise Python's."""
+"""Functions of a meta-batch, compiled: for small networks, whose time is otherwise Python's."""
 
 from __future__ import annotations
 
@@ -12,15 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from metarun.meta import Measures, MetaLearner, meta_gradient
-from metarun.methods import Parameters
+from metarun.meta import MetaLearner
 from metarun.task import Task
 
 log = logging.getLogger(__name__)
 
-Gradient = Callable[[Parameters, Task, Tensor], tuple[Parameters, Tensor, Measures]]
+Function = Callable[..., Any]  # of a meta-batch and further tensors
 
 
 def has_compiler() -> bool:
@@ -28,50 +26,51 @@ def has_compiler() -> bool:
     return shutil.which(os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")) is not None
 
 
-class CompiledGradient:
-    """`meta_gradient` with vectorised tasks, compiled at the first call of each order and shape of a meta-batch.
+class Compiled:
+    """What `make` returns for a meta-learner, compiled at the first call of each order and shape of a meta-batch.
 
-    Where compiling fails, as it does without Python's headers, the log says so and it goes on uncompiled.
+    The same object makes one thing only. Where compiling fails, as it does without Python's headers, the log says so
+    and it goes on uncompiled.
     """
 
-    def __init__(self, learner: MetaLearner) -> None:
+    def __init__(self, learner: MetaLearner, make: Callable[[MetaLearner], Function]) -> None:
         torch.compiler.reset()  # it counts the functions of earlier runs of this process, and stops at eight
-        self.learner = learner
-        self.functions: dict[tuple[bool, tuple[torch.Size, ...]], Gradient] = {}
+        self.learner, self.make = learner, make
+        self.functions: dict[tuple[bool, tuple[torch.Size, ...]], Function] = {}
         self.failed = False
 
     def compiles(self, second_order: bool) -> bool:
         """Whether the first call of that order is still to come."""
         return not self.failed and all(order != second_order for order, _ in self.functions)
 
-    def __call__(self, second_order: bool, parameters: Parameters, tasks: Task, noise: Tensor) -> Any:
+    def __call__(self, second_order: bool, tasks: Task, *others: Any) -> Any:
+        """The function of `tasks` and `others`, which are tensors or trees of them."""
         key = (second_order, tuple(side.shape for side in tasks))
-        if self.failed:
-            return self.eager(second_order)(parameters, tasks, noise)
-        with torch.no_grad():  # the gradient is taken within
-            if key in self.functions:
-                return self.functions[key](parameters, tasks, noise)
-            return self.first(key, parameters, tasks, noise)
+        with torch.no_grad():  # whatever is differentiated is so within
+            if key not in self.functions:
+                self.functions[key] = self.function(second_order, tasks, *others)
+            return self.functions[key](tasks, *others)
 
-    def first(self, key: Any, parameters: Parameters, tasks: Task, noise: Tensor) -> Any:
-        """The call that compiles."""
+    def function(self, second_order: bool, *arguments: Any) -> Function:
+        """Compiled for such arguments, or as it is."""
+        eager = self.make(replace(self.learner, use_second_order=second_order))
+        if self.failed:
+            return eager
         logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns of a CUDA nobody asked for
         began = time.perf_counter()
-        self.functions[key] = torch.compile(self.eager(key[0]), fullgraph=True, dynamic=False)
         try:
-            found = self.functions[key](parameters, tasks, noise)
+            found = compile_once(eager, arguments)
         except Exception as error:  # of torch's compiler, the C++ compiler or the linker; anything else comes again
             self.failed = True
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             log.warning("the outer step could not be compiled and is computed without: %s", reason)
-            return self.eager(key[0])(parameters, tasks, noise)
+            return eager
         log.info("the outer step is compiled, in %.0f s", time.perf_counter() - began)
         return found
 
-    def eager(self, second_order: bool) -> Gradient:
-        learner = replace(self.learner, use_second_order=second_order)
 
-        def gradient(parameters: Parameters, tasks: Task, noise: Tensor) -> tuple[Parameters, Tensor, Measures]:
-            return meta_gradient(learner, parameters, tasks, noise, vectorised=True)
-
-        return gradient
+def compile_once(function: Function, arguments: tuple[Any, ...]) -> Function:
+    """Compiled for arguments of these shapes alone, which it then takes unseen: looking takes a fifth of the time."""
+    found = torch.compile(function, fullgraph=True, dynamic=False).aot_compile((arguments, {}))  # pyright: ignore[reportFunctionMemberAccess]
+    found.disable_guard_check()
+    return found

@@ -245,6 +245,11 @@ def require_shares(work: Work, seat: Seat) -> None:
             f"{given}: a meta-batch of {work.settings.meta_batch} tasks has work for as many; "
             "raise meta_batch or take fewer"
         )
+    if work.compiled is not None:
+        raise UserError(
+            f"{given}: engine.tasks=compiled holds the optimiser, which one process keeps; take one process, or "
+            "engine.tasks=vectorised"
+        )
     if work.learner.method.offline is not None:
         raise UserError(
             f"{given}: method.objective=trajectory learns from one stored iterate after another, which cannot be "

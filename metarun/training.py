@@ -14,17 +14,21 @@ import torch
 from torch import Tensor
 
 from metarun import checkpoint, generators, health, offline
+from metarun.compiled import Compiled
 from metarun.data import likeness, order
 from metarun.errors import RunFailure, UserError
 from metarun.meta import Measures
 from metarun.methods import Parameters
+from metarun.outer_step import moments
 from metarun.records import Records
 from metarun.schema import Settings
+from metarun.task import Task
 from metarun.team import Team
 
 log = logging.getLogger(__name__)
 
 TRAIN_LINE_EVERY = 20  # outer steps that one training line of metrics.jsonl averages over
+DRAWN_AHEAD = 10  # meta-batches of a compiled step: ten at once take twice the time of one
 SKIPPED_IN_A_ROW = 100  # with skip_not_finite, so many end the run: it no longer learns
 
 
@@ -45,6 +49,7 @@ class Training:
         self.skipped_in_a_row = 0
         self.seconds = 0.0  # spent up to this step, over all sittings of this run
         self.optimizer = torch.optim.Adam(self.work.tensors, lr=self.work.settings.outer_learning_rate, fused=True)
+        self.drawn: dict[int, tuple[Task, Tensor]] = {}  # by step, a compiled one's tasks and noise
         generators.seed_all(self.work.settings.seed)
 
     def content(self) -> dict[str, Any]:
@@ -135,11 +140,32 @@ class Training:
         settings = self.work.settings
         if self.work.learner.method.offline is not None:
             return self.offline_step()
+        if self.work.compiled is not None and (means := self.compiled_step(self.work.compiled)):
+            return means
         first = self.step * settings.meta_batch
         gradient, losses, measures = self.team.meta_gradient(first, settings.meta_batch, self.second_order)
         self.apply(gradient, losses)
         self.step += 1
         return self.means(losses, measures)
+
+    def compiled_step(self, compiled: Compiled) -> dict[str, float]:
+        """The same in one call; nothing where loss or gradient is not finite, with the parameters as before."""
+        rate = self.set_learning_rate()
+        state = self.work.parameters, moments(self.optimizer), torch.tensor(rate, device=self.work.device)
+        finite, loss, value = compiled(self.second_order, *self.next_tasks(), *state).tolist()
+        if not finite:
+            return {}
+        self.step += 1
+        return {"loss": loss, self.work.source.metric: value}
+
+    def next_tasks(self) -> tuple[Task, Tensor]:
+        """The step's tasks and noise, of which those of some steps are drawn at once."""
+        if self.step not in self.drawn:
+            count = self.work.settings.meta_batch
+            many, own = self.work.tasks(self.step * count, DRAWN_AHEAD * count)
+            lots = zip(*(side.split(count) for side in many), own.split(count), strict=True)
+            self.drawn = {self.step + number: (Task(*lot), noise) for number, (*lot, noise) in enumerate(lots)}
+        return self.drawn[self.step]
 
     def offline_step(self) -> dict[str, float]:
         """The same for a method that learns from stored iterates: a step of phi for each, then one of theta."""
@@ -180,9 +206,15 @@ class Training:
         for held, part in zip(self.work.parameters, gradient, strict=True):
             for name, entry in part.items():
                 held[name].grad = entry if clip is None else entry.clamp(-clip, clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, self.step)
+        self.set_learning_rate()
         self.optimizer.step()
+
+    def set_learning_rate(self) -> float:
+        """The optimiser's, of the next outer step."""
+        rate = learning_rate(self.work.settings, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        return rate
 
     def outer_step_or_save(self) -> dict[str, float]:
         """The outer step; where it fails, the parameters before it are kept in a checkpoint, or it is skipped."""

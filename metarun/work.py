@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from metarun import checkpoint
 from metarun.backbones import BACKBONES
-from metarun.compiled import CompiledGradient
+from metarun.compiled import Compiled
 from metarun.data import Places, Shape, Source, load, noise
 from metarun.engine import channels_last, choose_device, choose_tasks, choose_threads, keep_freed_memory
 from metarun.errors import UserError
@@ -23,6 +23,7 @@ from metarun.meta import Kind, Measures, MetaLearner, OneTask, evaluate_tasks, m
 from metarun.methods import METHODS, Parameters
 from metarun.mixed import MixedTask
 from metarun.objective import classification, regression
+from metarun.outer_step import outer_step
 from metarun.schema import Settings
 from metarun.seat import ALONE, Seat
 from metarun.task import Task
@@ -42,7 +43,7 @@ class Work:
     how_tasks: str  # "looped", "vectorised" or "compiled"
     threads: int  # of each operation
     batch_norm: str  # what the norm layers' statistics are; stands beside every result
-    compiled: CompiledGradient | None
+    compiled: Compiled | None  # the outer step
 
     @property
     def train_shape(self) -> Shape:
@@ -85,8 +86,6 @@ class Work:
     def meta_gradient(self, first: int, count: int, second_order: bool) -> tuple[Parameters, Tensor, Measures]:
         """Mean over training tasks first .. first + count - 1, with each task's loss [count] and measures [count]."""
         tasks, own = self.tasks(first, count)
-        if self.compiled is not None:
-            return self.compiled(second_order, self.parameters, tasks, own)
         learner = dataclasses.replace(self.learner, use_second_order=second_order)
         return meta_gradient(learner, self.parameters, tasks, own, self.vectorised, self.kind)
 
@@ -135,14 +134,15 @@ def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) ->
         require_same_shapes(settings, source, checkpoint.load(taking), str(taking))
     learner = build_learner(settings, source, device)
     mixed = settings.engine.meta_gradient == "mixed"
-    compilable = settings.mode == "train" and learner.method.offline is None and not mixed
+    compilable = settings.mode == "train" and learner.method.offline is None and not mixed and seat.size == 1
     tasks, reason = choose_tasks(settings.engine.tasks, learner.model, device, settings.iterations if compilable else 0)
     threads = choose_threads(tasks != "looped", device, seat)
     who = f"{seat.size} processes, each on {device}" if seat.size > 1 else str(device)
     how = f"{tasks}, meta-gradient mixed" if mixed else tasks
     log.info("%s with %d thread%s, tasks %s: %s", who, threads, "s" if threads > 1 else "", how, reason)
     parameters, norm = learner.method.parameters, batch_norm(settings)
-    compiled = CompiledGradient(learner) if tasks == "compiled" else None
+    step = partial(outer_step, metric=source.metric, clip=settings.outer_clip)
+    compiled = Compiled(learner, step) if tasks == "compiled" else None
     return Work(settings, source, learner, parameters, device, tasks, threads, norm, compiled)
 
 

@@ -115,6 +115,9 @@ def test_what_cannot_be_shared_is_refused(tmp_path: Path) -> None:
     offline = small(tmp_path, engine=Engine(workers=2), method=Warpgrad(objective="trajectory"))
     with pytest.raises(UserError, match=r"engine.workers=2: method.objective=trajectory .* take one process"):
         run(offline, tmp_path / "run")
+    whole = small(tmp_path, engine=Engine(workers=2, tasks="compiled"))
+    with pytest.raises(UserError, match=r"engine.workers=2: engine.tasks=compiled holds the optimiser"):
+        run(whole, tmp_path / "run")
 
 
 def test_a_process_that_cannot_start_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
