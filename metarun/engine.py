@@ -79,7 +79,7 @@ def channels_last(images: Tensor) -> Tensor:
     return images.flatten(0, 1).contiguous(memory_format=torch.channels_last).unflatten(0, images.shape[:2])
 
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 ALL_THREADS = torch.get_num_threads()
 
 
@@ -100,4 +100,4 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, 2**30)
-        libc.mallopt(M_MMAP_THRESHOLD, 2**25)  # the largest that glibc takes
+        libc.mallopt(M_MMAP_MAX, 0)  # what is mapped by itself goes back at once, however large the threshold

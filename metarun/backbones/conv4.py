@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.errors import UserError
-from metarun.norm import Norm
+from metarun.norm import Norm, max_pool
 
 BLOCKS = 4
 
@@ -23,9 +22,8 @@ class Block(nn.Module):
         self.norm = nn.Identity() if norm == "none" else Norm(norm, filters)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(self.convolution(x))
-        if self.pool:
-            x = F.max_pool2d(x, 2)
+        x = self.convolution(x)
+        x = max_pool(x, self.norm) if self.pool else self.norm(x)
         return x.relu()  # after the pool, where it is the same and touches a quarter of the elements
 
 
