@@ -217,10 +217,9 @@ def assembled(settings: Settings, taking: Path | None) -> Iterator[Team]:
         UserError: the device, the data or the shape of the tasks cannot be had, or more processes than tasks.
         RunFailure: another process has ended.
     """
-    with processes.started(workers(settings)) as (seat, others):
-        work = build(settings, seat, taking)
-        with sharing(work, seat, others) as team:
-            yield team
+    started = processes.started(workers(settings))
+    with started as (seat, others), sharing(build(settings, seat, taking), seat, others) as team:
+        yield team
 
 
 @contextmanager
