@@ -22,6 +22,7 @@ from metarun.groups import (
     Warpgrad,
 )
 from metarun.schema import Settings
+from metarun.several import expanded
 
 
 class Size(NamedTuple):
@@ -43,6 +44,7 @@ SIZES = {  # by data set and `dataset.split`
     ("tieredimagenet", "ren"): Size((351, 97, 160), 1300),
     ("cub", "closerlook"): Size((100, 50, 50), 60),
 }
+SPLITS = ("train", "val", "test")
 TURNS = 4  # of a class of Omniglot, each of which counts as one
 HALVED = 16  # conv4 halves its input four times
 
@@ -53,9 +55,10 @@ def check(settings: Settings) -> None:
     Raises:
         UserError: names the keys, what was found and what to do.
     """
-    faults = (of_order, of_method, of_network, of_data_set, of_engine)
-    for fault in chain.from_iterable(look(settings) for look in faults):
-        raise UserError(fault)
+    faults = (of_order, of_method, of_network, of_evaluation, of_data_set, of_engine)
+    for one in expanded(settings):
+        for fault in chain.from_iterable(look(one) for look in faults):
+            raise UserError(fault)
 
 
 def of_order(s: Settings) -> Iterator[str]:
@@ -142,6 +145,15 @@ def of_network(s: Settings) -> Iterator[str]:
             )
 
 
+def of_evaluation(s: Settings) -> Iterator[str]:
+    if not isinstance(s.dataset, Sinusoid):
+        return
+    if s.eval.ways is not None:
+        yield f"eval.ways={s.eval.ways}: dataset=sinusoid has curves, which have no classes; leave it out"
+    if s.eval.details:
+        yield "eval.details=true: dataset=sinusoid has no classes to confuse, nor probabilities; leave it out"
+
+
 def of_data_set(s: Settings) -> Iterator[str]:
     """What tasks ask of a data set whose size is known."""
     data, split = s.dataset, getattr(s.dataset, "split", "")
@@ -152,15 +164,15 @@ def of_data_set(s: Settings) -> Iterator[str]:
         return
     classes, images = known[split]
     turns = TURNS if isinstance(data, Omniglot) and data.rotations else 1
-    if s.ways > min(classes) * turns:
+    evaluating = s.mode == "evaluate"
+    key, ways = ("eval.ways", s.eval.ways) if evaluating and s.eval.ways else ("ways", s.ways)
+    most = turns * (classes[SPLITS.index(s.eval.split)] if evaluating else min(classes))
+    if ways > most:
         counts = "/".join(str(count * turns) for count in classes)
         which = "dataset=glyphs" if isinstance(data, Glyphs) else f"dataset.split={split} of dataset={data.name}"
-        yield (
-            f"ways={s.ways}: {which} has {counts} classes to train, validate and test on; "
-            f"{min(classes) * turns} is the most"
-        )
+        yield (f"{key}={ways}: {which} has {counts} classes to train, validate and test on; {most} is the most")
     shots, queries = "eval.shots" if s.eval.shots else "shots", "eval.queries" if s.eval.queries else "queries"
-    for one, two in (("shots", "queries"), (shots, queries)):
+    for one, two in ((shots, queries),) if evaluating else (("shots", "queries"), (shots, queries)):
         first, second = (getattr(s.eval if "." in key else s, key.rpartition(".")[2]) for key in (one, two))
         if first + second > images:
             yield (

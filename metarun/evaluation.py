@@ -49,12 +49,16 @@ class Evaluation:
 
     def __str__(self) -> str:
         """Accuracy in per cent, as papers give it."""
-        if self.metric == "accuracy":
-            return f"accuracy {100 * self.mean:.2f} ± {100 * self.ci95:.2f} %"
-        return f"{self.metric} {self.mean:.4f} ± {self.ci95:.4f}"
+        return f"{self.metric} {spelt(self.metric, self.mean, self.ci95)}"
 
     def summary(self) -> dict[str, Any]:
         return {"mean": self.mean, "ci95": self.ci95, "tasks": len(self.values), "by_step": self.by_step}
+
+
+def spelt(metric: str, mean: float, ci95: float) -> str:
+    if metric == "accuracy":
+        return f"{100 * mean:.2f} ± {100 * ci95:.2f} %"
+    return f"{mean:.4f} ± {ci95:.4f}"
 
 
 def evaluation_tasks(

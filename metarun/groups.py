@@ -15,9 +15,14 @@ def key(
     most: float | None = None,
     choices: Any = None,
     pattern: str = "",
+    several: type | None = None,
 ) -> Any:
-    """A key, its meaning and what it admits: `least` <= value <= `most`, `above` < value, `choices`, a `pattern`."""
+    """A key, its meaning and what it admits: `least` <= value <= `most`, `above` < value, `choices`, a `pattern`.
+
+    several: the type of a value that may also be a list of them, whose annotation is Any.
+    """
     metadata = {"help": help, "least": least, "above": above, "most": most, "choices": choices, "pattern": pattern}
+    metadata["several"] = several
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,23 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from metarun import __version__, checkpoint
-from metarun.data import Shape
+from metarun import __version__, checkpoint, heads, processes, results_table, whole_files
+from metarun.data import Shape, Source
+from metarun.data.sampler import ImageSource
+from metarun.details import Details
 from metarun.errors import RunFailure, UserError, nearby, pasteable
 from metarun.evaluation import Evaluation
+from metarun.groups import Sinusoid
 from metarun.interrupt import noted_signals
+from metarun.paired import DRAWN, TASKS, write_tasks
 from metarun.predict import predict
 from metarun.records import RESULT, read_result, write_result
 from metarun.schema import AUTO, Settings
-from metarun.team import Team, assembled
+from metarun.several import expanded
+from metarun.team import Team, assembled, sharing, workers
 from metarun.train import train
 from metarun.whole_files import plain, remove_parts
-from metarun.work import Work
+from metarun.work import Work, build
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +56,7 @@ def run(settings: Settings, folder: Path) -> float | None:
         if settings.mode == "predict":
             predict(settings, folder)
         else:
-            path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
-            with assembled(settings, path) as team:
-                test(team, folder, path, team.work.snapshot(), began)
+            evaluate(settings, folder, began)
     return None
 
 
@@ -106,31 +109,94 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
             raise FloatingPointError(
                 f"no validation was finite, so there is nothing to test; {nearby(folder)} has the checkpoints"
             )
-        test(team, folder, checkpoint.best_path(folder), untrained, began)
+        again = f"; go on with {pasteable('resume', nearby(folder))}"
+        with testing(settings.eval.tasks, lambda: again) as progress:
+            found = test(team, folder, checkpoint.best_path(folder), untrained, progress)
+    write_result(folder, {**found, "seconds": round(time.perf_counter() - began, 3)})
+    place = nearby(folder)
+    log.info("everything is in %s; look at it with: tensorboard --logdir %s", place, shlex.quote(str(place)))
     return best
 
 
-def test(team: Team, folder: Path, path: Path, untrained: dict[str, Any], began: float) -> None:
-    """The test tasks with a checkpoint's parameters and with untrained ones: result.json and the last lines."""
-    content = checkpoint.load(path)
-    work = team.work
-    tasks = work.settings.eval.tasks
+def evaluate(settings: Settings, folder: Path, began: float) -> None:
+    """Every combination of what `eval.*` lists, one after another; all of them are looked at before the first."""
+    path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
+    sources: dict[str, Source] = {}
+    results: list[dict[str, Any]] = []
+    with processes.started(workers(settings)) as (seat, others):
+        works = [
+            build(one, seat, path, sources=sources, tell=number == 0) for number, one in enumerate(expanded(settings))
+        ]
+        content = checkpoint.load(path)
+        for work in works:
+            work.fitting(content, str(path))
+        with testing(len(works) * settings.eval.tasks, lambda: kept(results, folder)) as progress:
+            for work in works:
+                place = folder if len(works) == 1 else own_folder(folder, work)
+                with sharing(work, seat, others) as team:
+                    found = test(team, place, path, work.snapshot(), progress)
+                results.append({**found, "seconds": round(time.perf_counter() - began, 3)})
+                write_result(place, results[-1])
+                whole_files.write(folder / results_table.TABLE, results_table.as_csv(results))
+    if len(works) > 1:
+        write_result(folder, {"checkpoint": str(path.resolve()), "results": results})
+        for line in results_table.as_text(results):
+            log.info("%s", line)
+    log.info("everything is in %s", nearby(folder))
+
+
+def own_folder(folder: Path, work: Work) -> Path:
+    """Of one evaluation among several: it holds what a run folder does that has been evaluated once."""
+    ways = f"{work.eval_shape.ways}-way-" if work.source.metric == "accuracy" else ""
+    task = f"{ways}{work.eval_shape.shots}-shot-{work.eval_inner_loop}-steps"
+    place = folder / f"{work.settings.dataset.name}-{work.settings.eval.split}-{task}"
+    place.mkdir(exist_ok=True)
+    remove_parts(place)
+    return place
+
+
+def kept(results: list[dict[str, Any]], folder: Path) -> str:
+    return f", {len(results)} finished ones are in {nearby(folder / results_table.TABLE)}" if results else ""
+
+
+@contextmanager
+def testing(tasks: int, where: Callable[[], str]) -> Iterator[Callable[[int], None]]:
+    """What is to be told of each lot of tasks, of which there are `tasks`, trained and untrained.
+
+    It raises Stopped where a signal asks for it, with what `where` adds.
+    """
     with noted_signals() as stop, tqdm(total=2 * tasks, desc="testing", unit="task", disable=None) as bar:
 
         def progress(done: int) -> None:
             bar.update(done)
-            again = f"; go on with {pasteable('resume', nearby(folder))}" if work.settings.mode == "train" else ""
-            stop.raise_if_asked(f"in the final test{again}")
+            stop.raise_if_asked(f"in the final test{where()}")
 
-        work.restore(content, str(path))
-        tested = team.evaluate("test", tasks, progress)
-        work.restore(untrained, "untrained")
-        baseline = team.evaluate("test", tasks, progress)
-    write_result(folder, result(work, content, path, tested, baseline, time.perf_counter() - began))
+        yield progress
+
+
+def test(
+    team: Team, folder: Path, path: Path, untrained: dict[str, Any], progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """The test tasks with a checkpoint's parameters and with untrained ones: what result.json holds, and tables."""
+    content = checkpoint.load(path)
+    work = team.work
+    split, tasks = work.settings.eval.split, work.settings.eval.tasks
+    details = None
+    if work.settings.eval.details and isinstance(work.source, ImageSource):
+        details = Details(work.source, split, work.eval_shape)
+    work.restore(work.fitting(content, str(path)), str(path))
+    tested = team.evaluate(split, tasks, progress, *([details.add] if details else []))
+    work.restore(untrained, "untrained")
+    baseline = team.evaluate(split, tasks, progress)
+    write_tasks(folder / TASKS, tested.metric, tested.values[:, -1].tolist())
+    found = result(work, content, path, tested, baseline)
+    if details:
+        details.write(folder)
+        found |= details.summary()
     log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
-    log.info("%s: test %s on %d tasks (untrained: %s)", title(work, work.eval_shape), tested, tasks, baseline)
-    place = nearby(folder)
-    log.info("everything is in %s; look at it with: tensorboard --logdir %s", place, shlex.quote(str(place)))
+    what = "test" if split == "test" else "validation"
+    log.info("%s: %s %s on %d tasks (untrained: %s)", title(work, work.eval_shape), what, tested, tasks, baseline)
+    return found
 
 
 def title(work: Work, shape: Shape) -> str:
@@ -142,8 +208,16 @@ def title(work: Work, shape: Shape) -> str:
     return f"{order}{s.method.name} on {s.dataset.name}, {task}, {s.backbone.name}{norm}"
 
 
+def drawn_from(work: Work) -> str:
+    """What the test tasks are a function of, besides their number: where it is the same, so are they."""
+    shape, s = work.eval_shape, work.settings
+    classes = f"{work.source.class_split}, {shape.ways}-way " if work.source.class_split else ""
+    curves = f"frequency {s.dataset.frequency}, " if isinstance(s.dataset, Sinusoid) else ""
+    return f"{s.dataset.name} {classes}{curves}{shape.shots}-shot, {shape.queries} queries, {s.eval.split}"
+
+
 def result(
-    work: Work, content: dict[str, Any], path: Path, tested: Evaluation, untrained: Evaluation, seconds: float
+    work: Work, content: dict[str, Any], path: Path, tested: Evaluation, untrained: Evaluation
 ) -> dict[str, Any]:
     """What result.json holds; accuracy is a fraction."""
     s = work.settings
@@ -155,21 +229,26 @@ def result(
         "ways": work.eval_shape.ways if classes else None,
         "shots": work.eval_shape.shots,
         "queries": work.eval_shape.queries,
-        "split": "test",
+        "split": s.eval.split,
         "class_split": work.source.class_split,
         "inner_loop": work.eval_inner_loop,
         "inner_learning_rate": s.inner_learning_rate,
         "use_second_order": s.use_second_order,
         "metric": tested.metric,
         **tested.summary(),
+        "loss": tested.loss,
         "untrained": untrained.summary(),
         "validation": content["best"],
+        "trained_on": content["config"]["dataset"]["name"],
+        "trained_ways": s.ways if classes else None,
+        "head": heads.said(s) if classes else "as trained",
+        DRAWN: drawn_from(work),
         "batch_norm": work.batch_norm,
         "seed": s.seed,
         "iterations": content["step"],
         "skipped_steps": content["skipped"],
         "checkpoint": str(path.resolve()),
-        "seconds": round(seconds, 3),
+        "seconds": 0.0,
         "metarun": __version__,
         "torch": str(torch.__version__),
     }

@@ -13,7 +13,7 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from metarun.errors import UserError, nearest
-from metarun.groups import Sinusoid, key
+from metarun.groups import GROUPS, Sinusoid, key
 
 AUTO = "auto"  # of `resume`
 LARGEST = 10**9  # of any number that has no bound of its own
@@ -24,9 +24,18 @@ class Eval:
     tasks: int = key(600, "test tasks of the final accuracy", least=2)
     validation_tasks: int = key(200, "validation tasks that choose the best checkpoint", least=2)
     every: int = key(200, "iterations between validations", least=1)
-    inner_loop: int | None = key(None, "inner steps when evaluating; null: as in training", least=0, most=10**4)
-    shots: int | None = key(None, "shots when evaluating; null: as in training", least=1, most=10**5)
+    inner_loop: Any = key(None, "inner steps when evaluating; null: as in training", least=0, most=10**4, several=int)
+    shots: Any = key(None, "shots when evaluating; null: as in training", least=1, most=10**5, several=int)
     queries: int | None = key(None, "queries when evaluating; null: as in training", least=1, most=10**5)
+    ways: Any = key(None, "mode=evaluate: classes of a task; null: as in training", least=2, most=10**5, several=int)
+    split: Any = key("test", "mode=evaluate: classes that tasks are drawn from", choices=("test", "val"), several=str)
+    dataset: Any = key(
+        None,
+        "mode=evaluate: data sets, by name; null: the run's own",
+        choices=tuple(GROUPS["dataset"]),
+        several=str,
+    )
+    details: bool = key(False, "which classes are taken for which, and how far the probabilities can be believed")
 
 
 @dataclass
@@ -124,6 +133,8 @@ def check(settings: Settings) -> None:
     for name, item, value in keys(settings):
         if isinstance(value, list) and any(entry is None or isinstance(entry, (list, dict)) for entry in value):
             raise UserError(f"{name}={value}: must be a plain list, {item.metadata['help']}")
+        if item.metadata["several"]:
+            check_several(name, value, item, settings.mode)
         for entry in value if isinstance(value, list) else [value]:
             if entry is not None:
                 check_value(name, entry, item)
@@ -143,6 +154,9 @@ def check_mode(settings: Settings) -> None:
         raise UserError(f"mode={mode} needs checkpoint=RUN, the run folder or checkpoint file to {mode} with")
     if mode != "train" and settings.resume is not None:
         raise UserError(f"resume= continues a training run; mode={mode} reads checkpoint=RUN only")
+    for name, default in (("ways", None), ("split", "test"), ("dataset", None)):
+        if mode != "evaluate" and getattr(settings.eval, name) != default:
+            raise UserError(f"eval.{name}= is read by mode=evaluate only; leave it out, or give mode=evaluate")
     if mode == "predict":
         check_pictures(settings)
         return
@@ -166,6 +180,24 @@ def check_pictures(settings: Settings) -> None:
 
 def is_range(values: list[float]) -> bool:
     return len(values) == 2 and values[0] <= values[1]
+
+
+def check_several(name: str, value: Any, item: Field, mode: str) -> None:
+    """Refuse what is neither a value nor a list of different ones, and lists where they are not read."""
+    kind = item.metadata["several"]
+    found = str(value).replace(" ", "").replace("'", "")
+    wanted = "whole number" if kind is int else "name"
+    if value is None and item.default is not None:
+        raise UserError(f"{name}=null: needs a value, {item.metadata['help']}")
+    for entry in value if isinstance(value, list) else [value]:
+        if entry is not None and type(entry) is not kind:
+            raise UserError(f"{name}={found}: must be a {wanted}, or a list of them as [A,B]")
+    if isinstance(value, list):
+        if mode != "evaluate":
+            raise UserError(f"{name}={found}: a list is read by mode=evaluate only; give one value")
+        if not value or len(set(value)) < len(value):
+            what = "names none" if not value else "names one twice"
+            raise UserError(f"{name}={found}: {what}; give different ones, as [A,B]")
 
 
 def check_value(name: str, value: Any, item: Field) -> None:

@@ -31,7 +31,7 @@ FREE = (
 ELSEWHERE = (*PRESENT, "device", "data_dir", "cache_dir", "download")  # where a run is, not what it is
 FREE_NODES = ("eval.", "save.", "engine.")  # and these
 ADAPTING = ("inner_loop", "inner_learning_rate")  # and a prediction these
-TASKS = (*ADAPTING, "dataset", "ways", "shots", "queries")  # and an evaluation these as well
+TASKS = (*ADAPTING, "dataset", "shots", "queries")  # and an evaluation these as well
 
 
 def build(config: DictConfig, typed: Sequence[str] = ()) -> Settings:
@@ -142,7 +142,11 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
     iterations = settings.iterations
     for name in PRESENT:
         setattr(settings, name, getattr(now, name))
+    if now.mode == "evaluate" and "ways" in typed:  # the network stays as wide as it is
+        settings.eval.ways = now.ways
     for name in typed:
+        if name == "ways" and now.mode == "evaluate":
+            continue
         if not is_free(name, now.mode, resumed=now.resume is not None):
             refuse_change(name, now, settings, asked)
         take(name, now, settings, asked)

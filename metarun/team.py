@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from metarun import __version__, processes
+from metarun.data import likeness
 from metarun.data.source import SPLITS
 from metarun.engine import choose_device, choose_workers
 from metarun.errors import RunFailure, UserError
@@ -87,14 +88,28 @@ class Team:
         losses, values = judged.view(2, count)
         return gradient, losses, {self.work.source.metric: values}
 
-    def evaluate(self, split: str, tasks: int, progress: Callable[[int], object] = lambda done: None) -> Evaluation:
+    def evaluate(
+        self,
+        split: str,
+        tasks: int,
+        progress: Callable[[int], object] = lambda done: None,
+        details: Callable[[int, Tensor], object] = lambda first, answers: None,
+    ) -> Evaluation:
         """The first `tasks` tasks of a split with the present parameters; `progress` is told of each lot.
+
+        With `eval.details`, `details` is given the number of a lot's first task and its answers, [2, tasks, queries].
 
         Raises:
             RunFailure: another process has ended.
         """
 
         def judge(first: int, count: int) -> Tensor:
+            judged, steps = judge_all(first, count), self.work.eval_inner_loop + 1
+            if judged.shape[2] > steps:
+                details(first, judged[:, :, steps:])
+            return judged[:, :, :steps]
+
+        def judge_all(first: int, count: int) -> Tensor:
             if self.seat.size == 1:
                 return self.work.judge(split, first, count)
             with self.told():
@@ -150,9 +165,9 @@ class Team:
         return torch.cat([*sums, judged.flatten()])
 
     def evaluation_share(self, first: int, count: int, split: int) -> Tensor:
-        """Loss and metric of all tasks after each inner step, [2, count, steps + 1], zero but for this process's."""
+        """What `Work.judge` gives of all tasks, [2, count, entries], zero but for this process's."""
         share = self.share(count)
-        judged = torch.zeros(2, count, self.work.eval_inner_loop + 1, dtype=torch.float64)
+        judged = torch.zeros(2, count, self.work.judged_entries, dtype=torch.float64)
         if share:
             own = self.work.judge(SPLITS[split], first + share.start, len(share))
             judged[:, share.start : share.stop] = own
@@ -202,28 +217,39 @@ def assembled(settings: Settings, taking: Path | None) -> Iterator[Team]:
         UserError: the device, the data or the shape of the tasks cannot be had, or more processes than tasks.
         RunFailure: another process has ended.
     """
-    with processes.started(workers(settings)) as (seat, others):
-        work = build(settings, seat, taking)
-        if seat.size == 1:
-            yield Team(work)
-            return
-        require_shares(work, seat)
-        if not others and not dist.is_initialized():
-            raise RunFailure("the job before failed in the middle of a shared step: start again with resume=auto")
-        try:
-            if others:
-                processes.await_ready(others)
-                processes.join(seat)
-            with connection():
-                dist.broadcast_object_list([settings], 0)
-                dist.barrier()  # they have built theirs
-        except Lost as error:
-            raise processes.failure(others) from error
-        team = Team(work, seat, others)
-        try:
-            yield team
-        finally:
-            team.dismiss()
+    started = processes.started(workers(settings))
+    with started as (seat, others), sharing(build(settings, seat, taking), seat, others) as team:
+        yield team
+
+
+@contextmanager
+def sharing(work: Work, seat: Seat, others: Sequence[subprocess.Popen[str]]) -> Iterator[Team]:
+    """The team whose other processes, which have been started, build the same work; they are free after the block.
+
+    Raises:
+        UserError: there are more processes than tasks.
+        RunFailure: another process has ended.
+    """
+    if seat.size == 1:
+        yield Team(work)
+        return
+    require_shares(work, seat)
+    if not others and not dist.is_initialized():
+        raise RunFailure("the job before failed in the middle of a shared step: start again with resume=auto")
+    try:
+        if others and not dist.is_initialized():
+            processes.await_ready(others)
+            processes.join(seat)
+        with connection():
+            dist.broadcast_object_list([(work.settings, likeness.of(work.source))], 0)
+            dist.barrier()  # they have built theirs
+    except Lost as error:
+        raise processes.failure(others) from error
+    team = Team(work, seat, others)
+    try:
+        yield team
+    finally:
+        team.dismiss()
 
 
 def workers(settings: Settings) -> int:
@@ -269,7 +295,8 @@ def follow() -> NoReturn:
             job: list[Any] = [None]
             with connection():
                 dist.broadcast_object_list(job, 0)
-            team = Team(build(job[0], seat), seat)
+            settings, form = job[0]
+            team = Team(build(settings, seat, form=form), seat)
             with connection():
                 dist.barrier()
             team.follow()

@@ -274,7 +274,7 @@ class Training:
 
 def judged_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether validations with these `eval.*` settings can be compared."""
-    free = ("tasks", "every")
+    free = ("tasks", "every", "ways", "split", "dataset", "details")  # of the final test, or of mode=evaluate
     return {k: v for k, v in one.items() if k not in free} == {k: v for k, v in other.items() if k not in free}
 
 
