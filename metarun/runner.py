@@ -20,8 +20,9 @@ from metarun.errors import RunFailure, UserError, nearby, pasteable
 from metarun.evaluation import Evaluation
 from metarun.interrupt import noted_signals
 from metarun.predict import predict
-from metarun.records import RESULT, read_result, write_result
-from metarun.schema import AUTO, Settings
+from metarun.records import read_result, write_result
+from metarun.run_files import RESULT
+from metarun.schema import AUTO, Settings, flat
 from metarun.team import Team, assembled
 from metarun.train import train
 from metarun.whole_files import plain, remove_parts
@@ -172,4 +173,5 @@ def result(
         "seconds": round(seconds, 3),
         "metarun": __version__,
         "torch": str(torch.__version__),
+        "settings": flat(s),
     }
