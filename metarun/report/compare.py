@@ -16,10 +16,10 @@ from metarun.report.found import Run
 from metarun.report.intervals import over_seeds
 from metarun.schema import ELSEWHERE
 
-NOT_ITS_OWN = ("seed", *ELSEWHERE)  # what may differ within a group, and `save.`, `engine.`
-ALWAYS = ("dataset", "method", "ways", "eval.shots", "metric")  # stand in every table, whether they differ or not
-FOLLOWING = ("shots", "queries", "inner_loop")  # eval.* of these is as in training where it is null
-TESTED_ON = ("class_split", "batch_norm", "eval.tasks", "eval.queries")  # not comparable where one of them differs
+NOT_ITS_OWN = ("seed", "eval.details", *ELSEWHERE)  # what may differ within a group, and `save.`, `engine.`
+TASK = ("dataset", "eval.ways", "eval.shots", "metric")  # one of each to a table
+FOLLOWING = ("ways", "shots", "queries", "inner_loop")  # eval.* of these is as in training where it is null
+TESTED_ON = ("eval.split", "class_split", "batch_norm", "eval.tasks", "eval.queries")  # comparable where all are alike
 TRAINING_ONLY = ("dataset.normalise", "dataset.augment")  # all other `dataset.` keys change the test tasks
 NAMING_CLASSES = ("dataset.split", "dataset.seed", "dataset.root")  # a difference in class_split shows in these
 Identity = Mapping[str, Any]
@@ -112,9 +112,11 @@ def identity_of(run: Run) -> Identity:
     for name in FOLLOWING:
         if own.get(f"eval.{name}") is None:
             own[f"eval.{name}"] = own.get(name)
-    own |= {"dataset": run.dataset, "method": run.method, "ways": run.ways, "metric": run.metric}
-    own |= {"eval.shots": run.shots, "eval.queries": run.queries, "eval.tasks": run.tasks}
-    own |= {"class_split": run.class_split, "batch_norm": run.batch_norm}
+    own |= {"dataset": run.dataset, "trained_on": run.trained_on, "method": run.method, "metric": run.metric}
+    own |= {"eval.ways": run.ways, "eval.shots": run.shots, "eval.queries": run.queries, "eval.tasks": run.tasks}
+    own |= {"eval.split": run.split, "class_split": run.class_split, "batch_norm": run.batch_norm}
+    if run.method == "fomaml":
+        own.pop("use_second_order", None)  # which its name says
     if run.settings.get("mode") == "evaluate" and Path(run.checkpoint).name.startswith("step-"):
         own["checkpoint's step"] = run.step  # else its best, which is of another step for each seed
     return own
@@ -150,7 +152,7 @@ def blocks(runs: Iterable[Run]) -> tuple[list[Block], list[str]]:
     parts: dict[tuple[Any, ...], list[Group]] = {}
     for identity, seeds in grouped.values():
         group = Group(identity, tuple(seeds[seed] for seed in sorted(seeds)))
-        parts.setdefault(tuple(identity[name] for name in ALWAYS if name != "method"), []).append(group)
+        parts.setdefault(tuple(identity[name] for name in TASK), []).append(group)
     return [block(groups) for groups in parts.values()], told
 
 
@@ -175,7 +177,7 @@ def varied(identities: Sequence[Identity]) -> tuple[str, ...]:
             if name in identity:
                 choice = identity.get(name.partition(".")[0]) if name.partition(".")[0] in GROUPS else None
                 values.setdefault(choice if "." in name else None, set()).add(show(identity[name]))
-        if name not in ALWAYS and any(len(different) > 1 for different in values.values()):
+        if name not in (*TASK, "method") and any(len(different) > 1 for different in values.values()):
             found.append(name)
     for name in FOLLOWING:
         if f"eval.{name}" in found and all(one.get(f"eval.{name}") == one.get(name) for one in identities):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from metarun.errors import nearby
 from metarun.report import paired
@@ -40,7 +40,15 @@ class Table:
     def without(self, head: str) -> Table:
         kept = [place for place, name in enumerate(self.heads) if name != head]
         rows = tuple(tuple(row[place] for place in kept) for row in self.rows)
-        return Table(self.title, tuple(self.heads[place] for place in kept), rows, self.words, self.best, self.notes)
+        return replace(self, heads=tuple(self.heads[place] for place in kept), rows=rows)
+
+
+@dataclass(frozen=True)
+class Picture:
+    name: str  # of its file
+    title: str
+    shows: str  # in a sentence
+    png: bytes
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,7 @@ def contents(found: Found) -> Report:
         title=f"{counted(len(found.runs), 'run')} compared",
         compared=compared(found, parts),
         flags=tuple(told),
-        tables=tuple(tables),
+        tables=tuple(told_once(tables)),
         lists=tuple(table for table in (singles(found.runs), unfinished(found), unreadable(found)) if table.rows),
         blocks=tuple(parts),
     )
@@ -83,15 +91,15 @@ def compared(found: Found, parts: Sequence[Block]) -> str:
     methods = ", ".join(dict.fromkeys(run.method for run in found.runs))
     seeds = len({run.seed for run in found.runs})
     names = list(dict.fromkeys(name for part in parts for name in part.varied))
-    besides = f"; they differ in {', '.join(names)} as well" if names else ""
+    besides = f" They differ in {', '.join(names)} as well." if names else ""
     rest = [
-        f"{counted(len(entries), 'folder')} {what}"
-        for entries, what in ((found.unfinished, "unfinished"), (found.unreadable, "that cannot be read"))
+        f" {counted(len(entries), 'folder')} {what}, listed below."
+        for entries, what in ((found.unfinished, "with an unfinished run"), (found.unreadable, "that cannot be read"))
         if entries
     ]
     return (
         f"{methods} on {'; '.join(part.name for part in parts)}: {counted(len(found.runs), 'run')} "
-        f"with {counted(seeds, 'seed')}{besides}{''.join(f', {entry}' for entry in rest)}."
+        f"with {counted(seeds, 'seed')}.{besides}{''.join(rest)}"
     )
 
 
@@ -201,5 +209,13 @@ def unreadable(found: Found) -> Table:
     return Table("Cannot be read", ("folder", "why"), rows, words=2)
 
 
+def told_once(tables: Iterable[Table]) -> Iterator[Table]:
+    """The same, without notes that stand below an earlier one."""
+    told: set[str] = set()
+    for table in tables:
+        yield replace(table, notes=tuple(note for note in table.notes if note not in told))
+        told |= set(table.notes)
+
+
 def with_note(table: Table, note: str) -> Table:
-    return Table(table.title, table.heads, table.rows, table.words, table.best, (*table.notes, note))
+    return replace(table, notes=(*table.notes, note))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from metarun.errors import nearby
 from metarun.report.compare import Block, tested_on, value_of, varied
@@ -16,12 +16,16 @@ def flags(blocks: Sequence[Block], runs: Sequence[Run]) -> list[str]:
     versions = counted(run.version for run in runs)
     if len(versions) > 1:
         told.append(f"written by several versions of metarun: {listed(versions)}")
-    told += [
-        f"{nearby(run.folder)}: {run.skipped} of its steps were not finite and were skipped"
-        for run in runs
-        if run.skipped
-    ]
-    return told
+    return told + [line for run in runs for line in not_finite(run)]
+
+
+def not_finite(run: Run) -> Iterator[str]:
+    validations = [entry.get(run.metric) for entry in run.metrics if entry["split"] == "val"]
+    if None in validations:
+        count = f"{validations.count(None)} of its {len(validations)} validations"
+        yield f"{nearby(run.folder)}: {count} were not finite; curves leave such steps out"
+    if run.skipped:
+        yield f"{nearby(run.folder)}: {run.skipped} of its steps were not finite and were skipped"
 
 
 def incomparable(block: Block) -> list[str]:

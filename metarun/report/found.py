@@ -20,6 +20,7 @@ from metarun.run_files import METRICS, RESULT, parsed
 SIGNS = (RESULT, METRICS, "checkpoints", ".hydra")  # of a run folder: one of them is in it
 MARKED = re.compile(r"step-(\d+)\.pt")
 TESTED = ("train", "evaluate")  # modes that end with a test
+TASKS = "tasks.csv"
 MOST = 16 * 2**20  # bytes of a result.json or config.yaml: what is larger is none
 
 
@@ -42,6 +43,9 @@ class Run:
     tasks: int
     by_step: Sequence[float | None]
     untrained: float | None
+    split: str  # "test", or what was evaluated instead
+    trained_on: str  # the data set
+    tasks_file: str  # in its folder: the metric of each test task
     class_split: str | None
     batch_norm: str
     step: int  # of the checkpoint that was tested
@@ -130,7 +134,7 @@ def read(run_folders: Sequence[Path]) -> Found:
             if settings.get("mode", "train") not in TESTED:
                 continue
             if (folder / RESULT).is_file():
-                runs.append(finished(folder))
+                runs += finished(folder)
             else:
                 unfinished.append(Unfinished(folder, command(folder), state(folder, settings)))
         except Fault as fault:
@@ -141,18 +145,28 @@ def read(run_folders: Sequence[Path]) -> Found:
 # --- a finished run ----------------------------------------------------------------------------------------
 
 
-def finished(folder: Path) -> Run:
-    """Raises Fault where result.json is damaged or lacks what this version writes."""
+def finished(folder: Path) -> list[Run]:
+    """Its result, or its results where one evaluation had several.
+
+    Raises:
+        Fault: result.json is damaged or lacks what this version writes.
+    """
     try:
         content = json.loads(text(folder / RESULT))
     except (ValueError, RecursionError) as error:
         raise Fault(f"{RESULT} is damaged ({str(error)[:80]})") from error
     if not isinstance(content, dict):
         raise Fault(f"{RESULT} is damaged (no object)")
-    version = content.get("metarun")
-    take = taker(content, f"{RESULT} is of another version of metarun ({version if version else 'unknown'})")
+    results = content.get("results", [content])
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+        raise Fault(f"{RESULT} is damaged (its results are no list)")
+    return [run_of(folder, result) for result in results]
+
+
+def run_of(folder: Path, result: Mapping[str, Any]) -> Run:
+    take = taker(result, f"{RESULT} is of another version of metarun ({result.get('metarun', 'unknown')})")
     settings = take("settings", dict)
-    validated = content.get("untrained")
+    untrained = result.get("untrained")
     return Run(
         folder=folder,
         settings={str(name): value for name, value in settings.items()},
@@ -168,7 +182,10 @@ def finished(folder: Path) -> Run:
         ci95=take("ci95", float, int, type(None)),
         tasks=take("tasks", int),
         by_step=[value if isinstance(value, (int, float)) else None for value in take("by_step", list)],
-        untrained=taker(validated, RESULT)("mean", float, int, type(None)) if isinstance(validated, dict) else None,
+        untrained=taker(untrained, RESULT)("mean", float, int, type(None)) if isinstance(untrained, dict) else None,
+        split=take("split", str),
+        trained_on=result.get("trained_on", take("dataset", str)),
+        tasks_file=Path(str(result.get("tasks_file", TASKS))).name,
         class_split=take("class_split", str, type(None)),
         batch_norm=take("batch_norm", str),
         step=take("iterations", int),
@@ -248,7 +265,7 @@ def state(folder: Path, settings: Mapping[str, Any]) -> str:
     saved = max((int(mark[1]) for mark in marks if mark), default=None)
     steps = [line["step"] for line in metrics(folder)]
     if not steps and saved is None:
-        return "has not begun to train, or failed before: see its metarun.log"
+        return "has not begun to train, or failed before its first step was recorded"
     at = max(steps[-1] if steps else 0, saved or 0)
     of = f" of {settings['iterations']}" if isinstance(settings.get("iterations"), int) else ""
     kept = "no checkpoint yet" if saved is None else f"saved at step {saved}"

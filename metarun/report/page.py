@@ -9,8 +9,7 @@ from pathlib import Path
 from string import Template
 
 from metarun.errors import printable
-from metarun.report.contents import COMMAND, Report, Table
-from metarun.report.plots import Picture
+from metarun.report.contents import COMMAND, Picture, Report, Table
 
 PAGE = Path(__file__).with_name("page.html")
 
@@ -55,7 +54,8 @@ def kind(table: Table, column: int) -> str:
 def figure(picture: Picture) -> str:
     data = base64.b64encode(picture.png).decode()
     shows = words(picture.shows)
-    return f'<figure><img alt="{shows}" src="data:image/png;base64,{data}"><figcaption>{shows}</figcaption></figure>'
+    image = f'<div class="wide"><img alt="{words(picture.title)}" src="data:image/png;base64,{data}"></div>'
+    return f"<h2>{words(picture.title)}</h2><figure>{image}<figcaption>{shows}</figcaption></figure>"
 
 
 def words(text: str) -> str:

@@ -12,8 +12,6 @@ from metarun.report.compare import Block, Group
 from metarun.report.found import Fault, Run, text
 from metarun.report.intervals import over_tasks
 
-TASKS = "tasks.csv"  # of a run folder: the final metric of each test task
-
 
 @dataclass(frozen=True)
 class Difference:
@@ -68,8 +66,8 @@ def of_group(group: Group) -> list[float]:
 
 
 def of_run(run: Run) -> list[float]:
-    """Its tasks.csv. Raises Fault where it is missing, damaged or not of this run's test."""
-    path = run.folder / TASKS
+    """Its tasks.csv: each task's final metric. Raises Fault where it is missing, damaged or not of this run's test."""
+    path = run.folder / run.tasks_file
     if not path.is_file():
         raise Fault(f"{path} is missing")
     rows = list(csv.reader(text(path).splitlines()))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,6 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from metarun.errors import printable
 from metarun.report.compare import Block, Group
+from metarun.report.contents import Picture
 from metarun.report.words import metric_name, scaled
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")  # Okabe and Ito
@@ -28,14 +28,8 @@ CUT = 3  # times the greatest median of a line: where an axis of errors ends at 
 WIDTH = 9.0  # inches, with the legend
 HEIGHT = 3.3  # of a row
 PIXELS_AN_INCH = 130
+ROOM = 0.1  # inches, around each plot
 Points = list[tuple[float, float, float, float]]  # x, the mean over seeds, their least and greatest
-
-
-@dataclass(frozen=True)
-class Picture:
-    name: str
-    shows: str
-    png: bytes
 
 
 def draw(blocks: Sequence[Block]) -> list[Picture]:
@@ -45,18 +39,21 @@ def draw(blocks: Sequence[Block]) -> list[Picture]:
     return [
         Picture(
             "comparison.png",
-            "The methods side by side. A thick bar is the 95 % interval over test tasks of one run, a thin one that of "
+            "The methods side by side",
+            "A thick bar is the 95 % interval over test tasks of one run, a thin one that of "
             "the mean over seeds (an arrow where it goes on), hollow points are single seeds." + left_out,
             comparison(shown),
         ),
         Picture(
             "curves.png",
-            "Learning curves, over outer steps, of the training tasks (a mean over 20 steps) and the validation tasks. "
+            "Learning curves",
+            "Over outer steps, of the training tasks (a mean over 20 steps) and the validation tasks. "
             "A line is the mean over seeds, its shadow reaches from the least to the greatest of them." + left_out,
             curves(shown),
         ),
         Picture(
             "steps.png",
+            "By inner step",
             "Test tasks after 0, 1, ... inner steps; 0 is at the task's starting weights. A line is the mean over "
             "seeds." + left_out,
             by_step(shown),
@@ -68,7 +65,7 @@ def draw(blocks: Sequence[Block]) -> list[Picture]:
 
 
 def curves(blocks: Sequence[Block]) -> bytes:
-    figure = sheet(len(blocks))
+    figure = sheet(HEIGHT * len(blocks))
     for row, block in enumerate(blocks):
         sides = [figure.add_subplot(len(blocks), 2, 2 * row + side) for side in (1, 2)]
         for axes, split, words in zip(sides, ("train", "val"), ("training tasks", "validation tasks"), strict=True):
@@ -79,7 +76,7 @@ def curves(blocks: Sequence[Block]) -> bytes:
 
 
 def by_step(blocks: Sequence[Block]) -> bytes:
-    figure = sheet(len(blocks))
+    figure = sheet(HEIGHT * len(blocks))
     for row, block in enumerate(blocks):
         axes = figure.add_subplot(len(blocks), 1, row + 1)
         lines(axes, block, lambda group: after_steps(group))
@@ -138,7 +135,7 @@ def summary(x: float, values: Sequence[float]) -> tuple[float, float, float, flo
 
 def comparison(blocks: Sequence[Block]) -> bytes:
     heights = [1.1 + 0.34 * min(len(block.groups), ROWS) for block in blocks]
-    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    figure = sheet(sum(heights))
     grid = figure.add_gridspec(len(blocks), 1, height_ratios=heights)
     for row, block in enumerate(blocks):
         side_by_side(figure.add_subplot(grid[row, 0]), block)
@@ -202,8 +199,10 @@ def legend_names(block: Block) -> list[str]:
     return list(dict.fromkeys(legend_name(block, group) for group in block.groups))
 
 
-def sheet(rows: int) -> Figure:
-    return Figure(figsize=(WIDTH, HEIGHT * rows), layout="constrained")
+def sheet(height: float) -> Figure:
+    figure = Figure(figsize=(WIDTH, height))
+    figure.set_layout_engine("constrained", h_pad=ROOM, w_pad=ROOM)
+    return figure
 
 
 def frame(axes: Axes, title: str, below: str, beside: str) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from metarun.errors import printable
 from metarun.report.compare import Block, value_of
-from metarun.report.contents import COMMAND, Report, Table
+from metarun.report.contents import COMMAND, Picture, Report, Table
 from metarun.report.found import Run
+
+WIDTH = 100  # letters of a note on the terminal
+
 
 # --- the terminal ------------------------------------------------------------------------------------------
 
@@ -20,11 +24,10 @@ def plain(report: Report) -> str:
     """For a terminal; commands, which are long, are left out."""
     parts = [f"{report.title}: {report.compared}"]
     parts += [f"! {flag}" for flag in report.flags]
-    seen: set[str] = set()  # a note is told once
     for table in (*report.tables, *(table.without(COMMAND) for table in report.lists)):
         parts += ["", table.title, *aligned(table)]
-        parts += [f"  {note}" for note in table.notes if note not in seen]
-        seen |= set(table.notes)
+        for note in table.notes:
+            parts += textwrap.wrap(note, WIDTH, initial_indent="  ", subsequent_indent="  ")
     return "\n".join(printable(line) for line in "\n".join(parts).splitlines())
 
 
@@ -46,14 +49,15 @@ def aligned(table: Table) -> Iterable[str]:
 # --- Markdown ----------------------------------------------------------------------------------------------
 
 
-def markdown(report: Report, pictures: Sequence[tuple[str, str]] = ()) -> str:
-    """`pictures`: file names and what they show."""
+def markdown(report: Report, pictures: Sequence[Picture] = ()) -> str:
+    """`pictures` lie beside it."""
     parts = [f"# {escaped(report.title)}", escaped(report.compared)]
     if report.flags:
         parts.append("\n".join(f"- **!** {escaped(flag)}" for flag in report.flags))
     for table in report.tables:
         parts += of_table(table)
-    parts += [f"![{escaped(shows)}]({name})" for name, shows in pictures]
+    for one in pictures:
+        parts += [f"## {escaped(one.title)}", f"![{escaped(one.title)}]({one.name})", escaped(one.shows)]
     for table in report.lists:
         parts += of_table(table)
     return "\n\n".join(parts) + "\n"

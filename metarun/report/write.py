@@ -34,7 +34,7 @@ def report(places: str | Sequence[str], folder: Path) -> None:
         whole_files.write(folder / picture.name, picture.png)
     whole_files.write(folder / "report.csv", text.groups_csv(whole.blocks))
     whole_files.write(folder / "runs.csv", text.runs_csv(read.runs))
-    whole_files.write(folder / "report.md", text.markdown(whole, [(one.name, one.shows) for one in pictures]))
+    whole_files.write(folder / "report.md", text.markdown(whole, pictures))
     whole_files.write(folder / "report.html", page.html(whole, pictures))
     log.info("%s", text.plain(whole))
     log.info("everything is in %s; open %s in a browser", nearby(folder), nearby(folder / "report.html"))
