@@ -8,6 +8,8 @@ from metarun.errors import nearby
 from metarun.report.compare import Block, tested_on, value_of, varied
 from metarun.report.found import Run
 
+NAMED = 5  # rows, in one line
+
 
 def flags(blocks: Sequence[Block], runs: Sequence[Run]) -> list[str]:
     """One line each, the gravest first."""
@@ -40,13 +42,13 @@ def unequal(block: Block) -> list[str]:
     told = []
     if "iterations" in block.varied:
         told.append(f"{block.name}: iterations differ ({divided(block, 'iterations')}): trained unequally long")
-    seeds = counted(", ".join(str(run.seed) for run in group.runs) for group in block.groups)
-    if len(seeds) > 1:
-        groups = "; ".join(
-            f"{block.label(group)}: {', '.join(str(run.seed) for run in group.runs)}" for group in block.groups[:8]
-        )
-        more = "; ..." if len(block.groups) > 8 else ""
-        told.append(f"{block.name}: not every row has the same seeds ({groups}{more})")
+    seeds = {block.label(group): ", ".join(str(run.seed) for run in group.runs) for group in block.groups}
+    counts = counted(seeds.values())
+    usual = max(counts, key=lambda chosen: counts[chosen])
+    others = [f"{name}: {chosen}" for name, chosen in seeds.items() if chosen != usual]
+    if others:
+        more = "; ..." if len(others) > NAMED else ""
+        told.append(f"{block.name}: seeds {usual}, but {'; '.join(others[:NAMED])}{more}")
     return told
 
 

@@ -23,7 +23,6 @@ def report(places: str | Sequence[str], folder: Path) -> None:
     """
     from metarun.report import page, plots  # bring matplotlib with them
 
-    log.info("reading runs")
     read = found.read(found.folders(places))
     if not read.runs and not read.unfinished:
         reasons = [f"{nearby(entry.folder)}: {entry.reason}" for entry in read.unreadable[:1]]
