@@ -25,7 +25,7 @@ OF_PAIRS = (
     "difference: this row minus the best, task by task, each task's value a mean over seeds; ±: its 95 % interval "
     "(1.96 standard deviations of the differences / √tasks). The two intervals of the rows alone stand beside it."
 )
-NO_PAIRS = "Differences task by task are left out: they need a tasks.csv in the run folders ({})."
+NO_PAIRS = "Differences task by task need the tasks.csv of each run; they are left out where it cannot be used: {}."
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def contents(found: Found) -> Report:
         if pairs:
             tables.append(of_pairs(part, pairs))
     if missing and any(len(part.groups) > 1 for part in parts):
-        tables[-1] = with_note(tables[-1], NO_PAIRS.format(f"{missing[0]}{' and others' if missing[1:] else ''}"))
+        tables[-1] = with_note(tables[-1], NO_PAIRS.format(f"{missing[0]}{'; and others' if missing[1:] else ''}"))
     return Report(
         title=f"{counted(len(found.runs), 'run')} compared",
         compared=compared(found, parts),

@@ -12,6 +12,8 @@ from metarun.report.compare import Block, Group
 from metarun.report.found import Fault, Run, text
 from metarun.report.intervals import over_tasks
 
+ROUNDING = 1e-4  # of a mean over tasks in single precision, and to spare
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -84,4 +86,7 @@ def of_run(run: Run) -> list[float]:
         values.append(float(value))
     if len(values) != run.tasks:
         raise Fault(f"{path}: has {len(values)} tasks of {run.tasks}")
+    mean = statistics.fmean(values)
+    if run.mean is not None and abs(mean - run.mean) > ROUNDING * max(1, abs(run.mean)):
+        raise Fault(f"{path}: is of another test, its mean is {mean:.6g} and the result's {run.mean:.6g}")
     return values

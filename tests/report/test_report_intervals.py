@@ -63,11 +63,13 @@ def test_differences_are_task_by_task_over_the_mean_of_the_seeds(tmp_path) -> No
         ("task,accuracy\n0,nan\n", "line 2 is not task 0 with a finite"),
         ("task,accuracy\n0,1,2\n", "line 2 is not task 0"),
         ("task,accuracy\n0,0.5\n", "has 1 tasks of 4"),
+        ("task,accuracy\n0,0.5\n1,0.5\n2,0.5\n3,0.6\n", "is of another test, its mean is 0.525 and the result's 0.5"),
     ],
 )
 def test_a_table_of_tasks_that_cannot_be_used_is_told(tmp_path, content: str | None, reason: str) -> None:
     for method in ("maml", "l2f"):
-        tasks(run(tmp_path / method, method=method, mean=0.5 if method == "maml" else 0.6), [0.5] * 4)
+        mean = 0.5 if method == "maml" else 0.6
+        tasks(run(tmp_path / method, method=method, mean=mean), [mean] * 4)
     if content is None:
         (tmp_path / "maml/tasks.csv").unlink()
     else:
