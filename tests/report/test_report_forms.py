@@ -24,10 +24,8 @@ EVIL = "<script>alert(1)</script> | `$x_1$` [a](http://b) \x1b[31m\n=1+1"
 def read(tmp_path: Path) -> Found:
     """Two methods of two seeds with tasks.csv, one named by a stranger; an unfinished run and a damaged one."""
     for seed in (0, 1):
-        tasks(
-            run(tmp_path / f"maml{seed}", seed, 0.5 + seed / 10),
-            [0.5 + seed / 10, 0.6 + seed / 10, 0.4 + seed / 10, 0.5 + seed / 10],
-        )
+        folder = run(tmp_path / f"maml{seed}", seed, 0.5 + seed / 10)
+        tasks(folder, [value + seed / 10 for value in (0.5, 0.6, 0.4, 0.5)])
         folder = run(tmp_path / f"<b>x|y{seed}", seed, 0.7)
         own = (folder / "result.json").read_text()
         (folder / "result.json").write_text(own.replace('"method": "maml"', f'"method": {json.dumps(EVIL)}'))
@@ -37,12 +35,8 @@ def read(tmp_path: Path) -> Found:
     return found.read(found.folders(str(tmp_path)))
 
 
-def plain_text(read: Found) -> str:
-    return text.plain(contents(read))
-
-
 def test_the_terminal_has_the_table_the_single_runs_and_what_is_missing(read: Found) -> None:
-    shown = plain_text(read)
+    shown = text.plain(contents(read))
     lines = shown.splitlines()
     assert all(line.isprintable() for line in lines) and "\x1b" not in shown
     (best,) = [line for line in lines if line.endswith("* best")]
@@ -58,10 +52,8 @@ def test_the_terminal_has_the_table_the_single_runs_and_what_is_missing(read: Fo
 def test_without_tables_of_tasks_a_line_says_so(tmp_path: Path) -> None:
     run(tmp_path / "0")
     run(tmp_path / "1", method="l2f")
-    shown = plain_text(found.read(found.folders(str(tmp_path))))
-    assert "Differences task by task are left out" in shown and "tasks.csv is missing and others" in " ".join(
-        shown.split()
-    )
+    shown = " ".join(text.plain(whole(tmp_path)).split())
+    assert "Differences task by task need the tasks.csv" in shown and "0/tasks.csv is missing; and others" in shown
 
 
 def test_markdown_keeps_its_tables_whole(read: Found) -> None:
