@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import __version__, help, places, settings
+from metarun import __version__, help, places, settings, sweeps
 from metarun.errors import RunFailure, UserError
 from metarun.groups import GROUPS
 from metarun.mistakes import CHOICES, MISTAKES, explain
@@ -50,6 +50,7 @@ def main() -> int:
     failures.clear()
     claimed.clear()
     brought.clear()
+    sweeps.swept.clear()
     try:
         if "--version" in typed:
             print(f"metarun {__version__}")
@@ -81,6 +82,11 @@ def main() -> int:
             return 2
     finally:
         sys.argv, os.environ["HYDRA_FULL_ERROR"] = typed, before
+    try:
+        sweeps.tell_table()
+    except (UserError, RunFailure, OSError) as error:
+        failures.append(error)
+        tell(str(error))
     return worst(failures)
 
 
@@ -94,9 +100,14 @@ def job(config: DictConfig) -> float | None:
         folder = Path(now.runtime.output_dir)
         if chosen.resume == AUTO:
             settings.require_same(chosen, folder)
+        raise_log_errors()
+        if chosen.mode == "report":
+            from metarun.report.write import report
+
+            report(chosen.runs, folder)
+            return None
         from metarun.runner import run
 
-        raise_log_errors()
         return run(chosen, folder)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNUSABLE:

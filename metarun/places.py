@@ -6,6 +6,7 @@ from pathlib import Path
 
 from metarun.errors import UserError
 from metarun.groups import Folder
+from metarun.report import found
 from metarun.schema import Settings
 
 
@@ -23,6 +24,9 @@ def check(settings: Settings) -> None:
         support_folder(str(settings.support))
         for place in settings.query if isinstance(settings.query, list) else [settings.query]:
             query_place(str(place))
+        return
+    if settings.mode == "report":
+        found.folders(settings.runs)
         return
     if isinstance(settings.dataset, Folder):
         root(settings.dataset.root)

@@ -18,7 +18,7 @@ from metarun import checkpoint, whole_files
 from metarun.data import noise
 from metarun.data.sampler import ImageSource
 from metarun.engine import choose_device
-from metarun.errors import UserError, nearby
+from metarun.errors import UserError, nearby, printable
 from metarun.evaluation import EVALUATION_SEED
 from metarun.foreign import form_learned
 from metarun.groups import Sinusoid
@@ -26,7 +26,7 @@ from metarun.meta import MetaLearner, OneTask, run_model, tape_gradient
 from metarun.methods import Parameters, Tensors
 from metarun.norm import is_transductive
 from metarun.objective import classification_among
-from metarun.own_pictures import Pictures, listed, printable, read_query, read_support
+from metarun.own_pictures import Pictures, listed, read_query, read_support
 from metarun.records import csv_table
 from metarun.schema import Settings
 from metarun.task import Task

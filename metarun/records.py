@@ -15,12 +15,12 @@ from typing import Any
 from metarun import whole_files
 from metarun.curves import Curves
 from metarun.errors import UserError, nearby
+from metarun.run_files import METRICS, RESULT, parsed
 from metarun.whole_files import Growing, sync_folder, told
 
 log = logging.getLogger(__name__)
 
 NO_CURVES = ("step", "split", "seconds")
-RESULT = "result.json"  # written last: a folder that has it holds a finished run
 
 
 class Records:
@@ -37,7 +37,7 @@ class Records:
             RunFailure: here and in every method: the disk is full or fails, or the folder is gone.
             UserError: lines are missing, or one that cannot be read stands before others that can.
         """
-        path = folder / "metrics.jsonl"
+        path = folder / METRICS
         kept: list[tuple[bytes, dict[str, Any]]] = []
         if path.exists():
             found = [(line, entry) for line, entry in readable(path) if entry["step"] <= step]
@@ -100,16 +100,6 @@ def readable(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
         number = entries.index(None) + 1
         raise UserError(f"{nearby(path)}: line {number} is damaged; take the file away, and new lines begin another")
     return found
-
-
-def parsed(line: bytes) -> dict[str, Any] | None:
-    """What a line of metrics.jsonl says, or None where it is cut short or damaged."""
-    try:
-        entry = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return None
-    known = isinstance(entry, dict) and type(entry.get("step")) is int and entry.get("split") in ("train", "val")
-    return entry if known else None
 
 
 def read_result(folder: Path) -> dict[str, Any]:

@@ -24,8 +24,9 @@ from metarun.groups import Sinusoid
 from metarun.interrupt import noted_signals
 from metarun.paired import DRAWN, TASKS, write_tasks
 from metarun.predict import predict
-from metarun.records import RESULT, read_result, write_result
-from metarun.schema import AUTO, Settings
+from metarun.records import read_result, write_result
+from metarun.run_files import RESULT
+from metarun.schema import AUTO, Settings, flat
 from metarun.several import expanded
 from metarun.team import Team, assembled, sharing, workers
 from metarun.train import train
@@ -251,4 +252,5 @@ def result(
         "seconds": 0.0,
         "metarun": __version__,
         "torch": str(torch.__version__),
+        "settings": flat(s),
     }

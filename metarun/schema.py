@@ -17,6 +17,9 @@ from metarun.groups import GROUPS, Sinusoid, key
 
 AUTO = "auto"  # of `resume`
 LARGEST = 10**9  # of any number that has no bound of its own
+PREDICTING = ("support", "query", "adapted_weights")
+PRESENT = ("mode", "resume", "checkpoint", "runs", *PREDICTING)  # asked for now, never taken from a checkpoint
+ELSEWHERE = (*PRESENT, "device", "data_dir", "cache_dir", "download")  # where a run is, not what it is
 
 
 @dataclass
@@ -64,8 +67,8 @@ class Engine:
 class Settings:
     mode: str = key(
         "train",
-        "train (then evaluates), evaluate, or predict: label pictures of your own",
-        choices=("train", "evaluate", "predict"),
+        "train (then evaluates), evaluate, predict: label pictures of your own, or report: compare runs",
+        choices=("train", "evaluate", "predict", "report"),
     )
     dataset: Any = None
     backbone: Any = None
@@ -104,6 +107,7 @@ class Settings:
     support: str | None = key(None, "mode=predict: a folder of class folders, the pictures to learn from")
     query: Any = key(None, "mode=predict: a folder or a list of files, the pictures to label")
     adapted_weights: bool = key(False, "mode=predict: keep the adapted network's weights, as adapted.safetensors")
+    runs: Any = key(None, "mode=report: a folder that holds runs, one of a sweep for example, or a list of folders")
 
     eval: Eval = field(default_factory=Eval)
     save: Save = field(default_factory=Save)
@@ -122,6 +126,12 @@ def keys(node: Any, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
             yield from keys(value, f"{prefix}{item.name}.")
         elif item.metadata:
             yield f"{prefix}{item.name}", item, value
+
+
+def flat(settings: Settings) -> dict[str, Any]:
+    """Every value, and every group's choice, by its dotted name."""
+    chosen = {group: getattr(settings, group).name for group in GROUPS}
+    return {**chosen, **{name: value for name, _, value in keys(settings)}}
 
 
 def check(settings: Settings) -> None:
@@ -150,6 +160,11 @@ def check_mode(settings: Settings) -> None:
         raise UserError(
             "checkpoint= is read by mode=evaluate and mode=predict only; to continue a training run give resume=RUN"
         )
+    if mode == "report":
+        check_runs(settings)
+        return
+    if settings.runs is not None:
+        raise UserError("runs= is read by mode=report only; leave it out, or give mode=report")
     if mode != "train" and settings.checkpoint is None:
         raise UserError(f"mode={mode} needs checkpoint=RUN, the run folder or checkpoint file to {mode} with")
     if mode != "train" and settings.resume is not None:
@@ -175,6 +190,17 @@ def check_pictures(settings: Settings) -> None:
         raise UserError(
             f"query={settings.query}: must be a folder, a file or a list of them, [FILE,FILE]; "
             "a number as a name needs quotes, as in \"query='7'\""
+        )
+
+
+def check_runs(settings: Settings) -> None:
+    if settings.runs is None:
+        raise UserError("mode=report needs runs=DIR or runs=[DIR,DIR], folders of runs or of sweeps")
+    folders = settings.runs if isinstance(settings.runs, list) else [settings.runs]
+    if not folders or not all(isinstance(folder, str) for folder in folders):
+        raise UserError(
+            f"runs={settings.runs}: must be a folder or a list of them, [DIR,DIR]; "
+            "a number as a name needs quotes, as in \"runs='7'\""
         )
 
 

@@ -147,6 +147,12 @@ def folders() -> None:
     put("bare.csv", "path,label\n")
 
 
+def runs() -> None:
+    put("damaged/result.json", "{")
+    put("predicted/.hydra/config.yaml", "mode: predict")
+    put("other/result.json", json.dumps({"metarun": "0.0.1", "mean": 0.5}))
+
+
 PREPARED: dict[str, list[Callable[[], None]]] = {
     "": [],
     "own": [own],
@@ -160,6 +166,7 @@ PREPARED: dict[str, list[Callable[[], None]]] = {
     "code": [code],
     "hdf5": [hdf5],
     "folders": [folders],
+    "runs": [runs],
 }
 
 

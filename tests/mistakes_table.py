@@ -52,7 +52,7 @@ CHOICES = [
     Mistake("dataset=[glyphs,sinusoid]", ("dataset=[glyphs,sinusoid]",)),
     Mistake("hydra/sweeper=optuna", ("hydra/sweeper=optuna", "basic")),
     Mistake("--multirun method=maml,mamml", ("method=mamml",)),
-    Mistake("mode=training", ("mode=training", "train, evaluate, predict", "'train'")),
+    Mistake("mode=training", ("mode=training", "train, evaluate, predict, report", "'train'")),
     Mistake("outer_schedule=cosin", ("outer_schedule=cosin", "constant, cosine", "'cosine'")),
     Mistake("batch_norm=running", ("batch_norm=running", "transductive")),
     Mistake("engine.meta_gradient=mix", ("engine.meta_gradient=mix", "unrolled, mixed")),
@@ -229,7 +229,18 @@ OWN = [  # experiments of one's own
     Mistake("--config-dir own experiment=typ", ("experiment=typ", "'type'"), "own"),
 ]
 
-CONFIG = [*KEYS, *CHOICES, *VALUES, *TOGETHER, *MODES, *PATHS, *FLAGS, *OWN]
+REPORTS = [
+    Mistake("mode=report", ("mode=report", "runs=DIR")),
+    Mistake("mode=report runs=[]", ("runs=[]", "a folder or a list of them")),
+    Mistake("mode=report runs=7", ("runs=7", "needs quotes")),
+    Mistake("mode=report runs=gone", ("runs=gone", "no such folder")),
+    Mistake("mode=report runs=plain", ("runs=plain", "no such folder"), "plain"),
+    Mistake("mode=report runs=[own,gone]", ("runs=own", "no run is there", "result.json", "metrics.jsonl"), "own"),
+    Mistake("mode=report runs=damaged seed=3", ("seed", "mode=report reads runs= alone"), "runs"),
+    Mistake("runs=damaged", ("runs=", "mode=report"), "runs"),
+]
+
+CONFIG = [*KEYS, *CHOICES, *VALUES, *TOGETHER, *MODES, *PATHS, *FLAGS, *OWN, *REPORTS]
 
 CHECKPOINTS = [
     Mistake("mode=evaluate checkpoint=plain", ("checkpoint plain", "cannot be read"), "plain"),
@@ -308,4 +319,10 @@ DATA = [
     Mistake("dataset=folder dataset.root=bare.csv", ("bare.csv", "lists no pictures"), "folders"),
 ]
 
-WORK = [*CHECKPOINTS, *DATA]
+RUNS = [
+    Mistake("mode=report runs=damaged", ("runs=damaged", "damaged: result.json is damaged"), "runs"),
+    Mistake("mode=report runs=[other,damaged]", ("other: result.json is of another version", "'settings'"), "runs"),
+    Mistake("mode=report runs=predicted", ("runs=predicted", "only predictions and reports"), "runs"),
+]
+
+WORK = [*CHECKPOINTS, *DATA, *RUNS]

@@ -26,7 +26,7 @@ from metarun.schema import Settings, keys
 ROOT = Path(__file__).parent.parent
 TINY = ["iterations=2", "eval.tasks=4", "eval.validation_tasks=2", "eval.every=2"]
 NEEDS_DATA = "needs real Omniglot: set METARUN_TEST_DATA to a folder that holds omniglot-py/"
-RUN_FOLDER = re.compile(r"outputs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d")
+RUN_FOLDER = re.compile(r"outputs/(?:multirun/)?\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d")
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +103,7 @@ def test_every_readme_command_runs(cache: Path, small: Path) -> None:
             words = [word for word in words if not word.startswith("data_dir=")]
         if folders := run_folders(Path("outputs")):
             words = [RUN_FOLDER.sub(str(folders[-1]), word) for word in words]
-        free = [] if "--help" in words or "--cfg" in words else [*TINY, f"cache_dir={cache}"]
+        free = [] if {"--help", "--cfg", "mode=report"} & set(words) else [*TINY, f"cache_dir={cache}"]
         assert command(*words, *free) == 0, line
         GlobalHydra.instance().clear()
 
@@ -152,6 +152,7 @@ def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     )
     assert done.stdout.startswith(str(site / "metarun" / "configs"))
     assert (elsewhere / "run" / "result.json").is_file()
+    assert (site / "metarun" / "report" / "page.html").is_file()
     lists = {path.name for path in (ROOT / "metarun" / "data" / "class_lists").iterdir()}
     assert lists == {path.name for path in (site / "metarun" / "data" / "class_lists").iterdir()}
 
