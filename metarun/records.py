@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from metarun import whole_files
-from metarun.curves import Curves
+from metarun.curves import Curves, Shown
 from metarun.errors import UserError, nearby
 from metarun.whole_files import Growing, sync_folder, told
 
@@ -65,8 +66,11 @@ class Records:
         self.draw(step, split, scalars)
 
     def draw(self, step: int, split: str, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items():
-            self.curves.add(f"{name}/{split}", math.nan if value is None else value, step)
+        self.show(step, {f"{name}/{split}": math.nan if value is None else value for name, value in scalars.items()})
+
+    def show(self, step: int, shown: Mapping[str, Shown]) -> None:
+        """In TensorBoard only."""
+        self.curves.add(shown, step)
 
     def sync(self) -> None:
         """Bring all lines to the disk: called before a checkpoint, none before it is missing after a power cut."""

@@ -6,7 +6,7 @@ import logging
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from metarun import __version__, checkpoint
+from metarun import __version__, checkpoint, hparams, shown
+from metarun.curves import Curves
 from metarun.data import Shape
 from metarun.errors import RunFailure, UserError, nearby, pasteable
 from metarun.evaluation import Evaluation
@@ -101,6 +102,7 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
         work, untrained = team.work, team.work.snapshot()
         what = title(work, work.train_shape)
         log.info("training %s for %d iterations in %s", what, settings.iterations, nearby(folder))
+        hparams.write(folder, settings)
         best = train(team, folder, resume_from)
         if best is None:
             raise FloatingPointError(
@@ -126,7 +128,12 @@ def test(team: Team, folder: Path, path: Path, untrained: dict[str, Any], began:
         tested = team.evaluate("test", tasks, progress)
         work.restore(untrained, "untrained")
         baseline = team.evaluate("test", tasks, progress)
-    write_result(folder, result(work, content, path, tested, baseline, time.perf_counter() - began))
+    seconds = time.perf_counter() - began
+    with closing(Curves(folder / "tensorboard", first=None)) as curves:
+        curves.add(shown.of_test(tested, baseline, content["best"]), int(content["step"]))
+        curves.sync()
+    hparams.write(folder, work.settings, seconds)
+    write_result(folder, result(work, content, path, tested, baseline, seconds))
     log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
     log.info("%s: test %s on %d tasks (untrained: %s)", title(work, work.eval_shape), tested, tasks, baseline)
     place = nearby(folder)

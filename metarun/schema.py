@@ -17,6 +17,9 @@ from metarun.groups import Sinusoid, key
 
 AUTO = "auto"  # of `resume`
 LARGEST = 10**9  # of any number that has no bound of its own
+PREDICTING = ("support", "query", "adapted_weights")
+PRESENT = ("mode", "resume", "checkpoint", *PREDICTING)  # what is asked for now, never taken from a checkpoint
+ELSEWHERE = (*PRESENT, "device", "data_dir", "cache_dir", "download")  # where a run is, not what it is
 
 
 @dataclass
@@ -146,7 +149,7 @@ def check_mode(settings: Settings) -> None:
     if mode == "predict":
         check_pictures(settings)
         return
-    for name in ("support", "query", "adapted_weights"):
+    for name in PREDICTING:
         if getattr(settings, name) not in (None, False):
             raise UserError(f"{name}= is read by mode=predict only; leave it out, or give mode=predict")
 

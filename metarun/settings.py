@@ -15,10 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun import combinations, places
 from metarun.errors import UserError, nearby
 from metarun.groups import GROUPS
-from metarun.schema import AUTO, Settings, check, keys
+from metarun.schema import AUTO, ELSEWHERE, PRESENT, Settings, check, keys
 
-PREDICTING = ("support", "query", "adapted_weights")
-PRESENT = ("mode", "resume", "checkpoint", *PREDICTING)  # what is asked for now, never taken from a checkpoint
 FREE = (
     *PRESENT,
     "iterations",
@@ -28,7 +26,6 @@ FREE = (
     "cache_dir",
     "download",
 )  # a resumed run may change these
-ELSEWHERE = (*PRESENT, "device", "data_dir", "cache_dir", "download")  # where a run is, not what it is
 FREE_NODES = ("eval.", "save.", "engine.")  # and these
 ADAPTING = ("inner_loop", "inner_learning_rate")  # and a prediction these
 TASKS = (*ADAPTING, "dataset", "ways", "shots", "queries")  # and an evaluation these as well
