@@ -20,7 +20,7 @@ from metarun.groups import GROUPS
 from metarun.schema import ELSEWHERE, Settings, keys
 
 FILE = "events.out.tfevents.0.settings"  # written anew by each sitting: of two such records TensorBoard keeps the first
-LEFT_OUT = ("save.", "engine.")  # what does not change the result
+LEFT_OUT = ("save.", "engine.", "eval.every", "eval.tasks", "eval.validation_tasks")  # how it is run, not what it is
 
 
 def write(folder: Path, settings: Settings, seconds: float | None = None) -> None:

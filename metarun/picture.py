@@ -38,8 +38,8 @@ class Frame(NamedTuple):
     y: tuple[float, float]
 
 
-WIDTH, HEIGHT = 600, 340
-BOX = (62, 34, 430, 290)  # left, top, right, bottom of a plot within it; the legend stands to the right
+WIDTH, HEIGHT = 420, 300  # pixels: TensorBoard shows about 330 across
+BOX = (40, 44, 304, 258)  # left, top, right, bottom of a plot within it; the legend stands to the right
 
 
 class Paper:
@@ -82,14 +82,16 @@ def plot(title: str, x_label: str, curves: list[Curve], y: tuple[float, float], 
     """A PNG of curves over x, with a legend to the right; what lies outside the range `y` is cut off.
 
     Args:
+        title: of two lines at most.
         ticks: the values of x that are written below; the outermost are the range of x, unless curves go further.
     """
     edges = [*ticks, *(float(end) for curve in curves for end in (curve.x.min(), curve.x.max()))]
     margin = 0.04 * ((max(edges) - min(edges)) or 1)
     frame = Frame((min(edges) - margin, max(edges) + margin), y)
     paper = Paper(WIDTH, HEIGHT)
-    paper.text(BOX[0], 16, title, size=LETTERS + 1)
-    paper.text((BOX[0] + BOX[2]) / 2, HEIGHT - 14, x_label, "mm", GREY)
+    for number, line in enumerate(title.split("\n")):
+        paper.text(8, 12 + 18 * number, line)
+    paper.text((BOX[0] + BOX[2]) / 2, HEIGHT - 12, x_label, "mm", GREY)
     inside = Image.new("RGB", (TWICE * (BOX[2] - BOX[0]), TWICE * (BOX[3] - BOX[1])), WHITE)
     draw = ImageDraw.Draw(inside)
     for value in round_values(*y):
@@ -98,7 +100,7 @@ def plot(title: str, x_label: str, curves: list[Curve], y: tuple[float, float], 
         paper.text(BOX[0] - 8, BOX[1] + height / TWICE, f"{value:g}", "rm", GREY)
     for value in ticks:
         across = place(frame, inside, value, 0)[0]
-        paper.text(BOX[0] + across / TWICE, BOX[3] + 14, f"{value:g}", "mm", GREY)
+        paper.text(BOX[0] + across / TWICE, BOX[3] + 12, f"{value:g}", "mm", GREY)
     for curve in curves:
         trace(draw, frame, inside, curve)
     paper.image.paste(inside, (TWICE * BOX[0], TWICE * BOX[1]))
@@ -115,9 +117,9 @@ def trace(draw: ImageDraw.ImageDraw, frame: Frame, inside: Image.Image, curve: C
     points = [place(frame, inside, *point) for point in zip(x.tolist(), y.tolist(), strict=True)]
     if curve.band is not None and len(points) > 1:
         half = np.nan_to_num(curve.band[seen])
-        edge = [*zip(x, y + half, strict=True), *reversed(list(zip(x, y - half, strict=True)))]
-        shade = blend(WHITE, curve.colour, 0.2)
-        draw.polygon([place(frame, inside, float(a), float(b)) for a, b in edge], fill=shade)
+        around = np.concatenate([y + half, (y - half)[::-1]]).clip(*beyond(frame.y))
+        edge = zip([*x.tolist(), *x[::-1].tolist()], around.tolist(), strict=True)
+        draw.polygon([place(frame, inside, *point) for point in edge], fill=blend(WHITE, curve.colour, 0.2))
     if not curve.dots:
         draw.line(points, fill=curve.colour, width=TWICE * curve.width, joint="curve")
     if curve.dots or curve.band is not None:
@@ -144,13 +146,13 @@ def dot(draw: ImageDraw.ImageDraw, x: float, y: float, colour: Colour) -> None:
 
 
 def legend(paper: Paper, y: float, curve: Curve) -> None:
-    x = BOX[2] + 12
+    x = BOX[2] + 8
     if curve.dots:
-        dot(paper.draw, TWICE * (x + 10), TWICE * y, curve.colour)
+        dot(paper.draw, TWICE * (x + 7), TWICE * y, curve.colour)
     else:
-        ends = [(TWICE * x, TWICE * y), (TWICE * (x + 20), TWICE * y)]
+        ends = [(TWICE * x, TWICE * y), (TWICE * (x + 14), TWICE * y)]
         paper.draw.line(ends, fill=curve.colour, width=TWICE * curve.width)
-    paper.text(x + 28, y, curve.name)
+    paper.text(x + 20, y, curve.name)
 
 
 def blend(one: Colour, other: Colour, share: float) -> Colour:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -19,6 +18,7 @@ from metarun.picture import (
     PALE_GREEN,
     RED,
     WHITE,
+    WIDTH,
     Colour,
     Curve,
     Paper,
@@ -28,9 +28,9 @@ from metarun.picture import (
 )
 from metarun.task import Task
 
-CLASSES, SHOTS, QUERIES = 10, 5, 8  # of a task, shown at most
-CELL, GAP = 42, 8  # pixels, of an image and to the next
-LEFT, TOP, BETWEEN = 64, 72, 14  # pixels, before and above the images, and between support and query
+CLASSES, SHOTS, QUERIES = 10, 3, 5  # of a task, shown at most
+CELL, GAP = 42, 7  # pixels, of an image and to the next
+LEFT, TOP, BETWEEN = 56, 68, 12  # pixels, before and above the images, and between support and query
 BADGE = 14  # pixels, of the number of a class in the corner of an image
 FIRST_FIT, LAST_FIT = (190, 212, 238), (8, 48, 120)  # colours, of the fits before and after the inner loop
 COLOURS = (BLUE, ORANGE)
@@ -49,12 +49,12 @@ def images(title: str, task: Task, found: Tensor) -> bytes:
     queries = min(QUERIES, len(task.query_target) // ways)
     query_left = LEFT + shots * (CELL + GAP) + BETWEEN
     right = int((found == task.query_target).sum())
-    paper = Paper(max(query_left + queries * (CELL + GAP), 470), TOP + rows * (CELL + GAP))
-    paper.text(8, 16, f"{title}: {right} of {len(found)} query images right", size=LETTERS + 1)
-    paper.text(8, 36, "number: the class that was found; green: it is right, red: it is wrong", colour=GREY)
+    paper = Paper(max(query_left + queries * (CELL + GAP), WIDTH), TOP + rows * (CELL + GAP))
+    paper.text(8, 12, f"{title}: {right} of {len(found)} queries right")
+    paper.text(8, 30, "green: right; red: wrong, with the number of the class found", colour=GREY)
     all_of_them = len(task.query_target) // ways
-    paper.text(LEFT, 58, "support")
-    paper.text(query_left, 58, "query" if all_of_them == queries else f"query ({queries} of {all_of_them} a class)")
+    paper.text(LEFT, 52, "support")
+    paper.text(query_left, 52, "query" if all_of_them == queries else f"query ({queries} of {all_of_them} a class)")
     for label in range(rows):
         y = TOP + label * (CELL + GAP)
         paper.text(8, y + CELL / 2, f"class {label}")
@@ -90,7 +90,7 @@ def fits(title: str, task: Task, outputs: Tensor, steps: Sequence[int]) -> bytes
     span = max(float(true.max() - true.min()), 1.0)
     colours = [blend(FIRST_FIT, LAST_FIT, number / max(len(steps) - 1, 1)) for number in range(len(steps))]
     drawn = [
-        Curve(f"after {step} step{'' if step == 1 else 's'}", x.numpy(), one[order, 0].numpy(), colour)
+        Curve(f"after {step}", x.numpy(), one[order, 0].numpy(), colour)
         for step, one, colour in zip(steps, outputs, colours, strict=True)
     ]
     curves = [
@@ -98,7 +98,7 @@ def fits(title: str, task: Task, outputs: Tensor, steps: Sequence[int]) -> bytes
         *drawn,
         Curve("support", task.support_data[:, 0].numpy(), task.support_target[:, 0].numpy(), RED, dots=True),
     ]
-    words = f"{title}: squared error {errors[0]:.3g} before, {errors[-1]:.3g} after"
+    words = f"{title}\nsquared error {errors[0]:.3g} before, {errors[-1]:.3g} after {steps[-1]} inner steps"
     middle = float(true.max() + true.min()) / 2
     return plot(words, "input", curves, (middle - 0.8 * span, middle + 0.8 * span), [-4.0, -2.0, 0.0, 2.0, 4.0])
 
@@ -110,8 +110,9 @@ def metric_by_step(title: str, judged: dict[str, Evaluation]) -> bytes:
         x = np.arange(found.values.shape[1], dtype=float)
         curves.append(Curve(name, x, found.values.mean(0).numpy(), colour, band=interval(found.values).numpy()))
     metric = next(iter(judged.values())).metric
-    finite = torch.cat([torch.from_numpy(curve.y[np.isfinite(curve.y)]) for curve in curves])
-    top = 1.0 if metric == "accuracy" or not len(finite) else 1.15 * float(finite.max()) or 1.0
+    ends = np.concatenate([curve.y + curve.band for curve in curves if curve.band is not None])
+    highest = max(ends[np.isfinite(ends)], default=1.0)
+    top = 1.0 if metric == "accuracy" else float(1.05 * highest) or 1.0
     longest = max(found.steps for found in judged.values())
     ticks = [value for value in round_values(0, max(longest, 1), 10) if value == round(value)]
     return plot(f"{metric} {title}", "inner steps", curves, (0.0, top), ticks)
