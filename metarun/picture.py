@@ -102,6 +102,8 @@ def plot(title: str, x_label: str, curves: list[Curve], y: tuple[float, float], 
         across = place(frame, inside, value, 0)[0]
         paper.text(BOX[0] + across / TWICE, BOX[3] + 12, f"{value:g}", "mm", GREY)
     for curve in curves:
+        shade(draw, frame, inside, curve)
+    for curve in curves:
         trace(draw, frame, inside, curve)
     paper.image.paste(inside, (TWICE * BOX[0], TWICE * BOX[1]))
     paper.box(BOX, GREY, 1)
@@ -110,16 +112,22 @@ def plot(title: str, x_label: str, curves: list[Curve], y: tuple[float, float], 
     return paper.png(colours=128)
 
 
+def shade(draw: ImageDraw.ImageDraw, frame: Frame, inside: Image.Image, curve: Curve) -> None:
+    """Draw a curve's interval into the box."""
+    seen = np.isfinite(curve.y)
+    if curve.band is None or seen.sum() < 2:
+        return
+    x, y, half = curve.x[seen], curve.y[seen], np.nan_to_num(curve.band[seen])
+    around = np.concatenate([y + half, (y - half)[::-1]]).clip(*beyond(frame.y))
+    edge = zip([*x.tolist(), *x[::-1].tolist()], around.tolist(), strict=True)
+    draw.polygon([place(frame, inside, *point) for point in edge], fill=blend(WHITE, curve.colour, 0.2))
+
+
 def trace(draw: ImageDraw.ImageDraw, frame: Frame, inside: Image.Image, curve: Curve) -> None:
     """Draw a curve into the box."""
     seen = np.isfinite(curve.y)
     x, y = curve.x[seen], np.clip(curve.y[seen], *beyond(frame.y))
     points = [place(frame, inside, *point) for point in zip(x.tolist(), y.tolist(), strict=True)]
-    if curve.band is not None and len(points) > 1:
-        half = np.nan_to_num(curve.band[seen])
-        around = np.concatenate([y + half, (y - half)[::-1]]).clip(*beyond(frame.y))
-        edge = zip([*x.tolist(), *x[::-1].tolist()], around.tolist(), strict=True)
-        draw.polygon([place(frame, inside, *point) for point in edge], fill=blend(WHITE, curve.colour, 0.2))
     if not curve.dots:
         draw.line(points, fill=curve.colour, width=TWICE * curve.width, joint="curve")
     if curve.dots or curve.band is not None:

@@ -31,7 +31,7 @@ POINTS = 200  # of a curve
 
 def of_validation(work: Work, step: int, found: Evaluation) -> dict[str, Shown]:
     """What there is to see at outer step `step`, whose validation found this; by its name in TensorBoard."""
-    judged = {"validation": found, "training": last_meta_batch(work, step)}
+    judged = {"training": last_meta_batch(work, step), "validation": found}
     shown: dict[str, Shown] = {}
     for name, one in judged.items():
         for k in spread(one.steps):
@@ -50,11 +50,10 @@ def of_test(tested: Evaluation, untrained: Evaluation, best: dict[str, Any] | No
     shown: dict[str, Shown] = {
         f"Result/test_{tested.metric}": tested.mean,
         "Result/test_ci95": tested.ci95,
-        f"Result/untrained_{tested.metric}": untrained.mean,
         "by_inner_step/test": Picture(curves),
     }
     if best is not None:
-        shown[f"Result/best_validation_{tested.metric}"] = float(best["mean"])
+        shown[f"Result/validation_best_{tested.metric}"] = float(best["mean"])
     return shown
 
 

@@ -97,7 +97,7 @@ def test_every_run_shows_the_metric_by_inner_step_and_its_result(runs: Path) -> 
         f"accuracy_by_inner_step/training_{k}" for k in (0, 1)
     }
     assert sorted(tag for tag in curves if tag < "a") == [
-        f"Result/{name}" for name in ("best_validation_accuracy", "test_accuracy", "test_ci95", "untrained_accuracy")
+        f"Result/{name}" for name in ("test_accuracy", "test_ci95", "validation_best_accuracy")
     ]
     assert set(found.Tags()["images"]) == {"by_inner_step/validation", "by_inner_step/test"} | {
         f"tasks/{number}" for number in range(3)
