@@ -7,13 +7,13 @@ import io
 import json
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from metarun import whole_files
-from metarun.curves import Curves
+from metarun.curves import Curves, Shown
 from metarun.errors import UserError, nearby
 from metarun.run_files import METRICS, RESULT, parsed
 from metarun.whole_files import Growing, sync_folder, told
@@ -68,8 +68,11 @@ class Records:
         self.draw(step, split, scalars)
 
     def draw(self, step: int, split: str, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items():
-            self.curves.add(f"{name}/{split}", math.nan if value is None else value, step)
+        self.show(step, {f"{name}/{split}": math.nan if value is None else value for name, value in scalars.items()})
+
+    def show(self, step: int, shown: Mapping[str, Shown]) -> None:
+        """In TensorBoard only."""
+        self.curves.add(shown, step)
 
     def sync(self) -> None:
         """Bring all lines to the disk: called before a checkpoint, none before it is missing after a power cut."""

@@ -6,7 +6,7 @@ import logging
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from metarun import __version__, checkpoint, heads, processes, results_table, whole_files
+from metarun import __version__, checkpoint, heads, hparams, processes, results_table, shown, whole_files
+from metarun.curves import Curves
 from metarun.data import Shape, Source
 from metarun.data.sampler import ImageSource
 from metarun.details import Details
@@ -105,6 +106,7 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
         work, untrained = team.work, team.work.snapshot()
         what = title(work, work.train_shape)
         log.info("training %s for %d iterations in %s", what, settings.iterations, nearby(folder))
+        hparams.write(folder, settings)
         best = train(team, folder, resume_from)
         if best is None:
             raise FloatingPointError(
@@ -113,10 +115,19 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
         again = f"; go on with {pasteable('resume', nearby(folder))}"
         with testing(settings.eval.tasks, lambda: again) as progress:
             found = test(team, folder, checkpoint.best_path(folder), untrained, progress)
-    write_result(folder, {**found, "seconds": round(time.perf_counter() - began, 3)})
+    finish(folder, settings, found, began)
     place = nearby(folder)
     log.info("everything is in %s; look at it with: tensorboard --logdir %s", place, shlex.quote(str(place)))
     return best
+
+
+def finish(folder: Path, settings: Settings, found: dict[str, Any], began: float) -> dict[str, Any]:
+    """Write what was found, with the time that it took; returns both."""
+    seconds = time.perf_counter() - began
+    hparams.write(folder, settings, seconds)
+    result = {**found, "seconds": round(seconds, 3)}
+    write_result(folder, result)
+    return result
 
 
 def evaluate(settings: Settings, folder: Path, began: float) -> None:
@@ -136,8 +147,7 @@ def evaluate(settings: Settings, folder: Path, began: float) -> None:
                 place = folder if len(works) == 1 else own_folder(folder, work)
                 with sharing(work, seat, others) as team:
                     found = test(team, place, path, work.snapshot(), progress)
-                results.append({**found, "seconds": round(time.perf_counter() - began, 3)})
-                write_result(place, results[-1])
+                results.append(finish(place, work.settings, found, began))
                 whole_files.write(folder / results_table.TABLE, results_table.as_csv(results))
     if len(works) > 1:
         write_result(folder, {"checkpoint": str(path.resolve()), "results": results})
@@ -191,6 +201,9 @@ def test(
     baseline = team.evaluate(split, tasks, progress)
     write_tasks(folder / TASKS, tested.metric, tested.values[:, -1].tolist())
     found = result(work, content, path, tested, baseline)
+    with closing(Curves(folder / "tensorboard", first=None)) as curves:
+        curves.add(shown.of_test(tested, baseline, content["best"]), int(content["step"]))
+        curves.sync()
     if details:
         details.write(folder)
         found |= details.summary()

@@ -175,7 +175,7 @@ def check_mode(settings: Settings) -> None:
     if mode == "predict":
         check_pictures(settings)
         return
-    for name in ("support", "query", "adapted_weights"):
+    for name in PREDICTING:
         if getattr(settings, name) not in (None, False):
             raise UserError(f"{name}= is read by mode=predict only; leave it out, or give mode=predict")
 

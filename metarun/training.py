@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun import checkpoint, generators, health, offline
+from metarun import checkpoint, generators, health, offline, shown
 from metarun.compiled import Compiled
 from metarun.data import likeness, order
 from metarun.errors import RunFailure, UserError
@@ -251,6 +251,7 @@ class Training:
             means = {
                 name: self.running.get(name, math.nan) / (steps or 1) for name in ("loss", self.work.source.metric)
             }
+            means["outer_learning_rate"] = learning_rate(self.work.settings, self.step - 1)
             if self.work.settings.skip_not_finite:
                 means["skipped"] = self.skipped
             records.write(self.step, "train", self.seconds, **means)
@@ -270,6 +271,7 @@ class Training:
         if improved:
             self.best = {"step": self.step, "mean": found.mean, "ci95": found.ci95}
             self.write(checkpoint.best_path(self.folder))
+        records.show(self.step, shown.of_validation(self.work, self.step, found))
 
 
 def judged_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -130,6 +130,11 @@ class ImageSource:
         """What the network is given, of images in [0, 1]: [..., channels, height, width]."""
         return (images - self.mean) / self.deviation if self.normalise else images
 
+    def pictures(self, inputs: Tensor) -> Tensor:
+        """What people are shown of the network's inputs: uint8 of the same shape."""
+        images = inputs * self.deviation + self.mean if self.normalise else inputs
+        return images.mul(255).round().clamp(0, 255).byte()
+
     def turn(self, images: Tensor, quarters: np.ndarray) -> Tensor:
         """Each class's images [classes, each, channels, height, width] turned by its number of quarter circles."""
         for quarter in range(1, self.turns):

@@ -65,6 +65,11 @@ def no_noise(steps: int) -> int:
     return 0
 
 
+def shown(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+    """Nothing but what every run shows."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Method:
     """A method, prepared for one model. What is not given is MAML's.
@@ -79,6 +84,8 @@ class Method:
                     meta-objective, see `metarun/offline.py`
     leap            offline: the initialisation follows the tasks' trajectories, or stays
     noise           number of inner steps -> how many uniform numbers in [0, 1) a task is given
+    shown           what begin is given -> what people see of the method in TensorBoard, by "what/of which layer":
+                    scalars as curves of their mean over tasks, larger tensors as the distribution of one task
     """
 
     parameters: Parameters
@@ -89,6 +96,7 @@ class Method:
     offline: Callable[[Tensors, Tensors, TaskFunctions, int], Tensor] | None = None
     leap: bool = True
     noise: Callable[[int], int] = no_noise
+    shown: Callable[[Tensors, Tensors, Callable[[Tensors], Tensors], Tensor], Tensors] = shown
 
 
 def divide(model: nn.Module, across: Iterable[str] | None = None) -> Parameters:
