@@ -18,6 +18,7 @@ from metarun.groups import (
     Msgd,
     Mtnet,
     Omniglot,
+    Resnet12,
     Sinusoid,
     Warpgrad,
 )
@@ -45,6 +46,8 @@ SIZES = {  # by data set and `dataset.split`
 }
 TURNS = 4  # of a class of Omniglot, each of which counts as one
 HALVED = 16  # conv4 halves its input four times
+STAGES = 4  # of resnet12
+CONVOLUTIONS = tuple(f"convolutions.{i}" for i in range(3))  # of a stage
 
 
 def check(settings: Settings) -> None:
@@ -120,12 +123,20 @@ def modules(backbone: object) -> list[str]:
     if isinstance(backbone, Conv4):
         blocks = [f"blocks.{i}" for i in range(4)]
         return ["blocks", *blocks, *(f"{block}.convolution" for block in blocks), "head"]
+    if isinstance(backbone, Resnet12):
+        blocks = [f"blocks.{i}" for i in range(STAGES)]
+        within = [f"{block}.{name}" for block in blocks for name in (*CONVOLUTIONS, "shortcut")]
+        return ["blocks", *blocks, *within, "head"]
     return [f"layers.{i}" for i in range(len(backbone.hidden) + 1)] if isinstance(backbone, Mlp) else []
 
 
 def of_network(s: Settings) -> Iterator[str]:
-    if isinstance(s.backbone, Conv4) and isinstance(s.dataset, Sinusoid):
-        yield "backbone=conv4: takes pictures, and dataset=sinusoid has points of a curve; give backbone=mlp"
+    if not isinstance(s.backbone, Mlp) and isinstance(s.dataset, Sinusoid):
+        yield (
+            f"backbone={s.backbone.name}: takes pictures, and dataset=sinusoid has points of a curve; give backbone=mlp"
+        )
+    if isinstance(s.backbone, Resnet12):
+        yield from of_stages(s.backbone, s.dataset)
     if isinstance(s.backbone, Mlp) and not s.backbone.hidden and isinstance(s.method, Boil):
         yield "backbone.hidden=[]: is a head alone, and method=boil adapts all but the head; give hidden layers"
     if isinstance(s.backbone, Conv4) and isinstance(s.dataset, Folder):
@@ -140,6 +151,17 @@ def of_network(s: Settings) -> Iterator[str]:
                 f"dataset.size={size}: backbone.norm=instance would make 0 of the single pixel that is left of a "
                 f"picture; give more than {HALVED}, or another norm"
             )
+
+
+def of_stages(backbone: Resnet12, dataset: object) -> Iterator[str]:
+    filters, least = backbone.filters, 2**backbone.pools
+    if len(filters) != STAGES:
+        yield f"backbone.filters={filters}: resnet12 has {STAGES} stages; give a number for each, [A,B,C,D]"
+    if isinstance(dataset, Folder) and dataset.size < least:
+        yield (
+            f"dataset.size={dataset.size}: backbone.pools={backbone.pools} halve pictures as often, {least} is the "
+            "least; give fewer pools"
+        )
 
 
 def of_data_set(s: Settings) -> Iterator[str]:

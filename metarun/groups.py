@@ -23,6 +23,7 @@ def key(
     return field(default=default, metadata=metadata)
 
 
+NORMS = ("batch", "layer", "instance", "group", "none")
 OWN_SPLIT = "a JSON file of class names by train, val, test"
 
 
@@ -108,8 +109,17 @@ class Conv4:
     name: str = "conv4"
     filters: int = key(64, "channels of each convolution", least=1, most=10**5)
     bias: bool = key(True, "convolutions have a bias")
-    norm: str = key("batch", "normalisation layer", choices=("batch", "layer", "instance", "group", "none"))
+    norm: str = key("batch", "normalisation layer", choices=NORMS)
     downsample: str = key("pool", "2x2 max-pool, or stride-2 convolutions and a mean", choices=("pool", "stride"))
+
+
+@dataclass
+class Resnet12:
+    name: str = "resnet12"
+    filters: list[int] = key([64, 128, 256, 512], "channels of each of the four stages", least=1, most=10**5)
+    activation: str = key("relu", "between the convolutions; leaky_relu has slope 0.1", choices=("relu", "leaky_relu"))
+    pools: int = key(3, "how many stages end in a 2x2 max-pool", least=0, most=4)
+    norm: str = key("batch", "normalisation layer", choices=NORMS)
 
 
 @dataclass
@@ -186,7 +196,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "cub": Cub,
         "folder": Folder,
     },
-    "backbone": {"mlp": Mlp, "conv4": Conv4},
+    "backbone": {"mlp": Mlp, "conv4": Conv4, "resnet12": Resnet12},
     "method": {
         "maml": Maml,
         "fomaml": Fomaml,
