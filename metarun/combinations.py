@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -18,6 +18,7 @@ from metarun.groups import (
     Msgd,
     Mtnet,
     Omniglot,
+    Pretrain,
     Resnet12,
     Sinusoid,
     Warpgrad,
@@ -46,19 +47,26 @@ SIZES = {  # by data set and `dataset.split`
 }
 TURNS = 4  # of a class of Omniglot, each of which counts as one
 HALVED = 16  # conv4 halves its input four times
+ADAPTING = ("inner_loop", "inner_learning_rate", "use_second_order", "first_order_steps", "eval.inner_loop")
 STAGES = 4  # of resnet12
 CONVOLUTIONS = tuple(f"convolutions.{i}" for i in range(3))  # of a stage
 
 
-def check(settings: Settings) -> None:
-    """Refuse keys that contradict one another, or that would do nothing beside another.
+def check(settings: Settings, typed: Sequence[str] = ()) -> None:
+    """Refuse keys that contradict one another, or that are `typed` and would do nothing beside another.
 
     Raises:
         UserError: names the keys, what was found and what to do.
     """
     faults = (of_order, of_method, of_network, of_data_set, of_engine)
-    for fault in chain.from_iterable(look(settings) for look in faults):
+    for fault in chain(of_typed(settings, typed), *(look(settings) for look in faults)):
         raise UserError(fault)
+
+
+def of_typed(s: Settings, typed: Sequence[str]) -> Iterator[str]:
+    for name in typed:
+        if isinstance(s.method, Pretrain) and name in ADAPTING:
+            yield f"{name}=: method=pretrain has no inner loop to read it; leave it out"
 
 
 def of_order(s: Settings) -> Iterator[str]:
@@ -83,10 +91,24 @@ def of_method(s: Settings) -> Iterator[str]:
             f"inner_loop=0: method={method.name} learns how to take inner steps, and would take none; "
             "give one or more, or method=maml"
         )
+    if isinstance(method, Pretrain):
+        yield from of_pretraining(s)
     if isinstance(method, Mtnet) and method.full and not method.mask:
         yield "method.full=true: is a form of the mask, and method.mask=false has none; leave out one of the two"
     if isinstance(method, Warpgrad):
         yield from of_warps(method, s.backbone)
+
+
+def of_pretraining(s: Settings) -> Iterator[str]:
+    if isinstance(s.dataset, Sinusoid):
+        yield "method=pretrain: learns to tell classes apart, and dataset=sinusoid has none; give one of pictures"
+    if isinstance(s.backbone, Mlp) and not s.backbone.hidden:
+        yield "backbone.hidden=[]: is a head alone, and method=pretrain is for the body; give hidden layers"
+    if s.mode == "predict":
+        yield (
+            "mode=predict: the checkpoint's method=pretrain has not learned to adapt; "
+            "train one that has, as in method=maml start=RUN, and give that"
+        )
 
 
 def of_warps(method: Warpgrad, backbone: object) -> Iterator[str]:

@@ -184,6 +184,12 @@ class Boil:
     name: str = "boil"
 
 
+@dataclass
+class Pretrain:
+    name: str = "pretrain"
+    batch: int = key(32, "images of a mini-batch, of which an outer step takes meta_batch", least=2, most=10**5)
+
+
 GROUPS: dict[str, dict[str, type]] = {
     "dataset": {
         "glyphs": Glyphs,
@@ -206,5 +212,6 @@ GROUPS: dict[str, dict[str, type]] = {
         "l2f": L2f,
         "anil": Anil,
         "boil": Boil,
+        "pretrain": Pretrain,
     },
 }

@@ -14,10 +14,12 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from metarun import __version__, checkpoint
+from metarun import __version__, checkpoint, start
 from metarun.data import Shape
+from metarun.data.sampler import ImageSource
 from metarun.errors import RunFailure, UserError, nearby, pasteable
 from metarun.evaluation import Evaluation
+from metarun.groups import Pretrain
 from metarun.interrupt import noted_signals
 from metarun.predict import predict
 from metarun.records import RESULT, read_result, write_result
@@ -53,7 +55,7 @@ def run(settings: Settings, folder: Path) -> float | None:
         else:
             path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
             with assembled(settings, path) as team:
-                test(team, folder, path, team.work.snapshot(), began)
+                test(team, folder, path, start.untrained(team.work, path.parent, begins=False), began)
     return None
 
 
@@ -98,8 +100,9 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
         for damaged in checkpoint.set_damaged_aside(folder, resume_from):
             log.warning("a checkpoint was damaged: it is kept as %s, and the one before it is used", nearby(damaged))
     with assembled(settings, resume_from) as team:
-        work, untrained = team.work, team.work.snapshot()
-        what = title(work, work.train_shape)
+        work = team.work
+        untrained = start.untrained(work, folder / "checkpoints", begins=resume_from is None)
+        what = title(work, trained_on(work))
         log.info("training %s for %d iterations in %s", what, settings.iterations, nearby(folder))
         best = train(team, folder, resume_from)
         if best is None:
@@ -110,12 +113,13 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
     return best
 
 
-def test(team: Team, folder: Path, path: Path, untrained: dict[str, Any], began: float) -> None:
+def test(team: Team, folder: Path, path: Path, untrained: dict[str, Any] | None, began: float) -> None:
     """The test tasks with a checkpoint's parameters and with untrained ones: result.json and the last lines."""
     content = checkpoint.load(path)
     work = team.work
     tasks = work.settings.eval.tasks
-    with noted_signals() as stop, tqdm(total=2 * tasks, desc="testing", unit="task", disable=None) as bar:
+    total = tasks if untrained is None else 2 * tasks
+    with noted_signals() as stop, tqdm(total=total, desc="testing", unit="task", disable=None) as bar:
 
         def progress(done: int) -> None:
             bar.update(done)
@@ -124,26 +128,38 @@ def test(team: Team, folder: Path, path: Path, untrained: dict[str, Any], began:
 
         work.restore(content, str(path))
         tested = team.evaluate("test", tasks, progress)
-        work.restore(untrained, "untrained")
-        baseline = team.evaluate("test", tasks, progress)
+        baseline = None
+        if untrained is not None:
+            work.restore(untrained, "untrained")
+            baseline = team.evaluate("test", tasks, progress)
     write_result(folder, result(work, content, path, tested, baseline, time.perf_counter() - began))
     log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
-    log.info("%s: test %s on %d tasks (untrained: %s)", title(work, work.eval_shape), tested, tasks, baseline)
+    what = title(work, few_shot(work, work.eval_shape))
+    log.info("%s: test %s on %d tasks (untrained: %s)", what, tested, tasks, baseline or "not known")
     place = nearby(folder)
     log.info("everything is in %s; look at it with: tensorboard --logdir %s", place, shlex.quote(str(place)))
 
 
-def title(work: Work, shape: Shape) -> str:
+def few_shot(work: Work, shape: Shape) -> str:
+    return f"{shape.ways}-way {shape.shots}-shot" if work.source.metric == "accuracy" else f"{shape.shots}-shot"
+
+
+def trained_on(work: Work) -> str:
+    if isinstance(work.settings.method, Pretrain) and isinstance(work.source, ImageSource):
+        return f"{work.source.classes} classes"
+    return few_shot(work, work.train_shape)
+
+
+def title(work: Work, task: str) -> str:
     """What is learned, in words."""
     s = work.settings
-    task = f"{shape.ways}-way {shape.shots}-shot" if work.source.metric == "accuracy" else f"{shape.shots}-shot"
     order = "" if s.use_second_order else "first-order "
     norm = "" if work.batch_norm == "none" else f", {work.batch_norm} batch norm"
     return f"{order}{s.method.name} on {s.dataset.name}, {task}, {s.backbone.name}{norm}"
 
 
 def result(
-    work: Work, content: dict[str, Any], path: Path, tested: Evaluation, untrained: Evaluation, seconds: float
+    work: Work, content: dict[str, Any], path: Path, tested: Evaluation, untrained: Evaluation | None, seconds: float
 ) -> dict[str, Any]:
     """What result.json holds; accuracy is a fraction."""
     s = work.settings
@@ -162,7 +178,8 @@ def result(
         "use_second_order": s.use_second_order,
         "metric": tested.metric,
         **tested.summary(),
-        "untrained": untrained.summary(),
+        "untrained": untrained and untrained.summary(),
+        "start": s.start,
         "validation": content["best"],
         "batch_norm": work.batch_norm,
         "seed": s.seed,

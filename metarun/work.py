@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun import checkpoint
+from metarun import checkpoint, class_means
 from metarun.backbones import BACKBONES
 from metarun.compiled import CompiledGradient
 from metarun.data import Places, Shape, Source, load, noise
+from metarun.data.minibatches import minibatches
+from metarun.data.sampler import ImageSource
 from metarun.engine import channels_last, choose_device, choose_tasks, choose_threads, keep_freed_memory
 from metarun.errors import UserError
 from metarun.evaluation import TASKS_AT_ONCE, evaluation_tasks
+from metarun.groups import Pretrain
 from metarun.meta import Kind, Measures, MetaLearner, OneTask, evaluate_tasks, meta_gradient
 from metarun.methods import METHODS, Parameters
 from metarun.mixed import MixedTask
@@ -78,6 +81,8 @@ class Work:
     def tasks(self, first: int, count: int) -> tuple[Task, Tensor]:
         """Training tasks first .. first + count - 1, and what the method draws for each."""
         s = self.settings
+        if isinstance(s.method, Pretrain):
+            return pretraining_tasks(self.source, s.seed, first, count, s.method.batch)
         tasks = self.source.draw(s.seed, "train", first, count, self.train_shape)
         own = noise(s.seed, "train", first, count, self.learner.method.noise(s.inner_loop))
         return tasks, own.to(tasks.query_data.device)
@@ -98,7 +103,10 @@ class Work:
             tasks = tasks._replace(
                 support_data=channels_last(tasks.support_data), query_data=channels_last(tasks.query_data)
             )
-        losses, measures = evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)
+        if isinstance(self.settings.method, Pretrain):
+            losses, measures = class_means.evaluate(learner, self.parameters, tasks, self.eval_shape.ways)
+        else:
+            losses, measures = evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)
         return torch.stack([losses, measures[self.source.metric]]).double().cpu()
 
     def snapshot(self) -> dict[str, Any]:
@@ -154,7 +162,8 @@ def build_learner(settings: Settings, source: Source, device: torch.device) -> M
         chosen = options(settings.method)
         method = METHODS[chosen.pop("name")](model, settings.inner_learning_rate, **chosen)
     objective = OBJECTIVES[source.metric]
-    return MetaLearner(model, method, objective, objective, settings.inner_loop, settings.use_second_order)
+    steps = 0 if isinstance(settings.method, Pretrain) else settings.inner_loop
+    return MetaLearner(model, method, objective, objective, steps, settings.use_second_order)
 
 
 def require_same_shapes(settings: Settings, source: Source, content: dict[str, Any], name: str) -> None:
@@ -177,7 +186,18 @@ def require_same_shapes(settings: Settings, source: Source, content: dict[str, A
 
 def build_model(settings: Settings, source: Source) -> nn.Module:
     backbone = options(settings.backbone)
-    return BACKBONES[backbone.pop("name")](source.input_shape, source.outputs(settings.ways), **backbone)
+    outputs = source.outputs(settings.ways)
+    if isinstance(settings.method, Pretrain):
+        assert isinstance(source, ImageSource)
+        outputs = source.classes
+    return BACKBONES[backbone.pop("name")](source.input_shape, outputs, **backbone)
+
+
+def pretraining_tasks(source: Source, seed: int, first: int, count: int, size: int) -> tuple[Task, Tensor]:
+    """Mini-batches of all training classes as the query sets of tasks without support."""
+    assert isinstance(source, ImageSource)
+    images, labels = minibatches(source, seed, first, count, size)
+    return Task(images[:, :0], labels[:, :0], images, labels), images.new_empty(count, 0)
 
 
 def batch_norm(settings: Settings) -> str:
@@ -195,6 +215,8 @@ def eval_shape(settings: Settings) -> Shape:
 
 def eval_inner_loop(settings: Settings) -> int:
     chosen = settings.eval.inner_loop
+    if isinstance(settings.method, Pretrain):
+        return 0
     return settings.inner_loop if chosen is None else chosen
 
 

@@ -61,6 +61,10 @@ NEEDED = {"folder": ["dataset.root=."]}  # keys that have no default
 @pytest.mark.parametrize("method", choices("method"))
 @pytest.mark.parametrize("dataset", choices("dataset"))
 def test_data_sets_and_methods_compose(dataset: str, method: str) -> None:
+    if (dataset, method) == ("sinusoid", "pretrain"):
+        with pytest.raises(UserError, match="method=pretrain: learns to tell classes apart"):
+            composed(f"dataset={dataset}", f"method={method}")
+        return
     chosen = composed(f"dataset={dataset}", f"method={method}", *NEEDED.get(dataset, []))
     assert isinstance(chosen.dataset, GROUPS["dataset"][dataset])
     assert isinstance(chosen.method, GROUPS["method"][method])
