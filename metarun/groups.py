@@ -123,6 +123,12 @@ class Resnet12:
 
 
 @dataclass
+class Torchvision:
+    name: str = "torchvision"
+    network: str = key("resnet18", "which of torchvision's classifiers, by its name there")
+
+
+@dataclass
 class Maml:
     name: str = "maml"
 
@@ -202,7 +208,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "cub": Cub,
         "folder": Folder,
     },
-    "backbone": {"mlp": Mlp, "conv4": Conv4, "resnet12": Resnet12},
+    "backbone": {"mlp": Mlp, "conv4": Conv4, "resnet12": Resnet12, "torchvision": Torchvision},
     "method": {
         "maml": Maml,
         "fomaml": Fomaml,

@@ -58,6 +58,13 @@ def norm_parameters(model: nn.Module) -> set[str]:
     }
 
 
+def has_batch_norm(model: nn.Module) -> bool:
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) or (isinstance(module, Norm) and module.groups is None)
+        for module in model.modules()
+    )
+
+
 @contextmanager
 def batch_statistics(model: nn.Module) -> Iterator[None]:
     """Norm layers in train mode use the batch's statistics and leave their running buffers alone.

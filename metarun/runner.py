@@ -155,7 +155,9 @@ def title(work: Work, task: str) -> str:
     s = work.settings
     order = "" if s.use_second_order else "first-order "
     norm = "" if work.batch_norm == "none" else f", {work.batch_norm} batch norm"
-    return f"{order}{s.method.name} on {s.dataset.name}, {task}, {s.backbone.name}{norm}"
+    return (
+        f"{order}{s.method.name} on {s.dataset.name}, {task}, {getattr(s.backbone, 'network', s.backbone.name)}{norm}"
+    )
 
 
 def result(
@@ -168,6 +170,7 @@ def result(
         "dataset": s.dataset.name,
         "method": s.method.name,
         "backbone": s.backbone.name,
+        "network": getattr(s.backbone, "network", None),
         "ways": work.eval_shape.ways if classes else None,
         "shots": work.eval_shape.shots,
         "queries": work.eval_shape.queries,

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from metarun import checkpoint, places, untrusted
+from metarun.backbones.torchvision_models import weights_url
 from metarun.errors import UserError, nearby
+from metarun.groups import Torchvision
 from metarun.methods import Tensors
 from metarun.methods.partial import head_names
 from metarun.work import Work, build_model
@@ -23,6 +25,7 @@ from metarun.work import Work, build_model
 log = logging.getLogger(__name__)
 
 FILE = "start.pt"
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save wrote first, before 1.6
 UNUSED = (".running_mean", ".running_var", ".num_batches_tracked")  # norms use each batch's own statistics
 BESIDE = ("attenuator.", "inner_rates.", "mask_logits.")  # what a method learns that the network runs without
 WITHIN = {"t_layers.": "mtnet", "warp_layers.": "warpgrad"}  # and what the network's weights mean nothing without
@@ -40,6 +43,8 @@ def untrained(work: Work, folder: Path, begins: bool) -> dict[str, Any] | None:
     """
     place, kept = work.settings.start, folder / FILE
     if place is None:
+        if begins and isinstance(work.settings.backbone, Torchvision):
+            tell_of_weights(work.settings.backbone.network)
         return work.snapshot()
     if begins:
         path = places.start(place)
@@ -50,6 +55,14 @@ def untrained(work: Work, folder: Path, begins: bool) -> dict[str, Any] | None:
         log.warning("%s is missing: what the network scored before training is not told", nearby(kept))
         return None
     return checkpoint.load(kept)
+
+
+def tell_of_weights(network: str) -> None:
+    log.info(
+        "%s begins with random weights; those that torchvision learned on ImageNet are at %s: "
+        "download them, and begin with start=FILE",
+        *(network, weights_url(network)),
+    )
 
 
 def take(work: Work, path: Path) -> None:
@@ -89,8 +102,11 @@ def read(path: Path, what: str) -> dict[str, Any]:
             raise UserError(f"{what}: is no whole safetensors file ({checkpoint.first_line(error)})") from error
     wrong, content = checkpoint.fault(path, untrusted.read)
     if wrong:
-        hint = " as metarun does, or as torch.save(model.state_dict(), FILE) or safetensors do"
-        raise UserError(f"{what}: {wrong}; give a file that holds plain tensors{hint}")
+        hint = "give a file of plain tensors, as torch.save(model.state_dict(), FILE) writes, or .safetensors"
+        with path.open("rb") as file:
+            if file.read(len(LEGACY)) == LEGACY:
+                hint = "it is in torch's old form, bring it into the new: torch.save(torch.load(FILE), FILE)"
+        raise UserError(f"{what}: {wrong}; {hint}")
     if not isinstance(content, dict) or ("theta" in content and content.get("format") != checkpoint.FORMAT):
         raise UserError(f"{what}: holds no weights by their names, nor a run of this version of metarun")
     return content

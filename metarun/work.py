@@ -25,6 +25,7 @@ from metarun.groups import Pretrain
 from metarun.meta import Kind, Measures, MetaLearner, OneTask, evaluate_tasks, meta_gradient
 from metarun.methods import METHODS, Parameters
 from metarun.mixed import MixedTask
+from metarun.norm import has_batch_norm
 from metarun.objective import classification, regression
 from metarun.schema import Settings
 from metarun.seat import ALONE, Seat
@@ -149,7 +150,7 @@ def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) ->
     who = f"{seat.size} processes, each on {device}" if seat.size > 1 else str(device)
     how = f"{tasks}, meta-gradient mixed" if mixed else tasks
     log.info("%s with %d thread%s, tasks %s: %s", who, threads, "s" if threads > 1 else "", how, reason)
-    parameters, norm = learner.method.parameters, batch_norm(settings)
+    parameters, norm = learner.method.parameters, batch_norm(settings, learner.model)
     compiled = CompiledGradient(learner) if tasks == "compiled" else None
     return Work(settings, source, learner, parameters, device, tasks, threads, norm, compiled)
 
@@ -200,9 +201,9 @@ def pretraining_tasks(source: Source, seed: int, first: int, count: int, size: i
     return Task(images[:, :0], labels[:, :0], images, labels), images.new_empty(count, 0)
 
 
-def batch_norm(settings: Settings) -> str:
+def batch_norm(settings: Settings, model: nn.Module) -> str:
     """What the norm layers' statistics are, or "none" where there is no batch norm."""
-    return settings.batch_norm if getattr(settings.backbone, "norm", "none") == "batch" else "none"
+    return settings.batch_norm if has_batch_norm(model) else "none"
 
 
 def train_shape(settings: Settings) -> Shape:

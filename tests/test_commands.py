@@ -56,7 +56,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-NARROW = {"resnet12": ["backbone.filters=[4,4,8,8]", "meta_batch=1"]}  # large networks, made quick
+SMALLEST = "backbone.network=shufflenet_v2_x0_5"
+NARROW = {"resnet12": ["backbone.filters=[4,4,8,8]", "meta_batch=1"], "torchvision": [SMALLEST, "meta_batch=1"]}
 SMALL = ("cifar_fs", "fc100", "miniimagenet", "tieredimagenet", "cub", "folder")  # that tests have in miniature
 
 

@@ -108,6 +108,12 @@ def test_what_is_not_the_body_s_is_told_by_its_tensors(tmp_path: Path, name: str
     assert all(torch.equal(tensor, before["theta"][name]) for name, tensor in one.parameters.theta.items())
 
 
+def test_torch_s_old_form_is_told(tmp_path: Path) -> None:
+    torch.save(other(), tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"w.pth: .*torch's old form, .*torch.save\(torch.load\(FILE\), FILE\)"):
+        start.take(work(), tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 def test_a_damaged_file_is_told(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"w.{suffix}").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
