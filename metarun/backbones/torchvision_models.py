@@ -11,6 +11,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -69,7 +70,7 @@ def weights_url(network: str) -> str:
 
 
 def keep_house(module: nn.Module) -> None:
-    """Take out what is random, and put `Norm`s for batch norms, with their affine."""
+    """Take out what is random, put `Norm`s for batch norms, with their affine, and what can be differentiated twice."""
     from torchvision.ops import StochasticDepth
 
     for name, child in module.named_children():
@@ -79,8 +80,17 @@ def keep_house(module: nn.Module) -> None:
             setattr(module, name, norm)
         elif isinstance(child, (nn.modules.dropout._DropoutNd, StochasticDepth)):
             setattr(module, name, nn.Identity())
+        elif isinstance(child, nn.Hardsigmoid):
+            setattr(module, name, HardSigmoid())
         else:
             keep_house(child)
+
+
+class HardSigmoid(nn.Module):
+    """nn.Hardsigmoid, whose second derivative torch does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(x + 3) / 6
 
 
 def in_colours(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
