@@ -8,6 +8,7 @@ from typing import Any
 
 from metarun import checkpoint
 from metarun.errors import UserError
+from metarun.groups import Pretrain
 from metarun.methods import Parameters
 from metarun.schema import Settings
 from metarun.widen import Fixed, widened
@@ -41,7 +42,7 @@ def fitting(
     Raises:
         UserError: the method ties the outputs to each other.
     """
-    if ways(settings) <= settings.ways:
+    if ways(settings) <= settings.ways or isinstance(settings.method, Pretrain):  # which has a head of its own
         return content
     saved = Parameters(*(checkpoint.tensors(content, kind, name) for kind in Parameters._fields))
     try:

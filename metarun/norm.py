@@ -54,6 +54,11 @@ def max_pool(x: Tensor, norm: nn.Module) -> Tensor:
     return pooled * (norm.weight * sign)[:, None, None] + norm.bias[:, None, None]
 
 
+def norm_layer(kind: str, channels: int) -> nn.Module:
+    """A norm of one of `Norm`'s kinds, or "none"."""
+    return nn.Identity() if kind == "none" else Norm(kind, channels)
+
+
 def largest_divisor(number: int, limit: int) -> int:
     return max(d for d in range(1, limit + 1) if number % d == 0)
 

@@ -20,6 +20,8 @@ def check(settings: Settings) -> None:
         place = getattr(settings, key)
         if Path(place).expanduser().is_file():
             raise UserError(f"{key}={place}: is a file; give a folder")
+    if settings.start is not None and settings.mode == "train" and settings.resume is None:
+        start(settings.start)
     if settings.mode == "predict":  # needs no data set
         support_folder(str(settings.support))
         for place in settings.query if isinstance(settings.query, list) else [settings.query]:
@@ -67,6 +69,14 @@ def checkpoint(place: str) -> Path:
     path = Path(place).expanduser()
     if not path.is_file() and not (path / "checkpoints").is_dir():
         raise UserError(f"checkpoint={place}: no such checkpoint file, nor a run folder with checkpoints/ in it")
+    return path
+
+
+def start(place: str) -> Path:
+    """A run folder, a checkpoint or a file of weights to begin with. Raises UserError where there is none."""
+    path = Path(place).expanduser()
+    if not path.is_file() and not (path / "checkpoints").is_dir():
+        raise UserError(f"start={place}: no such file, nor a run folder with checkpoints/ in it")
     return path
 
 

@@ -45,6 +45,7 @@ class Prediction:
     query: Pictures
     probabilities: np.ndarray  # [queries, classes]
     weights: Tensors  # of the adapted network, where they are asked for
+    batch_norm: str  # what the norm layers' statistics are
 
     @property
     def found(self) -> list[int]:
@@ -106,7 +107,7 @@ def prediction(settings: Settings, content: dict[str, Any], path: str) -> Predic
     weights = {}
     if settings.adapted_weights:
         weights = used(learner, Parameters(theta, parameters.phi), inputs(support.images, source))
-    return Prediction(classes, support, query, probabilities, weights)
+    return Prediction(classes, support, query, probabilities, weights, batch_norm(settings, learner.model))
 
 
 # --- the network -------------------------------------------------------------------------------------------
@@ -233,7 +234,7 @@ def tell(made: Prediction, settings: Settings) -> None:
         "inner steps: %d; classes: %d; support pictures: %s", eval_inner_loop(settings), len(shots), listed(learned)
     )
     log.info("query pictures: %d, labelled as %s", len(made.query.files), listed(labelled))
-    if batch_norm(settings) == "transductive":
+    if made.batch_norm == "transductive":
         log.info("transductive batch norm: the queries are normalised together, so a label depends on which come along")
     if made.right:
         log.info(

@@ -5,31 +5,23 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
-from metarun import __version__, checkpoint, heads, hparams, processes, results_table, shown, whole_files
-from metarun.curves import Curves
-from metarun.data import Shape, Source
-from metarun.data.sampler import ImageSource
-from metarun.details import Details
+from metarun import checkpoint, hparams, processes, results_table, start, whole_files
+from metarun.data import Source
 from metarun.errors import RunFailure, UserError, nearby, pasteable
-from metarun.evaluation import Evaluation
-from metarun.groups import Sinusoid
-from metarun.interrupt import noted_signals
-from metarun.paired import DRAWN, TASKS, write_tasks
 from metarun.predict import predict
 from metarun.records import read_result, write_result
 from metarun.run_files import RESULT
-from metarun.schema import AUTO, Settings, flat
+from metarun.schema import AUTO, Settings
 from metarun.several import expanded
-from metarun.team import Team, assembled, sharing, workers
+from metarun.team import assembled, sharing, workers
+from metarun.testing import finish, test, testing, title, trained_on
 from metarun.train import train
 from metarun.whole_files import plain, remove_parts
 from metarun.work import Work, build
@@ -103,8 +95,9 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
         for damaged in checkpoint.set_damaged_aside(folder, resume_from):
             log.warning("a checkpoint was damaged: it is kept as %s, and the one before it is used", nearby(damaged))
     with assembled(settings, resume_from) as team:
-        work, untrained = team.work, team.work.snapshot()
-        what = title(work, work.train_shape)
+        work = team.work
+        untrained = start.untrained(work, folder / "checkpoints", begins=resume_from is None)
+        what = title(work, trained_on(work))
         log.info("training %s for %d iterations in %s", what, settings.iterations, nearby(folder))
         hparams.write(folder, settings)
         best = train(team, folder, resume_from)
@@ -119,15 +112,6 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
     place = nearby(folder)
     log.info("everything is in %s; look at it with: tensorboard --logdir %s", place, shlex.quote(str(place)))
     return best
-
-
-def finish(folder: Path, settings: Settings, found: dict[str, Any], began: float) -> dict[str, Any]:
-    """Write what was found, with the time that it took; returns both."""
-    seconds = time.perf_counter() - began
-    hparams.write(folder, settings, seconds)
-    result = {**found, "seconds": round(seconds, 3)}
-    write_result(folder, result)
-    return result
 
 
 def evaluate(settings: Settings, folder: Path, began: float) -> None:
@@ -146,7 +130,8 @@ def evaluate(settings: Settings, folder: Path, began: float) -> None:
             for work in works:
                 place = folder if len(works) == 1 else own_folder(folder, work)
                 with sharing(work, seat, others) as team:
-                    found = test(team, place, path, work.snapshot(), progress)
+                    untrained = start.untrained(work, path.parent, begins=False)
+                    found = test(team, place, path, untrained, progress)
                 results.append(finish(place, work.settings, found, began))
                 whole_files.write(folder / results_table.TABLE, results_table.as_csv(results))
     if len(works) > 1:
@@ -168,102 +153,3 @@ def own_folder(folder: Path, work: Work) -> Path:
 
 def kept(results: list[dict[str, Any]], folder: Path) -> str:
     return f", {len(results)} finished ones are in {nearby(folder / results_table.TABLE)}" if results else ""
-
-
-@contextmanager
-def testing(tasks: int, where: Callable[[], str]) -> Iterator[Callable[[int], None]]:
-    """What is to be told of each lot of tasks, of which there are `tasks`, trained and untrained.
-
-    It raises Stopped where a signal asks for it, with what `where` adds.
-    """
-    with noted_signals() as stop, tqdm(total=2 * tasks, desc="testing", unit="task", disable=None) as bar:
-
-        def progress(done: int) -> None:
-            bar.update(done)
-            stop.raise_if_asked(f"in the final test{where()}")
-
-        yield progress
-
-
-def test(
-    team: Team, folder: Path, path: Path, untrained: dict[str, Any], progress: Callable[[int], None]
-) -> dict[str, Any]:
-    """The test tasks with a checkpoint's parameters and with untrained ones: what result.json holds, and tables."""
-    content = checkpoint.load(path)
-    work = team.work
-    split, tasks = work.settings.eval.split, work.settings.eval.tasks
-    details = None
-    if work.settings.eval.details and isinstance(work.source, ImageSource):
-        details = Details(work.source, split, work.eval_shape)
-    work.restore(work.fitting(content, str(path)), str(path))
-    tested = team.evaluate(split, tasks, progress, *([details.add] if details else []))
-    work.restore(untrained, "untrained")
-    baseline = team.evaluate(split, tasks, progress)
-    write_tasks(folder / TASKS, tested.metric, tested.values[:, -1].tolist())
-    found = result(work, content, path, tested, baseline)
-    with closing(Curves(folder / "tensorboard", first=None)) as curves:
-        curves.add(shown.of_test(tested, baseline, content["best"]), int(content["step"]))
-        curves.sync()
-    if details:
-        details.write(folder)
-        found |= details.summary()
-    log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
-    what = "test" if split == "test" else "validation"
-    log.info("%s: %s %s on %d tasks (untrained: %s)", title(work, work.eval_shape), what, tested, tasks, baseline)
-    return found
-
-
-def title(work: Work, shape: Shape) -> str:
-    """What is learned, in words."""
-    s = work.settings
-    task = f"{shape.ways}-way {shape.shots}-shot" if work.source.metric == "accuracy" else f"{shape.shots}-shot"
-    order = "" if s.use_second_order else "first-order "
-    norm = "" if work.batch_norm == "none" else f", {work.batch_norm} batch norm"
-    return f"{order}{s.method.name} on {s.dataset.name}, {task}, {s.backbone.name}{norm}"
-
-
-def drawn_from(work: Work) -> str:
-    """What the test tasks are a function of, besides their number: where it is the same, so are they."""
-    shape, s = work.eval_shape, work.settings
-    classes = f"{work.source.class_split}, {shape.ways}-way " if work.source.class_split else ""
-    curves = f"frequency {s.dataset.frequency}, " if isinstance(s.dataset, Sinusoid) else ""
-    return f"{s.dataset.name} {classes}{curves}{shape.shots}-shot, {shape.queries} queries, {s.eval.split}"
-
-
-def result(
-    work: Work, content: dict[str, Any], path: Path, tested: Evaluation, untrained: Evaluation
-) -> dict[str, Any]:
-    """What result.json holds; accuracy is a fraction."""
-    s = work.settings
-    classes = work.source.metric == "accuracy"
-    return {
-        "dataset": s.dataset.name,
-        "method": s.method.name,
-        "backbone": s.backbone.name,
-        "ways": work.eval_shape.ways if classes else None,
-        "shots": work.eval_shape.shots,
-        "queries": work.eval_shape.queries,
-        "split": s.eval.split,
-        "class_split": work.source.class_split,
-        "inner_loop": work.eval_inner_loop,
-        "inner_learning_rate": s.inner_learning_rate,
-        "use_second_order": s.use_second_order,
-        "metric": tested.metric,
-        **tested.summary(),
-        "loss": tested.loss,
-        "untrained": untrained.summary(),
-        "validation": content["best"],
-        "trained_on": content["config"]["dataset"]["name"],
-        "trained_ways": s.ways if classes else None,
-        "head": heads.said(s) if classes else "as trained",
-        DRAWN: drawn_from(work),
-        "batch_norm": work.batch_norm,
-        "seed": s.seed,
-        "iterations": content["step"],
-        "skipped_steps": content["skipped"],
-        "checkpoint": str(path.resolve()),
-        "seconds": 0.0,
-        "metarun": __version__,
-        "torch": str(torch.__version__),
-        "settings": flat(s),
-    }

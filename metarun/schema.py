@@ -104,6 +104,10 @@ class Settings:
     resume: str | None = key(None, "a run folder to continue; auto: what is in this run's own folder, if anything is")
     checkpoint: str | None = key(None, "run folder or checkpoint file that mode=evaluate and mode=predict read")
 
+    start: str | None = key(
+        None, "a run, checkpoint or file of weights whose body the network begins with; the head is fresh"
+    )
+
     support: str | None = key(None, "mode=predict: a folder of class folders, the pictures to learn from")
     query: Any = key(None, "mode=predict: a folder or a list of files, the pictures to label")
     adapted_weights: bool = key(False, "mode=predict: keep the adapted network's weights, as adapted.safetensors")

@@ -53,7 +53,7 @@ def build(config: DictConfig, typed: Sequence[str] = ()) -> Settings:
         raise UserError(f"{others[0]}: mode=report reads runs= alone, each run has its own settings; leave it out")
     if checkpoint_of(settings) is None:  # else most of its values are to be put in their places
         follow(settings, typed)
-        combinations.check(settings)
+        combinations.check(settings, typed)
         places.check(settings)
     return settings
 
@@ -153,7 +153,7 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
     if now.resume and settings.iterations != iterations and settings.outer_schedule == "cosine":
         raise UserError(f"{asked}: iterations={settings.iterations} would bend outer_schedule=cosine of {iterations}")
     check(settings)
-    combinations.check(settings)
+    combinations.check(settings, typed)
     places.check(settings)
     return settings
 

@@ -44,9 +44,10 @@ def of_validation(work: Work, step: int, found: Evaluation) -> dict[str, Shown]:
     return shown
 
 
-def of_test(tested: Evaluation, untrained: Evaluation, best: dict[str, Any] | None) -> dict[str, Shown]:
+def of_test(tested: Evaluation, untrained: Evaluation | None, best: dict[str, Any] | None) -> dict[str, Shown]:
     """What there is to see of a run's end; `Result` stands first in TensorBoard's table of runs."""
-    curves = metric_by_step(f"on {len(tested.values)} test tasks", {"trained": tested, "untrained": untrained})
+    known = {"trained": tested, **({"untrained": untrained} if untrained else {})}
+    curves = metric_by_step(f"on {len(tested.values)} test tasks", known)
     shown: dict[str, Shown] = {
         f"Result/test_{tested.metric}": tested.mean,
         "Result/test_ci95": tested.ci95,

@@ -12,17 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun import checkpoint, heads
+from metarun import checkpoint, class_means, heads
 from metarun.backbones import BACKBONES
 from metarun.compiled import Compiled
 from metarun.data import Places, Shape, Source, likeness, load, noise
+from metarun.data.minibatches import minibatches
+from metarun.data.sampler import ImageSource
 from metarun.engine import channels_last, choose_device, choose_tasks, choose_threads, keep_freed_memory
 from metarun.errors import UserError
 from metarun.evaluation import TASKS_AT_ONCE, evaluation_tasks
 from metarun.foreign import form_for
+from metarun.groups import Pretrain
 from metarun.meta import Kind, Measures, MetaLearner, OneTask, evaluate_tasks, meta_gradient
 from metarun.methods import METHODS, Parameters
 from metarun.mixed import MixedTask
+from metarun.norm import is_transductive
 from metarun.objective import classification, classification_by, regression
 from metarun.outer_step import outer_step
 from metarun.schema import Settings
@@ -80,6 +84,8 @@ class Work:
     def tasks(self, first: int, count: int) -> tuple[Task, Tensor]:
         """Training tasks first .. first + count - 1, and what the method draws for each."""
         s = self.settings
+        if isinstance(s.method, Pretrain):
+            return pretraining_tasks(self.source, s.seed, first, count, s.method.batch)
         tasks = self.source.draw(s.seed, "train", first, count, self.train_shape)
         own = noise(s.seed, "train", first, count, self.learner.method.noise(s.inner_loop))
         return tasks, own.to(tasks.query_data.device)
@@ -102,7 +108,10 @@ class Work:
             tasks = tasks._replace(
                 support_data=channels_last(tasks.support_data), query_data=channels_last(tasks.query_data)
             )
-        losses, measures = evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)
+        if isinstance(self.settings.method, Pretrain):
+            losses, measures = class_means.evaluate(learner, self.parameters, tasks, self.eval_shape.ways)
+        else:
+            losses, measures = evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)
         judged = torch.stack([losses, measures[self.source.metric]]).double()
         if details:
             own = torch.stack([measures[name][:, -1] for name in ("confidence", "found")])
@@ -184,7 +193,7 @@ def build(
     how = f"{tasks}, meta-gradient mixed" if mixed else tasks
     if tell:
         log.info("%s with %d thread%s, tasks %s: %s", who, threads, "s" if threads > 1 else "", how, reason)
-    parameters, norm = learner.method.parameters, batch_norm(settings)
+    parameters, norm = learner.method.parameters, batch_norm(settings, learner.model)
     step = partial(outer_step, metric=source.metric, clip=settings.outer_clip)
     compiled = Compiled(learner, step) if tasks == "compiled" else None
     return Work(settings, source, learner, parameters, device, tasks, threads, norm, compiled)
@@ -215,7 +224,8 @@ def build_learner(settings: Settings, source: Source, device: torch.device) -> M
         chosen = options(settings.method)
         method = METHODS[chosen.pop("name")](model, settings.inner_learning_rate, **chosen)
     objective = OBJECTIVES[source.metric]
-    return MetaLearner(model, method, objective, objective, settings.inner_loop, settings.use_second_order)
+    steps = 0 if isinstance(settings.method, Pretrain) else settings.inner_loop
+    return MetaLearner(model, method, objective, objective, steps, settings.use_second_order)
 
 
 def require_same_shapes(settings: Settings, source: Source, content: dict[str, Any], name: str) -> None:
@@ -238,12 +248,23 @@ def require_same_shapes(settings: Settings, source: Source, content: dict[str, A
 
 def build_model(settings: Settings, source: Source) -> nn.Module:
     backbone = options(settings.backbone)
-    return BACKBONES[backbone.pop("name")](source.input_shape, source.outputs(settings.ways), **backbone)
+    outputs = source.outputs(settings.ways)
+    if isinstance(settings.method, Pretrain):
+        assert isinstance(source, ImageSource)
+        outputs = source.training_classes
+    return BACKBONES[backbone.pop("name")](source.input_shape, outputs, **backbone)
 
 
-def batch_norm(settings: Settings) -> str:
+def pretraining_tasks(source: Source, seed: int, first: int, count: int, size: int) -> tuple[Task, Tensor]:
+    """Mini-batches of all training classes as the query sets of tasks without support."""
+    assert isinstance(source, ImageSource)
+    images, labels = minibatches(source, seed, first, count, size)
+    return Task(images[:, :0], labels[:, :0], images, labels), images.new_empty(count, 0)
+
+
+def batch_norm(settings: Settings, model: nn.Module) -> str:
     """What the norm layers' statistics are, or "none" where there is no batch norm."""
-    return settings.batch_norm if getattr(settings.backbone, "norm", "none") == "batch" else "none"
+    return settings.batch_norm if is_transductive(model) else "none"
 
 
 def train_shape(settings: Settings) -> Shape:
@@ -256,6 +277,8 @@ def eval_shape(settings: Settings) -> Shape:
 
 def eval_inner_loop(settings: Settings) -> int:
     chosen = settings.eval.inner_loop
+    if isinstance(settings.method, Pretrain):
+        return 0
     return settings.inner_loop if chosen is None else chosen
 
 

@@ -89,6 +89,11 @@ class ImageSource:
     def outputs(self, ways: int) -> int:
         return ways
 
+    @property
+    def training_classes(self) -> int:
+        """How many there are to train on; a turned class is one of them."""
+        return len(self.set.splits["train"]) * self.turns
+
     def draw(self, seed: int, split: str, first: int, count: int, shape: Shape) -> Task:
         """Images as float32, [count, ways * images, channels, height, width]; labels 0 .. ways - 1."""
         ways, each = shape.ways, shape.shots + shape.queries
@@ -99,12 +104,11 @@ class ImageSource:
             words(seed, image_stream, first, count, 2 * ways * each).reshape(count * ways, -1), self.set.count[chosen]
         )  # [count * ways, each]
         index = self.set.first[chosen][:, None] + place
-        images = self.images[torch.from_numpy(index).to(self.images.device)].to(self.device).float().div_(255)
-        images = self.turn(images, quarters.ravel())
+        random = None
         if self.augment and split == "train":
-            random = augmentation(seed, first, count, ways * each).to(self.device)
-            images = augmented(images.flatten(0, 1), random.flatten(0, 1), self.augment).view_as(images)
-        images = self.normalised(images).unflatten(0, (count, ways))  # [count, ways, each, channels, height, width]
+            random = augmentation(seed, first, count, ways * each).view(count * ways, each, -1)
+        images = self.inputs(index, quarters.ravel(), random)
+        images = images.unflatten(0, (count, ways))  # [count, ways, each, channels, height, width]
         support, query = images.split([shape.shots, shape.queries], dim=2)
         label = torch.arange(ways, device=images.device).expand(count, ways)
         return Task(
@@ -126,6 +130,18 @@ class ImageSource:
         )
         return classes[number // self.turns], number % self.turns
 
+    def inputs(self, index: np.ndarray, quarters: np.ndarray, random: Tensor | None) -> Tensor:
+        """Images of number index [rows, each] as the network is given them: [rows, each, channels, height, width].
+
+        Those of a row are turned by its number of quarter circles; random [rows, each, CHANGES] is what changes them.
+        """
+        images = self.images[torch.from_numpy(index).to(self.images.device)].to(self.device).float().div_(255)
+        images = self.turn(images, quarters)
+        if random is not None:
+            changes = random.to(self.device).flatten(0, 1)
+            images = augmented(images.flatten(0, 1), changes, self.augment).view_as(images)
+        return self.normalised(images)
+
     def normalised(self, images: Tensor) -> Tensor:
         """What the network is given, of images in [0, 1]: [..., channels, height, width]."""
         return (images - self.mean) / self.deviation if self.normalise else images
@@ -136,7 +152,7 @@ class ImageSource:
         return images.mul(255).round().clamp(0, 255).byte()
 
     def turn(self, images: Tensor, quarters: np.ndarray) -> Tensor:
-        """Each class's images [classes, each, channels, height, width] turned by its number of quarter circles."""
+        """Each row's images [rows, each, channels, height, width] turned by its number of quarter circles."""
         for quarter in range(1, self.turns):
             rows = torch.from_numpy(np.flatnonzero(quarters == quarter)).to(images.device)
             images[rows] = torch.rot90(images[rows], quarter, (-2, -1))

@@ -172,6 +172,11 @@ def layers(model: nn.Module, theta: Tensors) -> list[Layer]:
     return found
 
 
+def head(model: nn.Module, method: str) -> Layer:
+    """The last convolution or linear layer. Raises UserError where there is none."""
+    return require_layers(layers(model, dict(model.named_parameters())), method)[-1]
+
+
 def require_choice(option: str, value: str, choices: Iterable[str]) -> None:
     """Raises UserError where the option has another value."""
     if value not in choices:
