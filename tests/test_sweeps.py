@@ -42,8 +42,8 @@ def results(folder: str = "sweep") -> list[dict[str, Any]]:
     return [json.loads(path.read_text()) for path in jobs]
 
 
-def hydra_node(direction: str | None, sweeper: str = "optuna", launcher: str = "basic", **keys: Any) -> Any:
-    choices = {"hydra/sweeper": sweeper, "hydra/launcher": launcher}
+def hydra_node(direction: str | None, launcher: str = "basic", **keys: int) -> Any:
+    choices = {"hydra/sweeper": "optuna", "hydra/launcher": launcher}
     return OmegaConf.create({"sweeper": {"direction": direction}, "launcher": keys, "runtime": {"choices": choices}})
 
 
@@ -94,7 +94,7 @@ def test_a_job_takes_its_share_of_the_machine(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    sweeps.take_share(hydra_node(None, launcher=launcher, **keys))
+    sweeps.take_share(hydra_node(None, launcher, **keys))
     assert os.environ.get("OMP_NUM_THREADS") == threads
 
 
