@@ -1,109 +1,96 @@
-"""What a sweep tells: a line when a job ends, and its table when all have."""
+"""What a sweep's jobs need besides their settings, whichever sweeper and launcher of Hydra starts them."""
 
 from __future__ import annotations
 
-import json
 import os
-import time
-from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn, JobStatus
-from hydra.errors import HydraException
-from hydra.experimental.callback import Callback
+from hydra.core.singleton import Singleton
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import whole_files
-from metarun.errors import nearby, pasteable
-from metarun.report import found, text
-from metarun.report.contents import contents
-from metarun.report.words import duration, number, plus_minus
-from metarun.run_files import RESULT
+from metarun.errors import UserError
+from metarun.groups import Sinusoid
+from metarun.typed import typed_in
 
-REPORT = "report.md"
-swept: list[DictConfig] = []  # Hydra's config of the sweep that this command is
+WANTED = {"accuracy": ("maximize", "higher"), "mse": ("minimize", "lower")}  # direction of the validation metric
+ALL_AT_ONCE = "submitit_local"  # a launcher that starts every job of a sweep together
 
 
-class Progress(Callback):
-    """`hydra.callbacks.progress`: Hydra calls it when a sweep begins and around each job."""
+class Brought(metaclass=Singleton):
+    """Choices of groups that a checkpoint brings, put before what is typed.
+
+    Hydra's launchers hand the instances of its singletons to the processes of their jobs.
+    """
 
     def __init__(self) -> None:
-        self.jobs: int | None = None  # of the sweep, None where the sweeper alone knows
-        self.ended = 0
-        self.seconds: list[float] = []  # of the jobs that had work to do
-        self.began = 0.0  # the present job, by the clock of files
-        self.process = os.getpid()
-
-    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self.jobs = job_count(config)
-        swept[:] = [config]
-
-    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
-        self.began = time.time()
-
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
-        if config.hydra.mode.name != "MULTIRUN":
-            return
-        now = time.time()
-        folder = Path(config.hydra.runtime.output_dir)
-        here = os.getpid() == self.process  # else a launcher's process, which knows of one job alone
-        self.ended += 1
-        result = folder / RESULT
-        if job_return.status == JobStatus.COMPLETED and result.exists() and result.stat().st_mtime >= self.began:
-            self.seconds.append(now - self.began)
-        which = f"{self.ended} of {self.jobs}" if here and self.jobs else f"number {config.hydra.job.num}"
-        came_to = "failed" if job_return.status == JobStatus.FAILED else f"done{outcome(result)}"
-        print(f"job {which} {came_to}{self.left() if here else ''}", flush=True)
-
-    def left(self) -> str:
-        """How long the jobs to come take, if they take as long as those before."""
-        if not self.jobs or not self.seconds or self.ended >= self.jobs:
-            return ""
-        return f", about {duration((self.jobs - self.ended) * sum(self.seconds) / len(self.seconds))} left"
+        self.choices: list[str] = []
 
 
-def job_count(config: DictConfig) -> int | None:
-    """How many jobs the sweep has, as far as what was typed tells: Hydra's own sweeper, or a number of trials."""
-    sweeper = config.hydra.sweeper
-    if not str(sweeper.get("_target_", "")).endswith(".BasicSweeper"):
-        return sweeper.get("n_trials")
-    typed = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
-    assert isinstance(typed, list)
-    params = [f"{name}={value}" for name, value in (sweeper.get("params") or {}).items()]
-    try:
-        overrides = OverridesParser.create().parse_overrides([*params, *map(str, typed)])
-        return sum(map(len, BasicSweeper.split_arguments(overrides, None)))
-    except HydraException:  # which the sweeper tells
-        return None
+def check_sweep(config: DictConfig) -> None:
+    """`check_sweeper` before any job begins, as far as the jobs are alike."""
+    overrides = OverridesParser.create().parse_overrides(typed_in(config.hydra))
+    swept = {override.key_or_group for override in overrides if override.is_sweep_override()}
+    dataset = None if swept & {"dataset", "experiment"} else OmegaConf.select(config, "dataset.name")
+    check_sweeper(config.hydra, dataset, None if "mode" in swept else config.mode)
 
 
-def outcome(result: Path) -> str:
-    """What a finished job came to; nothing after one that tests nothing."""
-    if not result.is_file():
-        return ""
-    content = json.loads(result.read_text(encoding="utf-8"))
-    metric = content["metric"]
-    unit = " %" if metric == "accuracy" else ""
-    return f": {metric} {number(metric, content['mean'])} {plus_minus(metric, content['ci95'])}{unit}"
+def check_sweeper(hydra: Any, dataset: str | None, mode: str | None) -> None:
+    """Refuse a sweeper that would search for the worst value, or for one that there is not.
 
-
-def tell_table() -> None:
-    """The table of the sweep that this command was, if it was one, on the terminal and as report.md in its folder.
+    A training run returns its best validation metric, never the test's. None: not the same for all jobs.
 
     Raises:
-        UserError, RunFailure, OSError: the folder cannot be read or written.
+        UserError: the direction is not the metric's, or the mode has no validation.
     """
-    if not swept:
+    direction = OmegaConf.select(hydra, "sweeper.direction")
+    if direction is None:  # a sweeper that takes no notice of what jobs return
         return
-    folder = Path(str(swept.pop().hydra.sweep.dir))
-    places = found.search(folder) if folder.is_dir() else ()
-    read = found.read(list(places))
-    if not read.runs:
+    if mode not in (None, "train"):
+        raise UserError(
+            f"mode={mode}: hydra/sweeper={choice(hydra, 'sweeper')} searches by the validation metric, which only "
+            "mode=train has; leave the sweeper out"
+        )
+    if dataset is None:
         return
-    table = contents(read)
-    whole_files.write(folder / REPORT, text.markdown(table))
-    place = nearby(folder.resolve())
-    print(f"\n{text.plain(table)}\n")
-    print(f"the table is in {place / REPORT}; with plots: metarun mode=report {pasteable('runs', place)}", flush=True)
+    metric = "mse" if dataset == Sinusoid.name else "accuracy"
+    wanted, better = WANTED[metric]
+    found = str(getattr(direction, "name", direction)).replace(" ", "")
+    if found != wanted:
+        raise UserError(
+            f"hydra.sweeper.direction={found}: a job on dataset={dataset} returns its best validation {metric}, "
+            f"the {better} the better; give hydra.sweeper.direction={wanted}"
+        )
+
+
+def choice(hydra: Any, group: str) -> str | None:
+    """Which launcher or sweeper is chosen."""
+    return hydra.runtime.choices.get(f"hydra/{group}")
+
+
+def take_share(hydra: Any) -> None:
+    """Tell torch, before it is imported, how many of the machine's cores are this job's, where nobody has.
+
+    joblib and Ray set OMP_NUM_THREADS for their jobs. Those of submitit's local executor run all at once and take
+    hydra.launcher.cpus_per_task each, or one; a job of SLURM takes the cores that it was given.
+    """
+    cores = os.environ.get("SLURM_CPUS_PER_TASK")
+    if choice(hydra, "launcher") == ALL_AT_ONCE:
+        cores = OmegaConf.select(hydra, "launcher.cpus_per_task") or 1
+    if cores:
+        os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+
+
+def leave_word(error: Exception, job: str) -> None:
+    """Note in an error which job it ended, and whether that was told where a person sees it: submitit's write files."""
+    error.__dict__.update(metarun_job=job, metarun_told="SUBMITIT_EXECUTOR" not in os.environ)
+
+
+def was_told(error: Exception) -> bool:
+    return bool(error.__dict__.get("metarun_told"))
+
+
+def of_job(error: Exception) -> str:
+    """`job 3 (seed=3): ` where the error ended a sweep's job."""
+    job = error.__dict__.get("metarun_job")
+    return f"{job}: " if job else ""

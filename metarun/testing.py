@@ -1,4 +1,4 @@
-"""The final test: the test tasks with the best parameters and with untrained ones, and what a run folder tells of it."""
+"""The final test: the test tasks with the best parameters and with untrained ones, and what is left of it."""
 
 from __future__ import annotations
 

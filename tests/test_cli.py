@@ -81,14 +81,6 @@ def test_a_data_set_composes_with_another_backbone(dataset: str, backbone: str) 
     assert isinstance(chosen.backbone, GROUPS["backbone"][backbone.partition("_")[0]])
 
 
-@pytest.mark.parametrize("experiment", choices("experiment"))
-def test_experiments_compose_and_explain_themselves(experiment: str) -> None:
-    composed(f"experiment={experiment}")
-    header = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
-    for word in ("Paper:", "Expected:", f"metarun experiment={experiment}", "Departures:"):
-        assert word in header
-
-
 def test_every_choice_of_the_schema_is_shipped_and_opens_with_what_it_is() -> None:
     for group, nodes in GROUPS.items():
         assert set(nodes) <= set(choices(group))

@@ -1,4 +1,6 @@
-"""Real commands from beginning to end: every shipped config, every command of the README, the installed wheel."""
+"""Real commands from beginning to end: every shipped config but most experiments, every command of the README, the
+installed wheel.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +60,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 SMALLEST = "backbone.network=shufflenet_v2_x0_5"
 NARROW = {"resnet12": ["backbone.filters=[4,4,8,8]", "meta_batch=1"], "torchvision": [SMALLEST, "meta_batch=1"]}
+EXPERIMENTS = ["maml_omniglot_5way_1shot", "maml_sinusoid", "msgd_sinusoid_5shot"]  # the others take long
 SMALL = ("cifar_fs", "fc100", "miniimagenet", "tieredimagenet", "cub", "folder")  # that tests have in miniature
 
 
@@ -68,7 +71,8 @@ def needs_data(words: str) -> None:
 
 @pytest.mark.parametrize(
     "typed",
-    [f"{group}={name}" for group in ("dataset", "backbone", "method", "experiment") for name in choices(group)],
+    [f"{group}={name}" for group in ("dataset", "backbone", "method") for name in choices(group)]
+    + [f"experiment={name}" for name in EXPERIMENTS],
 )
 def test_every_shipped_config_runs(typed: str, cache: Path, small: Path) -> None:
     needs_data(typed)
@@ -199,8 +203,8 @@ def test_the_readme_lists_every_key_and_choice() -> None:
     names += [
         name for group, nodes in GROUPS.items() for node in nodes.values() for name, _, _ in keys(node, f"{group}.")
     ]
-    names += [name for group in ("dataset", "backbone", "method", "experiment") for name in choices(group)]
-    assert [name for name in names if f"`{name}`" not in text] == []
+    names += [name for group in ("dataset", "backbone", "method") for name in choices(group)]
+    assert [name for name in names if f"`{name}`" not in text] == []  # test_experiments looks for those
 
 
 def test_a_sweep_that_is_started_again_skips_what_is_finished(capsys) -> None:
