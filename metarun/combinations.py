@@ -53,7 +53,7 @@ def check(settings: Settings) -> None:
     Raises:
         UserError: names the keys, what was found and what to do.
     """
-    faults = (of_order, of_method, of_network, of_data_set, of_engine)
+    faults = (of_order, of_multi_step_loss, of_method, of_network, of_data_set, of_engine)
     for fault in chain.from_iterable(look(settings) for look in faults):
         raise UserError(fault)
 
@@ -71,6 +71,20 @@ def of_order(s: Settings) -> Iterator[str]:
             f"first_order_steps={s.first_order_steps}: second order would never begin in iterations={s.iterations}; "
             "give fewer, or use_second_order=false"
         )
+
+
+def of_multi_step_loss(s: Settings) -> Iterator[str]:
+    if s.multi_step_loss == 0 or s.mode != "train":
+        return
+    given = f"multi_step_loss={s.multi_step_loss}"
+    if s.inner_loop < 2:
+        yield f"{given}: weighs the losses after each inner step, and inner_loop={s.inner_loop} has one at most; " + (
+            "give more steps, or leave it out"
+        )
+    if isinstance(s.method, Warpgrad) and s.method.objective == "trajectory":
+        yield f"{given}: method.objective=trajectory has no query loss of the initialisation to weigh; leave it out"
+    if s.engine.segment is not None:
+        yield f"engine.segment={s.engine.segment}: {given} judges every theta, so that each is kept; leave it out"
 
 
 def of_method(s: Settings) -> Iterator[str]:

@@ -107,6 +107,7 @@ class OneTask:
     def __init__(self, learner: MetaLearner, task: Task, noise: Tensor, gradient: Gradient) -> None:
         self.learner, self.task, self.noise, self.gradient = learner, task, noise, gradient
         self.inner_loop = learner.inner_loop
+        self.loss_weights: Tensor | None = None  # of a multi-step loss, one for each inner step
         self.fixed: Any = None  # by the method's begin, for this task
         self.measures: Measures = {}  # of the query loss that was asked for last
 
@@ -155,6 +156,17 @@ class OneTask:
         """theta_K alone."""
         return self.adapt(parameters)[-1]
 
+    def adapted_loss(self, parameters: Parameters) -> Tensor:
+        """The query loss of theta_K, or the multi-step loss."""
+        if self.loss_weights is None:
+            return self.query_loss(self.adapted(parameters), parameters.phi)
+        return self.multi_step_loss(self.adapt(parameters), parameters.phi)
+
+    def multi_step_loss(self, trajectory: list[Tensors], phi: Tensors) -> Tensor:
+        """The weighted query losses of theta_1 .. theta_K; what is measured is that of theta_K."""
+        assert self.loss_weights is not None
+        return self.loss_weights @ torch.stack([self.query_loss(theta, phi) for theta in trajectory[1:]])
+
     def query_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
         loss, self.measures = evaluate_objective(
             self.learner, self.learner.outer_objective, theta, phi, self.task.query_data, self.task.query_target
@@ -166,10 +178,17 @@ Kind = Callable[[MetaLearner, Task, Tensor, Gradient], OneTask]
 
 
 def task_loss(
-    kind: Kind, learner: MetaLearner, gradient: Gradient, parameters: Parameters, task: Task, noise: Tensor
+    kind: Kind,
+    learner: MetaLearner,
+    gradient: Gradient,
+    parameters: Parameters,
+    task: Task,
+    noise: Tensor,
+    loss_weights: Tensor | None = None,
 ) -> tuple[Tensor, Measures]:
     """The loss that a task contributes to the meta-objective, and what was measured on its query set."""
     one = kind(learner, task, noise, gradient)
+    one.loss_weights = loss_weights
     return learner.method.meta_objective(parameters, one), one.measures
 
 
@@ -183,15 +202,17 @@ def meta_gradient(
     noise: Tensor,
     vectorised: bool,
     kind: Kind = OneTask,
+    loss_weights: Tensor | None = None,
 ) -> tuple[Parameters, Tensor, Measures]:
     """Mean gradient over a meta-batch, with each task's loss [tasks] and measures [tasks].
 
     noise: [tasks, method.noise(inner_loop)], uniform in [0, 1).
     kind: of a task, which says what is kept of its inner loop: `OneTask` unrolls it, `mixed.MixedTask` keeps little.
+    loss_weights: [inner_loop], of a multi-step loss.
     """
     parameters = tree_map(torch.detach, parameters)
     if vectorised:
-        one_task = partial(task_loss, kind, learner, functional_gradient)
+        one_task = partial(task_loss, kind, learner, functional_gradient, loss_weights=loss_weights)
         one_gradient = torch.func.grad_and_value(one_task, has_aux=True)
         gradients, (losses, measures) = vmap(one_gradient, in_dims=(None, 0, 0))(parameters, tasks, noise)
         return tree_map(lambda tensor: tensor.mean(0), gradients), losses, measures
@@ -200,7 +221,7 @@ def meta_gradient(
     leaves = tree_map(lambda tensor: tensor.requires_grad_(), parameters)
     judged = []
     for task, own_noise in zip(one_by_one(tasks), noise, strict=True):
-        loss, measures = task_loss(kind, learner, tape_gradient, leaves, task, own_noise)
+        loss, measures = task_loss(kind, learner, tape_gradient, leaves, task, own_noise, loss_weights)
         require_dependence(loss, learner.outer_objective)
         accumulate_gradient(loss, leaves, total)
         judged.append((loss.detach(), measures))

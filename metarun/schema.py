@@ -69,6 +69,9 @@ class Settings:
     inner_learning_rate: float = key(0.01, "step size of the inner loop", least=0)
     use_second_order: bool = key(True, "differentiate through the inner steps; false: first-order")
     first_order_steps: int = key(0, "outer steps in first order before second order begins, as L2F's code has", least=0)
+    multi_step_loss: int = key(
+        0, "outer steps in which the query loss after each inner step counts, the last one's more and more", least=0
+    )
     batch_norm: str = key("transductive", "statistics of batch norm: each batch's own", choices=("transductive",))
 
     meta_batch: int = key(4, "tasks of one outer step", least=1, most=10**5)

@@ -62,9 +62,10 @@ class Team:
             "python": platform.python_version(),
         }
 
-    def compiles(self, second_order: bool) -> bool:
-        """Whether the next meta-batch of that order is compiled first."""
-        return self.work.compiled is not None and self.work.compiled.compiles(second_order)
+    def compiles(self, step: int, second_order: bool) -> bool:
+        """Whether the meta-batch of that step and order is compiled first."""
+        multi_step = self.work.loss_weights(step) is not None
+        return self.work.compiled is not None and self.work.compiled.compiles(second_order, multi_step)
 
     # --- the leader's side ---
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun import checkpoint
+from metarun import checkpoint, multi_step
 from metarun.backbones import BACKBONES
 from metarun.compiled import CompiledGradient
 from metarun.data import Places, Shape, Source, load, noise
@@ -85,10 +85,16 @@ class Work:
     def meta_gradient(self, first: int, count: int, second_order: bool) -> tuple[Parameters, Tensor, Measures]:
         """Mean over training tasks first .. first + count - 1, with each task's loss [count] and measures [count]."""
         tasks, own = self.tasks(first, count)
+        weights = self.loss_weights(first // self.settings.meta_batch)
         if self.compiled is not None:
-            return self.compiled(second_order, self.parameters, tasks, own)
+            return self.compiled(second_order, self.parameters, tasks, own, weights)
         learner = dataclasses.replace(self.learner, use_second_order=second_order)
-        return meta_gradient(learner, self.parameters, tasks, own, self.vectorised, self.kind)
+        return meta_gradient(learner, self.parameters, tasks, own, self.vectorised, self.kind, weights)
+
+    def loss_weights(self, step: int) -> Tensor | None:
+        """Of the multi-step loss at that outer step, [inner_loop]; None where the last inner step alone counts."""
+        weights = multi_step.loss_weights(self.settings.inner_loop, self.settings.multi_step_loss, step)
+        return None if weights is None else torch.tensor(weights, device=self.device)
 
     def judge(self, split: str, first: int, count: int) -> Tensor:
         """Loss and metric of tasks first .. first + count - 1 after each inner step, [2, count, steps + 1]."""

@@ -95,6 +95,7 @@ VALUES = [
     Mistake("eval.every=0", ("eval.every=0", "1 or more")),
     Mistake("save.keep=0", ("save.keep=0", "1 or more")),
     Mistake("device=gpu", ("device=gpu", "auto, cpu, cuda or cuda:N")),
+    Mistake("multi_step_loss=true", ("multi_step_loss=true", "whole number")),
     Mistake("use_second_order=maybe", ("use_second_order=maybe", "true or false")),
     Mistake("backbone.filters=abc", ("backbone.filters=abc", "whole number")),
     Mistake("backbone.filters=0", ("backbone.filters=0", "1 or more")),
@@ -121,6 +122,15 @@ TOGETHER = [
     Mistake("method=fomaml use_second_order=true", ("use_second_order=true", "method=maml")),
     Mistake("use_second_order=false first_order_steps=10", ("first_order_steps=10", "use_second_order=false")),
     Mistake("first_order_steps=600", ("first_order_steps=600", "iterations=600")),
+    Mistake("multi_step_loss=300", ("multi_step_loss=300", "inner_loop=1")),
+    Mistake(
+        "method=warpgrad method.objective=trajectory inner_loop=5 multi_step_loss=300",
+        ("multi_step_loss=300", "method.objective=trajectory"),
+    ),
+    Mistake(
+        "inner_loop=5 multi_step_loss=300 engine.meta_gradient=mixed engine.segment=2",
+        ("engine.segment=2", "multi_step_loss=300"),
+    ),
     Mistake("method=msgd inner_loop=0", ("inner_loop=0", "method=msgd")),
     Mistake("method=mtnet inner_loop=0", ("inner_loop=0", "method=mtnet")),
     Mistake("method=warpgrad inner_loop=0", ("inner_loop=0", "method=warpgrad")),
