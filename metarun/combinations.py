@@ -53,7 +53,7 @@ def check(settings: Settings) -> None:
     Raises:
         UserError: names the keys, what was found and what to do.
     """
-    faults = (of_order, of_multi_step_loss, of_method, of_network, of_data_set, of_engine)
+    faults = (of_order, of_multi_step_loss, of_rates, of_method, of_network, of_data_set, of_engine)
     for fault in chain.from_iterable(look(settings) for look in faults):
         raise UserError(fault)
 
@@ -85,6 +85,18 @@ def of_multi_step_loss(s: Settings) -> Iterator[str]:
         yield f"{given}: method.objective=trajectory has no query loss of the initialisation to weigh; leave it out"
     if s.engine.segment is not None:
         yield f"engine.segment={s.engine.segment}: {given} judges every theta, so that each is kept; leave it out"
+
+
+def of_rates(s: Settings) -> Iterator[str]:
+    if s.learn_lr is None:
+        return
+    given = f"learn_lr={s.learn_lr}"
+    if isinstance(s.method, Msgd):
+        yield f"{given}: method=msgd learns rates by itself, by method.alpha; leave it out, or give method=maml"
+    if s.inner_loop == 0 and s.mode == "train":
+        yield f"inner_loop=0: {given} learns the sizes of inner steps, and would take none; give one or more"
+    if isinstance(s.method, Warpgrad) and s.method.approximate:
+        yield f"{given}: no gradient reaches the rates with method.approximate=true; leave out one of the two"
 
 
 def of_method(s: Settings) -> Iterator[str]:

@@ -139,7 +139,8 @@ def title(work: Work, shape: Shape) -> str:
     task = f"{shape.ways}-way {shape.shots}-shot" if work.source.metric == "accuracy" else f"{shape.shots}-shot"
     order = "" if s.use_second_order else "first-order "
     norm = "" if work.batch_norm == "none" else f", {work.batch_norm} batch norm"
-    return f"{order}{s.method.name} on {s.dataset.name}, {task}, {s.backbone.name}{norm}"
+    rates = f" with learned rates ({s.learn_lr})" if s.learn_lr else ""
+    return f"{order}{s.method.name}{rates} on {s.dataset.name}, {task}, {s.backbone.name}{norm}"
 
 
 def result(
@@ -159,7 +160,9 @@ def result(
         "class_split": work.source.class_split,
         "inner_loop": work.eval_inner_loop,
         "inner_learning_rate": s.inner_learning_rate,
+        "learn_lr": s.learn_lr,
         "use_second_order": s.use_second_order,
+        "multi_step_loss": s.multi_step_loss,
         "metric": tested.metric,
         **tested.summary(),
         "untrained": untrained.summary(),

@@ -67,6 +67,11 @@ class Settings:
     queries: int = key(15, "query images a class; points of a curve", least=1, most=10**5)
     inner_loop: int = key(5, "inner steps", least=0, most=10**4)
     inner_learning_rate: float = key(0.01, "step size of the inner loop", least=0)
+    learn_lr: str | None = key(
+        None,
+        "learned inner rates beside any method: for each of these; null: inner_learning_rate",
+        choices=("element", "tensor", "tensor_step", "scalar"),
+    )
     use_second_order: bool = key(True, "differentiate through the inner steps; false: first-order")
     first_order_steps: int = key(0, "outer steps in first order before second order begins, as L2F's code has", least=0)
     multi_step_loss: int = key(

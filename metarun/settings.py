@@ -139,7 +139,7 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
 
     path = Path(place).expanduser()
     settings = rebuild(saved_config(checkpoint.newest(path) if now.resume else path), asked)
-    iterations = settings.iterations
+    iterations, trained = settings.iterations, settings.inner_loop
     for name in PRESENT:
         setattr(settings, name, getattr(now, name))
     for name in typed:
@@ -147,6 +147,7 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
             refuse_change(name, now, settings, asked)
         take(name, now, settings, asked)
     follow(settings, typed)
+    keep_trained_steps(settings, trained)
     if now.resume and settings.iterations != iterations and settings.outer_schedule == "cosine":
         raise UserError(f"{asked}: iterations={settings.iterations} would bend outer_schedule=cosine of {iterations}")
     check(settings)
@@ -190,6 +191,14 @@ def follow(settings: Settings, typed: Sequence[str]) -> None:
     for name in ("shots", "queries", "inner_loop"):
         if name in typed and f"eval.{name}" not in typed:
             setattr(settings.eval, name, None)
+
+
+def keep_trained_steps(settings: Settings, trained: int) -> None:
+    """Another inner loop than that in training is one of the evaluation, where something was learned for each step."""
+    if settings.learn_lr == "tensor_step" and settings.inner_loop != trained:
+        if settings.eval.inner_loop is None:
+            settings.eval.inner_loop = settings.inner_loop
+        settings.inner_loop = trained
 
 
 def refuse_change(name: str, now: Settings, saved: Settings, asked: str) -> None:

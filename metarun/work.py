@@ -20,7 +20,7 @@ from metarun.engine import channels_last, choose_device, choose_tasks, choose_th
 from metarun.errors import UserError
 from metarun.evaluation import TASKS_AT_ONCE, evaluation_tasks
 from metarun.meta import Kind, Measures, MetaLearner, OneTask, evaluate_tasks, meta_gradient
-from metarun.methods import METHODS, Parameters
+from metarun.methods import Parameters, prepare
 from metarun.mixed import MixedTask
 from metarun.objective import classification, regression
 from metarun.schema import Settings
@@ -158,7 +158,8 @@ def build_learner(settings: Settings, source: Source, device: torch.device) -> M
         torch.manual_seed(settings.seed)
         model = build_model(settings, source).to(device)
         chosen = options(settings.method)
-        method = METHODS[chosen.pop("name")](model, settings.inner_learning_rate, **chosen)
+        rate, steps = settings.inner_learning_rate, settings.inner_loop
+        method = prepare(chosen.pop("name"), model, rate, settings.learn_lr, steps, **chosen)
     objective = OBJECTIVES[source.metric]
     return MetaLearner(model, method, objective, objective, settings.inner_loop, settings.use_second_order)
 

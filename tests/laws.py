@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from metarun import meta
 from metarun.meta import MetaLearner, OneTask, evaluate_objective, one_by_one, tape_gradient
-from metarun.methods import METHODS, Method, Parameters, Tensors, compose
+from metarun.methods import METHODS, Method, Parameters, Tensors, compose, prepare
 from metarun.norm import Norm
 from metarun.objective import regression
 from metarun.task import Task
@@ -187,6 +187,10 @@ class Case:
 
 def method_case(method: str, order: bool = True, objective: str = "query", **options: Any) -> Case:
     return Case(lambda model, rate: METHODS[method](model, rate, **options), order, objective)
+
+
+def rates_case(method: str, learn_lr: str, steps: int, objective: str = "query", **options: Any) -> Case:
+    return Case(lambda model, rate: prepare(method, model, rate, learn_lr, steps, **options), True, objective)
 
 
 def switches_case(objective: str = "query", **switches: Any) -> Case:
