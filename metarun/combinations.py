@@ -53,7 +53,7 @@ def check(settings: Settings) -> None:
     Raises:
         UserError: names the keys, what was found and what to do.
     """
-    faults = (of_order, of_multi_step_loss, of_rates, of_method, of_network, of_data_set, of_engine)
+    faults = (of_order, of_multi_step_loss, of_rates, of_method, of_network, of_batch_norm, of_data_set, of_engine)
     for fault in chain.from_iterable(look(settings) for look in faults):
         raise UserError(fault)
 
@@ -166,6 +166,27 @@ def of_network(s: Settings) -> Iterator[str]:
                 f"dataset.size={size}: backbone.norm=instance would make 0 of the single pixel that is left of a "
                 f"picture; give more than {HALVED}, or another norm"
             )
+
+
+def has_batch_norm(s: Settings) -> bool:
+    return getattr(s.backbone, "norm", "") == "batch" or (isinstance(s.method, Warpgrad) and s.method.norm)
+
+
+def of_batch_norm(s: Settings) -> Iterator[str]:
+    given = f"batch_norm={s.batch_norm}"
+    if s.batch_norm != "transductive" and not has_batch_norm(s):
+        norm = getattr(s.backbone, "norm", None)
+        what = f"backbone.norm={norm}" if norm else f"backbone={getattr(s.backbone, 'name', None)}"
+        yield f"{given}: {what} has no batch norm; leave it out"
+    if s.batch_norm != "per_step":
+        return
+    if s.inner_loop == 0 and s.mode == "train":
+        yield f"inner_loop=0: {given} has an affine for each inner step, and there would be none; give one or more"
+    if isinstance(s.method, (Boil, Warpgrad)):
+        yield (
+            f"{given}: method={s.method.name} adapts the affine of norms, and one for each step would be used once, "
+            "before it can adapt; give batch_norm=support, or another method"
+        )
 
 
 def of_data_set(s: Settings) -> Iterator[str]:

@@ -12,71 +12,27 @@ tape, which on a CPU takes three quarters of the time that torch.func takes for 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch import Tensor
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from metarun.errors import UserError
-from metarun.methods import Method, Parameters, Tensors
-from metarun.norm import batch_statistics
-from metarun.objective import Objective, State
+from metarun.forward import (
+    Measures,
+    MetaLearner,
+    evaluate_objective,
+    query_weights,
+    require_dependence,
+    support_weights,
+)
+from metarun.methods import Parameters, Tensors
 from metarun.task import Task
 
 Loss = Callable[[Tensors], Tensor]  # of theta, on one side of a task
-Measures = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class MetaLearner:
-    """All that stays fixed while the parameters are learned."""
-
-    model: nn.Module
-    method: Method
-    inner_objective: Objective
-    outer_objective: Objective
-    inner_loop: int = 5
-    use_second_order: bool = True
-
-
-def run_model(learner: MetaLearner, theta: Tensors, phi: Tensors, data: Any) -> Any:
-    """The network's output on `data` with the weights that the method makes of theta and phi."""
-    with batch_statistics(learner.model):
-        return functional_call(learner.model, learner.method.weights(theta, phi), (data,))
-
-
-def evaluate_objective(
-    learner: MetaLearner, objective: Objective, theta: Tensors, phi: Tensors, data: Any, target: Any
-) -> tuple[Tensor, Measures]:
-    """The objective's loss (a scalar) and what it measured, at theta."""
-    names = tuple(theta)
-
-    def model(data: Any, updated_weights: list[Tensor]) -> Any:
-        return run_model(learner, dict(zip(names, updated_weights, strict=True)), phi, data)
-
-    state = State(data, target, model, list(theta.values()))
-    loss = objective(state)
-    if not isinstance(loss, Tensor) or loss.dim() != 0:
-        found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise UserError(f"{name_of(objective)}: an objective must return a scalar tensor, this one returned {found}")
-    return loss, state.measures
-
-
-def name_of(objective: Objective) -> str:
-    return getattr(objective, "__name__", type(objective).__name__)
-
-
-def require_dependence(loss: Tensor, objective: Objective) -> None:
-    """Raises UserError where the loss, which the tape has recorded, does not depend on the weights."""
-    if not loss.requires_grad:
-        raise UserError(
-            f"{name_of(objective)}: does not depend on the weights; "
-            "run the network as state.model(state.data, state.updated_weights)"
-        )
 
 
 # --- the gradient of a support loss, on torch.func or on the tape ------------------------------------------
@@ -111,25 +67,29 @@ class OneTask:
         self.fixed: Any = None  # by the method's begin, for this task
         self.measures: Measures = {}  # of the query loss that was asked for last
 
-    def support_gradient(self, theta: Tensors, phi: Tensors, graph: bool) -> Tensors:
-        """Of the inner objective; without a graph, nothing flows back through it to theta or phi."""
+    def support_gradient(self, theta: Tensors, phi: Tensors, graph: bool, taken: int = 0) -> Tensors:
+        """Of the inner objective, after `taken` steps; without a graph, nothing flows back to theta or phi."""
         if not graph:
             theta, phi = tree_map(torch.detach, (theta, phi))
 
         def loss(theta: Tensors) -> Tensor:
-            found = self.support_loss(theta, phi)
+            found = self.support_loss(theta, phi, taken)
             if self.gradient is tape_gradient:
                 require_dependence(found, self.learner.inner_objective)
             return found
 
         return self.gradient(loss, theta, graph)
 
-    def support_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
+    def support_loss(self, theta: Tensors, phi: Tensors, taken: int = 0) -> Tensor:
         learner, data, target = self.learner, self.task.support_data, self.task.support_target
-        return evaluate_objective(learner, learner.inner_objective, theta, phi, data, target)[0]
+
+        def weights(theta: Tensors) -> Tensors:
+            return support_weights(learner, theta, phi, taken)
+
+        return evaluate_objective(learner, learner.inner_objective, theta, weights, data, target)[0]
 
     def step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
-        gradient = self.support_gradient(theta, phi, self.learner.use_second_order)
+        gradient = self.support_gradient(theta, phi, self.learner.use_second_order, number)
         return self.learner.method.update(theta, gradient, phi, self.fixed, number)
 
     def begin(self, parameters: Parameters) -> Tensors:
@@ -165,12 +125,19 @@ class OneTask:
     def multi_step_loss(self, trajectory: list[Tensors], phi: Tensors) -> Tensor:
         """The weighted query losses of theta_1 .. theta_K; what is measured is that of theta_K."""
         assert self.loss_weights is not None
-        return self.loss_weights @ torch.stack([self.query_loss(theta, phi) for theta in trajectory[1:]])
+        losses = [self.query_loss(theta, phi, taken) for taken, theta in enumerate(trajectory[1:], 1)]
+        return self.loss_weights @ torch.stack(losses)
 
-    def query_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
-        loss, self.measures = evaluate_objective(
-            self.learner, self.learner.outer_objective, theta, phi, self.task.query_data, self.task.query_target
-        )
+    def query_loss(self, theta: Tensors, phi: Tensors, taken: int | None = None) -> Tensor:
+        """Of the outer objective, at theta after `taken` inner steps; None: after all."""
+        learner, task = self.learner, self.task
+        steps = self.inner_loop if taken is None else taken
+
+        def weights(theta: Tensors) -> Tensors:
+            return query_weights(learner, theta, phi, task.support_data, steps)
+
+        data, target = task.query_data, task.query_target
+        loss, self.measures = evaluate_objective(learner, learner.outer_objective, theta, weights, data, target)
         return loss
 
 
@@ -260,8 +227,14 @@ def evaluate_tasks(
 
     def one_task(task: Task, noise: Tensor) -> tuple[Tensor, Measures]:
         one = OneTask(learner, task, noise, gradient)
-        return stack([(one.query_loss(theta, parameters.phi), one.measures) for theta in one.adapt(parameters)])
+        trajectory = enumerate(one.adapt(parameters))
+        return stack([(one.query_loss(theta, parameters.phi, taken), one.measures) for taken, theta in trajectory])
 
+    return map_tasks(one_task, tasks, noise, vectorised)
+
+
+def map_tasks(one_task: Callable[[Task, Tensor], Any], tasks: Task, noise: Tensor, vectorised: bool) -> Any:
+    """What a function finds for each task, a tree of tensors, with a leading axis of tasks; keeps no graph."""
     with torch.no_grad():
         if vectorised:
             return vmap(one_task)(tasks, noise)

@@ -77,7 +77,12 @@ class Settings:
     multi_step_loss: int = key(
         0, "outer steps in which the query loss after each inner step counts, the last one's more and more", least=0
     )
-    batch_norm: str = key("transductive", "statistics of batch norm: each batch's own", choices=("transductive",))
+    batch_norm: str = key(
+        "transductive",
+        "statistics that normalise a query set: its own (transductive), the support set's, or those of each inner "
+        "step over training tasks, with an affine for each (per_step)",
+        choices=("transductive", "support", "per_step"),
+    )
 
     meta_batch: int = key(4, "tasks of one outer step", least=1, most=10**5)
     iterations: int = key(1000, "outer steps", least=1)

@@ -195,7 +195,8 @@ def follow(settings: Settings, typed: Sequence[str]) -> None:
 
 def keep_trained_steps(settings: Settings, trained: int) -> None:
     """Another inner loop than that in training is one of the evaluation, where something was learned for each step."""
-    if settings.learn_lr == "tensor_step" and settings.inner_loop != trained:
+    each_step = settings.learn_lr == "tensor_step" or settings.batch_norm == "per_step"
+    if each_step and settings.inner_loop != trained:
         if settings.eval.inner_loop is None:
             settings.eval.inner_loop = settings.inner_loop
         settings.inner_loop = trained

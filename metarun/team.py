@@ -31,11 +31,12 @@ from metarun.groups import Mlp
 from metarun.meta import Measures
 from metarun.methods import Parameters
 from metarun.processes import Lost, connection
+from metarun.running import TASKS as RUNNING_TASKS
 from metarun.schema import Settings
 from metarun.seat import ALONE, Seat, given_seat
 from metarun.work import Work, build
 
-END, GRADIENT, EVALUATE = range(3)  # what the leader asks for
+END, GRADIENT, EVALUATE, RUNNING = range(4)  # what the leader asks for
 NCCL_PATIENCE = timedelta(seconds=45)  # all have met by gloo before, so that none is late by more
 
 
@@ -94,6 +95,7 @@ class Team:
         Raises:
             RunFailure: another process has ended.
         """
+        self.find_running()
 
         def judge(first: int, count: int) -> Tensor:
             if self.seat.size == 1:
@@ -105,6 +107,20 @@ class Team:
                 return self.add_up(self.evaluation_share(first, count, SPLITS.index(split)))
 
         return evaluate(judge, self.work.source.metric, tasks, self.work.tasks_at_once * self.seat.size, progress)
+
+    def find_running(self) -> None:
+        """The statistics of batch_norm=per_step, where those that are held are not of the present parameters."""
+        running = self.work.running
+        if running is None or running.current:
+            return
+        if self.seat.size == 1:
+            total = self.running_share(0, RUNNING_TASKS)
+        else:
+            with self.told():
+                self.send(RUNNING, 0, RUNNING_TASKS)
+                self.share_parameters()
+                total = self.add_up(self.running_share(0, RUNNING_TASKS))
+        running.take(total / RUNNING_TASKS)
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -134,6 +150,9 @@ class Team:
             if kind == GRADIENT:
                 self.share_parameters()
                 self.add_up(self.gradient_share(*request))
+            elif kind == RUNNING:
+                self.share_parameters()
+                self.add_up(self.running_share(*request[:2]))
             else:
                 if request[0] == 0:
                     self.share_parameters()
@@ -149,6 +168,13 @@ class Team:
         judged[:, share.start : share.stop] = torch.stack([losses, measures[self.work.source.metric]])
         sums = [entry.flatten() * len(share) for part in gradient for entry in part.values()]
         return torch.cat([*sums, judged.flatten()])
+
+    def running_share(self, first: int, count: int) -> Tensor:
+        """The sums of the statistics of batch norm over this process's tasks."""
+        share, running = self.share(count), self.work.running
+        assert running is not None
+        found = self.work.running_sums(first + share.start, len(share))
+        return torch.cat([found.get(name, torch.zeros_like(t)).flatten() for name, t in running.tensors.items()])
 
     def evaluation_share(self, first: int, count: int, split: int) -> Tensor:
         """Loss and metric of all tasks after each inner step, [2, count, steps + 1], zero but for this process's."""
@@ -174,8 +200,8 @@ class Team:
         return message.tolist()
 
     def share_parameters(self) -> None:
-        """Everyone's become the leader's."""
-        tensors = self.work.tensors
+        """Everyone's become the leader's, and so do the statistics of batch_norm=per_step."""
+        tensors = [*self.work.tensors, *(self.work.running.tensors.values() if self.work.running else ())]
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
         with connection():
             dist.broadcast(flat, 0, group=self.group)

@@ -183,6 +183,7 @@ class Training:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(settings, self.step)
         self.optimizer.step()
+        self.work.parameters_change()
 
     def outer_step_or_save(self) -> dict[str, float]:
         """The outer step; where it fails, the parameters before it are kept in a checkpoint, or it is skipped."""

@@ -12,17 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun import checkpoint, multi_step
+from metarun import checkpoint, multi_step, running
 from metarun.backbones import BACKBONES
+from metarun.combinations import has_batch_norm
 from metarun.compiled import CompiledGradient
 from metarun.data import Places, Shape, Source, load, noise
 from metarun.engine import channels_last, choose_device, choose_tasks, choose_threads, keep_freed_memory
 from metarun.errors import UserError
 from metarun.evaluation import TASKS_AT_ONCE, evaluation_tasks
 from metarun.meta import Kind, Measures, MetaLearner, OneTask, evaluate_tasks, meta_gradient
-from metarun.methods import Parameters, prepare
+from metarun.methods import Parameters, Tensors, prepare
 from metarun.mixed import MixedTask
+from metarun.norm import BatchNorm, per_step
 from metarun.objective import classification, regression
+from metarun.running import Running
 from metarun.schema import Settings
 from metarun.seat import ALONE, Seat
 from metarun.task import Task
@@ -43,6 +46,7 @@ class Work:
     threads: int  # of each operation
     batch_norm: str  # what the norm layers' statistics are; stands beside every result
     compiled: CompiledGradient | None
+    running: Running | None = None  # the statistics of batch_norm=per_step
 
     @property
     def train_shape(self) -> Shape:
@@ -98,7 +102,8 @@ class Work:
 
     def judge(self, split: str, first: int, count: int) -> Tensor:
         """Loss and metric of tasks first .. first + count - 1 after each inner step, [2, count, steps + 1]."""
-        learner = dataclasses.replace(self.learner, inner_loop=self.eval_inner_loop)
+        norm = dataclasses.replace(self.learner.norm, statistics=self.running.tensors if self.running else None)
+        learner = dataclasses.replace(self.learner, inner_loop=self.eval_inner_loop, norm=norm)
         tasks, own = evaluation_tasks(learner, self.source, split, first, count, self.eval_shape)
         if not self.vectorised and self.device.type == "cpu" and tasks.query_data.dim() == 5:
             tasks = tasks._replace(
@@ -107,17 +112,34 @@ class Work:
         losses, measures = evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)
         return torch.stack([losses, measures[self.source.metric]]).double().cpu()
 
+    def running_sums(self, first: int, count: int) -> Tensors:
+        """Statistics of batch norm after each inner step, added up over training tasks first .. first + count - 1."""
+        total: Tensors = {}
+        for start in range(first, first + count, self.tasks_at_once):
+            tasks, own = self.tasks(start, min(self.tasks_at_once, first + count - start))
+            found = running.sums(self.learner, self.parameters, tasks, own, self.vectorised)
+            total = {name: total[name] + each if total else each for name, each in found.items()}
+        return total
+
     def snapshot(self) -> dict[str, Any]:
         """A copy of the present parameters, in the form that `restore` takes and checkpoints hold."""
-        return {
-            kind: {name: tensor.detach().clone() for name, tensor in part.items()}
-            for kind, part in self.parameters._asdict().items()
-        }
+        parts = self.parameters._asdict()
+        if self.running and self.running.current:
+            parts["statistics"] = self.running.tensors
+        return {kind: {name: tensor.detach().clone() for name, tensor in part.items()} for kind, part in parts.items()}
 
     def restore(self, content: dict[str, Any], name: str) -> None:
         """Take the parameters of a checkpoint. Raises UserError where it is of another architecture."""
         for kind, tensors in self.parameters._asdict().items():
             checkpoint.restore(tensors, checkpoint.tensors(content, kind, name), name)
+        if self.running:
+            self.running.current = "statistics" in content  # else they are found when they are needed
+            if self.running.current:
+                checkpoint.restore(self.running.tensors, checkpoint.tensors(content, "statistics", name), name)
+
+    def parameters_change(self) -> None:
+        if self.running:
+            self.running.current = False
 
 
 def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) -> Work:
@@ -149,7 +171,8 @@ def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) ->
     log.info("%s with %d thread%s, tasks %s: %s", who, threads, "s" if threads > 1 else "", how, reason)
     parameters, norm = learner.method.parameters, batch_norm(settings)
     compiled = CompiledGradient(learner) if tasks == "compiled" else None
-    return Work(settings, source, learner, parameters, device, tasks, threads, norm, compiled)
+    found = running.empty(learner) if learner.norm.rule == "per_step" else None
+    return Work(settings, source, learner, parameters, device, tasks, threads, norm, compiled, found)
 
 
 def build_learner(settings: Settings, source: Source, device: torch.device) -> MetaLearner:
@@ -158,10 +181,13 @@ def build_learner(settings: Settings, source: Source, device: torch.device) -> M
         torch.manual_seed(settings.seed)
         model = build_model(settings, source).to(device)
         chosen = options(settings.method)
+        norm = BatchNorm("transductive" if batch_norm(settings) == "none" else settings.batch_norm)
+        if norm.rule == "per_step":
+            norm = per_step(model, settings.inner_loop)
         rate, steps = settings.inner_learning_rate, settings.inner_loop
         method = prepare(chosen.pop("name"), model, rate, settings.learn_lr, steps, **chosen)
     objective = OBJECTIVES[source.metric]
-    return MetaLearner(model, method, objective, objective, settings.inner_loop, settings.use_second_order)
+    return MetaLearner(model, method, objective, objective, settings.inner_loop, settings.use_second_order, norm)
 
 
 def require_same_shapes(settings: Settings, source: Source, content: dict[str, Any], name: str) -> None:
@@ -189,7 +215,7 @@ def build_model(settings: Settings, source: Source) -> nn.Module:
 
 def batch_norm(settings: Settings) -> str:
     """What the norm layers' statistics are, or "none" where there is no batch norm."""
-    return settings.batch_norm if getattr(settings.backbone, "norm", "none") == "batch" else "none"
+    return settings.batch_norm if has_batch_norm(settings) else "none"
 
 
 def train_shape(settings: Settings) -> Shape:

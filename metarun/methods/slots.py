@@ -50,8 +50,8 @@ class TaskFunctions(Protocol):
         """The inner step of that number (from 0) from theta, with its own gradient whatever theta's graph."""
         ...
 
-    def query_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
-        """The outer objective on the query set."""
+    def query_loss(self, theta: Tensors, phi: Tensors, taken: int | None = None) -> Tensor:
+        """The outer objective on the query set, at theta after `taken` inner steps; None: after all."""
         ...
 
 

@@ -207,8 +207,8 @@ class Spy:
         self.stepped_from.append(theta)
         return self.one.step(theta, phi, number)
 
-    def query_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
-        return self.one.query_loss(theta, phi)
+    def query_loss(self, theta: Tensors, phi: Tensors, taken: int | None = None) -> Tensor:
+        return self.one.query_loss(theta, phi, taken)
 
     def adapted_loss(self, parameters: Parameters) -> Tensor:
         return self.one.adapted_loss(parameters)
