@@ -30,7 +30,7 @@ FREE = (
 )  # a resumed run may change these
 ELSEWHERE = (*PRESENT, "device", "data_dir", "cache_dir", "download")  # where a run is, not what it is
 FREE_NODES = ("eval.", "save.", "engine.")  # and these
-ADAPTING = ("inner_loop", "inner_learning_rate")  # and a prediction these
+ADAPTING = ("inner_loop", "inner_learning_rate", "batch_norm")  # and a prediction these
 TASKS = (*ADAPTING, "dataset", "ways", "shots", "queries")  # and an evaluation these as well
 
 
@@ -139,7 +139,7 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
 
     path = Path(place).expanduser()
     settings = rebuild(saved_config(checkpoint.newest(path) if now.resume else path), asked)
-    iterations, trained = settings.iterations, settings.inner_loop
+    iterations, trained, norm = settings.iterations, settings.inner_loop, settings.batch_norm
     for name in PRESENT:
         setattr(settings, name, getattr(now, name))
     for name in typed:
@@ -148,6 +148,11 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
         take(name, now, settings, asked)
     follow(settings, typed)
     keep_trained_steps(settings, trained)
+    if settings.batch_norm != norm and "per_step" in (settings.batch_norm, norm):
+        raise UserError(
+            f"{asked}: batch_norm={settings.batch_norm} differs from the run's {norm}, and per_step has an affine for "
+            "each step, learned in training; leave it out"
+        )
     if now.resume and settings.iterations != iterations and settings.outer_schedule == "cosine":
         raise UserError(f"{asked}: iterations={settings.iterations} would bend outer_schedule=cosine of {iterations}")
     check(settings)

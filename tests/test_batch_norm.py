@@ -37,6 +37,7 @@ from metarun.mixed import MixedTask
 from metarun.norm import BatchNorm, per_step
 from metarun.runner import run
 from metarun.schema import Engine, Eval, Save, Settings
+from metarun.settings import meet
 
 both_ways = pytest.mark.parametrize("vectorised", [False, True], ids=["looped", "vectorised"])
 
@@ -250,3 +251,16 @@ def test_a_checkpoint_without_statistics_cannot_label(
         run(settings(mode="predict", checkpoint=str(path), query=places["support"], **places), tmp_path / "made")
     run(settings(mode="evaluate", checkpoint=str(path)), tmp_path / "judged")  # which finds them by itself
     assert len(judged(tmp_path / "judged")["by_step"]) == 4  # type: ignore[arg-type]
+
+
+def test_a_transductive_run_can_be_judged_by_the_supports_statistics(
+    settings: Callable[..., Settings], tmp_path: Path
+) -> None:
+    run(settings(batch_norm="transductive"), tmp_path / "run")
+    now = settings(batch_norm="support", mode="evaluate", checkpoint=str(tmp_path / "run"))
+    run(meet(now, ["mode", "checkpoint", "batch_norm"]), tmp_path / "judged")
+    one, other = judged(tmp_path / "run"), judged(tmp_path / "judged")
+    assert other["batch_norm"] == "support" and other["by_step"] != one["by_step"]
+    now.batch_norm = "per_step"
+    with pytest.raises(UserError, match=r"batch_norm=per_step differs from the run's transductive, .*leave it out"):
+        meet(now, ["mode", "checkpoint", "batch_norm"])
