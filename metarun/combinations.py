@@ -53,7 +53,17 @@ def check(settings: Settings) -> None:
     Raises:
         UserError: names the keys, what was found and what to do.
     """
-    faults = (of_order, of_multi_step_loss, of_rates, of_method, of_network, of_batch_norm, of_data_set, of_engine)
+    faults = (
+        of_order,
+        of_schedule,
+        of_multi_step_loss,
+        of_rates,
+        of_method,
+        of_network,
+        of_batch_norm,
+        of_data_set,
+        of_engine,
+    )
     for fault in chain.from_iterable(look(settings) for look in faults):
         raise UserError(fault)
 
@@ -71,6 +81,16 @@ def of_order(s: Settings) -> Iterator[str]:
             f"first_order_steps={s.first_order_steps}: second order would never begin in iterations={s.iterations}; "
             "give fewer, or use_second_order=false"
         )
+
+
+def of_schedule(s: Settings) -> Iterator[str]:
+    if s.outer_learning_rate_end == 0:
+        return
+    given = f"outer_learning_rate_end={s.outer_learning_rate_end}"
+    if s.outer_schedule != "cosine":
+        yield f"{given}: is read by outer_schedule=cosine only; leave it out, or give both"
+    if s.outer_learning_rate_end > s.outer_learning_rate:
+        yield f"{given}: is above outer_learning_rate={s.outer_learning_rate}, which falls to it; give less"
 
 
 def of_multi_step_loss(s: Settings) -> Iterator[str]:

@@ -88,6 +88,7 @@ class Settings:
     iterations: int = key(1000, "outer steps", least=1)
     outer_learning_rate: float = key(0.001, "step size of Adam, the outer optimiser", least=0)
     outer_schedule: str = key("constant", "of the outer step size", choices=("constant", "cosine"))
+    outer_learning_rate_end: float = key(0.0, "cosine: what outer_learning_rate falls to", least=0)
     outer_clip: float | None = key(None, "clamp each entry of the meta-gradient to this size; null: as it is", above=0)
     skip_not_finite: bool = key(
         False, "leave out, and count, outer steps whose loss or gradient is not finite; false: they end the run"

@@ -252,7 +252,8 @@ def numbers(content: dict[str, Any], *names: str) -> dict[str, float]:
 
 
 def learning_rate(settings: Settings, step: int) -> float:
-    """Of the outer optimiser before its step number `step` (from 0); cosine falls to 0 at the end."""
+    """Of the outer optimiser before its step number `step` (from 0); cosine falls to its end."""
     if settings.outer_schedule == "constant":
         return settings.outer_learning_rate
-    return settings.outer_learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.iterations))
+    end = settings.outer_learning_rate_end
+    return end + (settings.outer_learning_rate - end) * 0.5 * (1 + math.cos(math.pi * step / settings.iterations))

@@ -97,6 +97,7 @@ VALUES = [
     Mistake("eval.every=0", ("eval.every=0", "1 or more")),
     Mistake("save.keep=0", ("save.keep=0", "1 or more")),
     Mistake("device=gpu", ("device=gpu", "auto, cpu, cuda or cuda:N")),
+    Mistake("outer_learning_rate_end=-1", ("outer_learning_rate_end=-1", "0 or more")),
     Mistake("multi_step_loss=true", ("multi_step_loss=true", "whole number")),
     Mistake("use_second_order=maybe", ("use_second_order=maybe", "true or false")),
     Mistake("backbone.filters=abc", ("backbone.filters=abc", "whole number")),
@@ -124,6 +125,11 @@ TOGETHER = [
     Mistake("method=fomaml use_second_order=true", ("use_second_order=true", "method=maml")),
     Mistake("use_second_order=false first_order_steps=10", ("first_order_steps=10", "use_second_order=false")),
     Mistake("first_order_steps=600", ("first_order_steps=600", "iterations=600")),
+    Mistake(
+        "outer_schedule=constant outer_learning_rate_end=1e-5",
+        ("outer_learning_rate_end=1e-05", "outer_schedule=cosine"),
+    ),
+    Mistake("outer_learning_rate_end=1", ("outer_learning_rate_end=1.0", "outer_learning_rate=0.003")),
     Mistake("multi_step_loss=300", ("multi_step_loss=300", "inner_loop=1")),
     Mistake(
         "method=warpgrad method.objective=trajectory inner_loop=5 multi_step_loss=300",
