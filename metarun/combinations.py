@@ -62,6 +62,7 @@ def check(settings: Settings) -> None:
         of_network,
         of_batch_norm,
         of_data_set,
+        of_ensemble,
         of_engine,
     )
     for fault in chain.from_iterable(look(settings) for look in faults):
@@ -234,6 +235,15 @@ def of_data_set(s: Settings) -> Iterator[str]:
                 f"{one}={first} + {two}={second}: make {first + second} images a class, dataset={data.name} has "
                 f"{images} at most; lower one of the two"
             )
+
+
+def of_ensemble(s: Settings) -> Iterator[str]:
+    validations = -(-s.iterations // s.eval.every)
+    if s.mode == "train" and s.eval.ensemble > validations:
+        yield (
+            f"eval.ensemble={s.eval.ensemble}: iterations={s.iterations} with eval.every={s.eval.every} has "
+            f"{validations} validations to choose from; validate more often, or give fewer"
+        )
 
 
 def of_engine(s: Settings) -> Iterator[str]:

@@ -14,7 +14,7 @@ import torch
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from metarun import __version__, checkpoint
+from metarun import __version__, checkpoint, ensemble
 from metarun.data import Shape
 from metarun.errors import RunFailure, UserError, nearby, pasteable
 from metarun.evaluation import Evaluation
@@ -114,7 +114,13 @@ def test(team: Team, folder: Path, path: Path, untrained: dict[str, Any], began:
     """The test tasks with a checkpoint's parameters and with untrained ones: result.json and the last lines."""
     content = checkpoint.load(path)
     work = team.work
-    tasks = work.settings.eval.tasks
+    tasks, size = work.settings.eval.tasks, work.settings.eval.ensemble
+    members = ensemble.members(path.parent.parent, size, work.source.metric) if size > 1 else []
+    if len(members) < size > 1:
+        few = f"eval.ensemble={size}: {nearby(path.parent.parent)} keeps {len(members)} checkpoints for it"
+        if work.settings.mode == "evaluate":
+            raise UserError(f"{few}; give eval.ensemble={len(members)}")
+        log.warning("%s, and these are tested", few)
     with noted_signals() as stop, tqdm(total=2 * tasks, desc="testing", unit="task", disable=None) as bar:
 
         def progress(done: int) -> None:
@@ -123,12 +129,14 @@ def test(team: Team, folder: Path, path: Path, untrained: dict[str, Any], began:
             stop.raise_if_asked(f"in the final test{again}")
 
         work.restore(content, str(path))
-        tested = team.evaluate("test", tasks, progress)
+        tested = team.evaluate("test", tasks, progress, members)
         work.restore(untrained, "untrained")
         baseline = team.evaluate("test", tasks, progress)
-    write_result(folder, result(work, content, path, tested, baseline, time.perf_counter() - began))
+    found = result(work, content, path, tested, baseline, time.perf_counter() - began)
+    write_result(folder, {**found, "ensemble": len(members) or 1})
     log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
-    log.info("%s: test %s on %d tasks (untrained: %s)", title(work, work.eval_shape), tested, tasks, baseline)
+    what = title(work, work.eval_shape) + (f", an ensemble of the best {len(members)} checkpoints" if members else "")
+    log.info("%s: test %s on %d tasks (untrained: %s)", what, tested, tasks, baseline)
     place = nearby(folder)
     log.info("everything is in %s; look at it with: tensorboard --logdir %s", place, shlex.quote(str(place)))
 

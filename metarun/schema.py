@@ -27,6 +27,7 @@ class Eval:
     inner_loop: int | None = key(None, "inner steps when evaluating; null: as in training", least=0, most=10**4)
     shots: int | None = key(None, "shots when evaluating; null: as in training", least=1, most=10**5)
     queries: int | None = key(None, "queries when evaluating; null: as in training", least=1, most=10**5)
+    ensemble: int = key(1, "networks that are tested together: of so many of the best checkpoints", least=1, most=100)
 
 
 @dataclass

@@ -148,6 +148,7 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
         take(name, now, settings, asked)
     follow(settings, typed)
     keep_trained_steps(settings, trained)
+    choose_networks(settings, typed, path)
     if settings.batch_norm != norm and "per_step" in (settings.batch_norm, norm):
         raise UserError(
             f"{asked}: batch_norm={settings.batch_norm} differs from the run's {norm}, and per_step has an affine for "
@@ -185,7 +186,7 @@ def flat(settings: Settings) -> dict[str, Any]:
 def is_free(name: str, mode: str, resumed: bool) -> bool:
     """Whether key or group `name` may differ from the checkpoint's."""
     if resumed:
-        return name in FREE or name.startswith(FREE_NODES)
+        return name in FREE or (name.startswith(FREE_NODES) and name != "eval.ensemble")
     if mode == "predict":
         return name in (*FREE, *ADAPTING) or name.startswith(FREE_NODES)
     return name in (*FREE, *TASKS) or name.startswith((*FREE_NODES, "dataset."))
@@ -205,6 +206,15 @@ def keep_trained_steps(settings: Settings, trained: int) -> None:
         if settings.eval.inner_loop is None:
             settings.eval.inner_loop = settings.inner_loop
         settings.inner_loop = trained
+
+
+def choose_networks(settings: Settings, typed: Sequence[str], path: Path) -> None:
+    """A run's ensemble is of its folder; a checkpoint file and a prediction are of one network."""
+    if settings.mode == "predict" or (settings.mode == "evaluate" and path.is_file()):
+        if "eval.ensemble" in typed and settings.eval.ensemble > 1:
+            what = "mode=predict labels" if settings.mode == "predict" else f"checkpoint={path} is one file, and judges"
+            raise UserError(f"eval.ensemble={settings.eval.ensemble}: {what} by one network; leave it out")
+        settings.eval.ensemble = 1
 
 
 def refuse_change(name: str, now: Settings, saved: Settings, asked: str) -> None:

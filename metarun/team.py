@@ -24,19 +24,18 @@ from torch import Tensor
 
 from metarun import __version__, processes
 from metarun.data.source import SPLITS
-from metarun.engine import choose_device, choose_workers
-from metarun.errors import RunFailure, UserError
+from metarun.errors import RunFailure
 from metarun.evaluation import Evaluation, evaluate
-from metarun.groups import Mlp
 from metarun.meta import Measures
 from metarun.methods import Parameters
 from metarun.processes import Lost, connection
 from metarun.running import TASKS as RUNNING_TASKS
 from metarun.schema import Settings
 from metarun.seat import ALONE, Seat, given_seat
+from metarun.sharing import require_shares, workers
 from metarun.work import Work, build
 
-END, GRADIENT, EVALUATE, RUNNING = range(4)  # what the leader asks for
+END, GRADIENT, EVALUATE, OUTPUTS, RUNNING = range(5)  # what the leader asks for
 NCCL_PATIENCE = timedelta(seconds=45)  # all have met by gloo before, so that none is late by more
 
 
@@ -89,24 +88,44 @@ class Team:
         losses, values = judged.view(2, count)
         return gradient, losses, {self.work.source.metric: values}
 
-    def evaluate(self, split: str, tasks: int, progress: Callable[[int], object] = lambda done: None) -> Evaluation:
+    def evaluate(
+        self,
+        split: str,
+        tasks: int,
+        progress: Callable[[int], object] = lambda done: None,
+        members: Sequence[dict[str, Any]] = (),
+    ) -> Evaluation:
         """The first `tasks` tasks of a split with the present parameters; `progress` is told of each lot.
+
+        members: what several checkpoints hold, whose networks are judged together, by the mean of their outputs.
 
         Raises:
             RunFailure: another process has ended.
         """
-        self.find_running()
 
         def judge(first: int, count: int) -> Tensor:
-            if self.seat.size == 1:
-                return self.work.judge(split, first, count)
-            with self.told():
-                self.send(EVALUATE, first, count, SPLITS.index(split))
-                if first == 0:
-                    self.share_parameters()
-                return self.add_up(self.evaluation_share(first, count, SPLITS.index(split)))
+            if not members:
+                return self.evaluated(EVALUATE, split, first, count)
+            total = torch.zeros(())
+            for content in members:
+                self.work.restore(content, "of the ensemble")
+                total = total + self.evaluated(OUTPUTS, split, first, count)
+            return self.work.judge_outputs(split, first, count, total / len(members))
 
         return evaluate(judge, self.work.source.metric, tasks, self.work.tasks_at_once * self.seat.size, progress)
+
+    def evaluated(self, kind: int, split: str, first: int, count: int) -> Tensor:
+        """What all processes find of tasks first .. first + count - 1."""
+        if anew := kind == OUTPUTS or first == 0:  # the parameters
+            self.find_running()
+        request = first, count, SPLITS.index(split)
+        if self.seat.size == 1:
+            return self.evaluation_share(kind, *request)
+        with self.told():
+            self.send(kind, *request)
+            if anew:
+                self.share_parameters()
+            return self.add_up(self.evaluation_share(kind, *request))
 
     def find_running(self) -> None:
         """The statistics of batch_norm=per_step, where those that are held are not of the present parameters."""
@@ -154,9 +173,9 @@ class Team:
                 self.share_parameters()
                 self.add_up(self.running_share(*request[:2]))
             else:
-                if request[0] == 0:
+                if kind == OUTPUTS or request[0] == 0:
                     self.share_parameters()
-                self.add_up(self.evaluation_share(*request))
+                self.add_up(self.evaluation_share(kind, *request))
 
     # --- both ---
 
@@ -176,13 +195,20 @@ class Team:
         found = self.work.running_sums(first + share.start, len(share))
         return torch.cat([found.get(name, torch.zeros_like(t)).flatten() for name, t in running.tensors.items()])
 
-    def evaluation_share(self, first: int, count: int, split: int) -> Tensor:
-        """Loss and metric of all tasks after each inner step, [2, count, steps + 1], zero but for this process's."""
-        share = self.share(count)
-        judged = torch.zeros(2, count, self.work.eval_inner_loop + 1, dtype=torch.float64)
+    def evaluation_share(self, kind: int, first: int, count: int, split: int) -> Tensor:
+        """What is found of all tasks, zero but for this process's.
+
+        Loss and metric after each inner step, [2, count, steps + 1], or (OUTPUTS) [count, steps + 1, queries, outputs].
+        """
+        share, work = self.share(count), self.work
+        if kind == OUTPUTS:
+            said = torch.zeros(count, *work.outputs_shape)
+            if share:
+                said[share.start : share.stop] = work.outputs(SPLITS[split], first + share.start, len(share))
+            return said
+        judged = torch.zeros(2, count, work.eval_inner_loop + 1, dtype=torch.float64)
         if share:
-            own = self.work.judge(SPLITS[split], first + share.start, len(share))
-            judged[:, share.start : share.stop] = own
+            judged[:, share.start : share.stop] = work.judge(SPLITS[split], first + share.start, len(share))
         return judged
 
     def share(self, count: int) -> range:
@@ -251,32 +277,6 @@ def assembled(settings: Settings, taking: Path | None) -> Iterator[Team]:
             yield team
         finally:
             team.dismiss()
-
-
-def workers(settings: Settings) -> int:
-    """Processes of a run, where torchrun has not started them."""
-    trajectory = getattr(settings.method, "objective", "") == "trajectory"
-    shared = settings.mode == "train" and settings.engine.tasks in ("auto", "looped") and not trajectory
-    steps, convolutional = settings.iterations if shared else 0, not isinstance(settings.backbone, Mlp)
-    device = choose_device(settings.device)
-    return choose_workers(settings.engine.workers, convolutional, device, steps, settings.meta_batch)
-
-
-def require_shares(work: Work, seat: Seat) -> None:
-    """Raises UserError where the processes cannot share the run's tasks."""
-    if work.settings.mode != "train":
-        return
-    given = f"torchrun's {seat.size} processes" if given_seat() else f"engine.workers={seat.size}"
-    if seat.size > work.settings.meta_batch:
-        raise UserError(
-            f"{given}: a meta-batch of {work.settings.meta_batch} tasks has work for as many; "
-            "raise meta_batch or take fewer"
-        )
-    if work.learner.method.offline is not None:
-        raise UserError(
-            f"{given}: method.objective=trajectory learns from one stored iterate after another, which cannot be "
-            "shared out; take one process"
-        )
 
 
 def follow() -> NoReturn:

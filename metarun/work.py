@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun import checkpoint, multi_step, running
+from metarun import checkpoint, ensemble, multi_step, running
 from metarun.backbones import BACKBONES
 from metarun.combinations import has_batch_norm
 from metarun.compiled import CompiledGradient
 from metarun.data import Places, Shape, Source, load, noise
 from metarun.engine import channels_last, choose_device, choose_tasks, choose_threads, keep_freed_memory
 from metarun.errors import UserError
-from metarun.evaluation import TASKS_AT_ONCE, evaluation_tasks
+from metarun.evaluation import EVALUATION_SEED, TASKS_AT_ONCE, evaluation_tasks
 from metarun.meta import Kind, Measures, MetaLearner, OneTask, evaluate_tasks, meta_gradient
 from metarun.methods import Parameters, Tensors, prepare
 from metarun.mixed import MixedTask
@@ -102,15 +102,36 @@ class Work:
 
     def judge(self, split: str, first: int, count: int) -> Tensor:
         """Loss and metric of tasks first .. first + count - 1 after each inner step, [2, count, steps + 1]."""
-        norm = dataclasses.replace(self.learner.norm, statistics=self.running.tensors if self.running else None)
-        learner = dataclasses.replace(self.learner, inner_loop=self.eval_inner_loop, norm=norm)
+        losses, measures = self.evaluated(self.learner, split, first, count)
+        return torch.stack([losses, measures[self.source.metric]]).double().cpu()
+
+    @property
+    def outputs_shape(self) -> tuple[int, int, int]:
+        """Of what a task's queries are answered: inner steps + 1, queries, outputs."""
+        shape = self.eval_shape
+        queries = shape.queries * (shape.ways if self.source.metric == "accuracy" else 1)
+        return self.eval_inner_loop + 1, queries, self.source.outputs(shape.ways)
+
+    def outputs(self, split: str, first: int, count: int) -> Tensor:
+        """What the network says to their queries, [count, steps + 1, queries, outputs]."""
+        learner = dataclasses.replace(self.learner, outer_objective=ensemble.output)
+        return self.evaluated(learner, split, first, count)[1]["output"].cpu()
+
+    def judge_outputs(self, split: str, first: int, count: int, outputs: Tensor) -> Tensor:
+        """The same as `judge`, of given outputs."""
+        targets = self.source.draw(EVALUATION_SEED, split, first, count, self.eval_shape).query_target
+        metric = self.source.metric
+        return torch.stack(ensemble.judge(self.learner.outer_objective, metric, outputs, targets.cpu())).double()
+
+    def evaluated(self, learner: MetaLearner, split: str, first: int, count: int) -> tuple[Tensor, Measures]:
+        norm = dataclasses.replace(learner.norm, statistics=self.running.tensors if self.running else None)
+        learner = dataclasses.replace(learner, inner_loop=self.eval_inner_loop, norm=norm)
         tasks, own = evaluation_tasks(learner, self.source, split, first, count, self.eval_shape)
         if not self.vectorised and self.device.type == "cpu" and tasks.query_data.dim() == 5:
             tasks = tasks._replace(
                 support_data=channels_last(tasks.support_data), query_data=channels_last(tasks.query_data)
             )
-        losses, measures = evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)
-        return torch.stack([losses, measures[self.source.metric]]).double().cpu()
+        return evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)
 
     def running_sums(self, first: int, count: int) -> Tensors:
         """Statistics of batch norm after each inner step, added up over training tasks first .. first + count - 1."""

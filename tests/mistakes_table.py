@@ -95,6 +95,7 @@ VALUES = [
     Mistake("inner_loop=10001", ("inner_loop=10001", "10000 or less")),
     Mistake("eval.tasks=1", ("eval.tasks=1", "2 or more")),
     Mistake("eval.every=0", ("eval.every=0", "1 or more")),
+    Mistake("eval.ensemble=0", ("eval.ensemble=0", "1 or more")),
     Mistake("save.keep=0", ("save.keep=0", "1 or more")),
     Mistake("device=gpu", ("device=gpu", "auto, cpu, cuda or cuda:N")),
     Mistake("outer_learning_rate_end=-1", ("outer_learning_rate_end=-1", "0 or more")),
@@ -130,6 +131,7 @@ TOGETHER = [
         ("outer_learning_rate_end=1e-05", "outer_schedule=cosine"),
     ),
     Mistake("outer_learning_rate_end=1", ("outer_learning_rate_end=1.0", "outer_learning_rate=0.003")),
+    Mistake("eval.ensemble=5", ("eval.ensemble=5", "eval.every=150", "4 validations")),
     Mistake("multi_step_loss=300", ("multi_step_loss=300", "inner_loop=1")),
     Mistake(
         "method=warpgrad method.objective=trajectory inner_loop=5 multi_step_loss=300",
