@@ -100,9 +100,8 @@ def rescue(folder: Path) -> str:
     return f"{whole.name} is whole, go on with {pasteable('resume', nearby(folder))}"
 
 
-def set_damaged_best_aside(folder: Path) -> str | None:
-    """What is wrong with best.pt, which is then called best.pt.damaged; None where it is whole."""
-    path = best_path(folder)
+def set_aside_if_damaged(path: Path) -> str | None:
+    """What is wrong with a checkpoint, which is then called NAME.damaged; None where it is whole."""
     if not path.exists():
         return f"{nearby(path)} is missing"
     fault = damage(path)

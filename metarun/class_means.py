@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from metarun.meta import Measures, MetaLearner, one_by_one, run_model, stack
+from metarun.forward import Measures, MetaLearner, run_model, support_weights
+from metarun.meta import one_by_one, stack
 from metarun.methods import Parameters
 from metarun.methods.slots import head
 from metarun.task import Task
@@ -47,7 +48,7 @@ def features(learner: MetaLearner, parameters: Parameters, data: Tensor) -> Tens
 
     hook = head(learner.model, "pretrain").module.register_forward_pre_hook(look)
     try:
-        run_model(learner, *parameters, data)
+        run_model(learner, support_weights(learner, *parameters, 0), data)
     finally:
         hook.remove()
     return seen[0].flatten(2).mean(2) if seen[0].dim() > 2 else seen[0]

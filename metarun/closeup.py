@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.func import vmap
 from torch.utils._pytree import tree_map
 
-from metarun.meta import MetaLearner, OneTask, functional_gradient, one_by_one, run_model, tape_gradient
+from metarun.forward import MetaLearner, query_weights, run_model
+from metarun.meta import OneTask, functional_gradient, one_by_one, tape_gradient
 from metarun.methods import Parameters, Tensors
 from metarun.task import Task
 
@@ -25,7 +26,8 @@ def outputs(
 
     def of_task(task: Task, own: Tensor) -> Tensor:
         iterates = OneTask(learner, task, own, gradient).adapt(parameters)
-        return torch.stack([run_model(learner, iterates[step], parameters.phi, task.query_data) for step in steps])
+        weights = [query_weights(learner, iterates[step], parameters.phi, task.support_data, step) for step in steps]
+        return torch.stack([run_model(learner, each, task.query_data) for each in weights])
 
     with torch.no_grad():  # which keeps no graph
         if vectorised:

@@ -21,6 +21,7 @@ from metarun.groups import (
     Pretrain,
     Resnet12,
     Sinusoid,
+    Torchvision,
     Warpgrad,
 )
 from metarun.schema import Settings
@@ -49,7 +50,10 @@ SIZES = {  # by data set and `dataset.split`
 SPLITS = ("train", "val", "test")
 TURNS = 4  # of a class of Omniglot, each of which counts as one
 HALVED = 16  # conv4 halves its input four times
-ADAPTING = ("inner_loop", "inner_learning_rate", "use_second_order", "first_order_steps", "eval.inner_loop")
+ADAPTING = (
+    *("inner_loop", "inner_learning_rate", "use_second_order", "first_order_steps", "eval.inner_loop"),
+    *("learn_lr", "multi_step_loss"),
+)
 STAGES = 4  # of resnet12
 CONVOLUTIONS = tuple(f"convolutions.{i}" for i in range(3))  # of a stage
 
@@ -60,7 +64,19 @@ def check(settings: Settings, typed: Sequence[str] = ()) -> None:
     Raises:
         UserError: names the keys, what was found and what to do.
     """
-    faults = (of_order, of_method, of_network, of_evaluation, of_data_set, of_engine)
+    faults = (
+        of_order,
+        of_schedule,
+        of_multi_step_loss,
+        of_rates,
+        of_method,
+        of_network,
+        of_batch_norm,
+        of_evaluation,
+        of_data_set,
+        of_ensemble,
+        of_engine,
+    )
     looks = chain.from_iterable((look(one) for look in faults) for one in expanded(settings))
     for fault in chain(of_typed(settings, typed), *looks):
         raise UserError(fault)
@@ -87,6 +103,42 @@ def of_order(s: Settings) -> Iterator[str]:
         )
 
 
+def of_schedule(s: Settings) -> Iterator[str]:
+    if s.outer_learning_rate_end == 0:
+        return
+    given = f"outer_learning_rate_end={s.outer_learning_rate_end}"
+    if s.outer_schedule != "cosine":
+        yield f"{given}: is read by outer_schedule=cosine only; leave it out, or give both"
+    if s.outer_learning_rate_end > s.outer_learning_rate:
+        yield f"{given}: is above outer_learning_rate={s.outer_learning_rate}, which falls to it; give less"
+
+
+def of_multi_step_loss(s: Settings) -> Iterator[str]:
+    if s.multi_step_loss == 0 or s.mode != "train":
+        return
+    given = f"multi_step_loss={s.multi_step_loss}"
+    if s.inner_loop < 2:
+        yield f"{given}: weighs the losses after each inner step, and inner_loop={s.inner_loop} has one at most; " + (
+            "give more steps, or leave it out"
+        )
+    if isinstance(s.method, Warpgrad) and s.method.objective == "trajectory":
+        yield f"{given}: method.objective=trajectory has no query loss of the initialisation to weigh; leave it out"
+    if s.engine.segment is not None:
+        yield f"engine.segment={s.engine.segment}: {given} judges every theta, so that each is kept; leave it out"
+
+
+def of_rates(s: Settings) -> Iterator[str]:
+    if s.learn_lr is None:
+        return
+    given = f"learn_lr={s.learn_lr}"
+    if isinstance(s.method, Msgd):
+        yield f"{given}: method=msgd learns rates by itself, by method.alpha; leave it out, or give method=maml"
+    if s.inner_loop == 0 and s.mode == "train":
+        yield f"inner_loop=0: {given} learns the sizes of inner steps, and would take none; give one or more"
+    if isinstance(s.method, Warpgrad) and s.method.approximate:
+        yield f"{given}: no gradient reaches the rates with method.approximate=true; leave out one of the two"
+
+
 def of_method(s: Settings) -> Iterator[str]:
     method = s.method
     if s.mode == "train" and s.inner_loop == 0 and isinstance(method, (Msgd, Mtnet, Warpgrad)):
@@ -105,6 +157,10 @@ def of_method(s: Settings) -> Iterator[str]:
 def of_pretraining(s: Settings) -> Iterator[str]:
     if isinstance(s.dataset, Sinusoid):
         yield "method=pretrain: learns to tell classes apart, and dataset=sinusoid has none; give one of pictures"
+    if s.batch_norm != "transductive":
+        yield f"batch_norm={s.batch_norm}: method=pretrain has no support sets nor inner steps; leave it out"
+    if s.eval.ensemble > 1:
+        yield f"eval.ensemble={s.eval.ensemble}: method=pretrain is judged by class means of one network; leave it out"
     if isinstance(s.backbone, Mlp) and not s.backbone.hidden:
         yield "backbone.hidden=[]: is a head alone, and method=pretrain is for the body; give hidden layers"
     if s.mode == "predict":
@@ -200,6 +256,29 @@ def of_stages(backbone: Resnet12, dataset: object) -> Iterator[str]:
         )
 
 
+def has_batch_norm(s: Settings) -> bool:
+    if isinstance(s.backbone, Torchvision):  # most have, and this one's network is not there yet
+        return True
+    return getattr(s.backbone, "norm", "") == "batch" or (isinstance(s.method, Warpgrad) and s.method.norm)
+
+
+def of_batch_norm(s: Settings) -> Iterator[str]:
+    given = f"batch_norm={s.batch_norm}"
+    if s.batch_norm != "transductive" and not has_batch_norm(s):
+        norm = getattr(s.backbone, "norm", None)
+        what = f"backbone.norm={norm}" if norm else f"backbone={getattr(s.backbone, 'name', None)}"
+        yield f"{given}: {what} has no batch norm; leave it out"
+    if s.batch_norm != "per_step":
+        return
+    if s.inner_loop == 0 and s.mode == "train":
+        yield f"inner_loop=0: {given} has an affine for each inner step, and there would be none; give one or more"
+    if isinstance(s.method, (Boil, Warpgrad)):
+        yield (
+            f"{given}: method={s.method.name} adapts the affine of norms, and one for each step would be used once, "
+            "before it can adapt; give batch_norm=support, or another method"
+        )
+
+
 def of_data_set(s: Settings) -> Iterator[str]:
     """What tasks ask of a data set whose size is known."""
     data, split = s.dataset, getattr(s.dataset, "split", "")
@@ -225,6 +304,18 @@ def of_data_set(s: Settings) -> Iterator[str]:
                 f"{one}={first} + {two}={second}: make {first + second} images a class, dataset={data.name} has "
                 f"{images} at most; lower one of the two"
             )
+
+
+def of_ensemble(s: Settings) -> Iterator[str]:
+    if s.eval.ensemble > 1 and (s.eval.details or s.eval.ways not in (None, s.ways)):
+        other = "eval.details=true" if s.eval.details else f"eval.ways={s.eval.ways}"
+        yield f"{other}: is of one network, eval.ensemble={s.eval.ensemble} of several; leave out one of the two"
+    validations = -(-s.iterations // s.eval.every)
+    if s.mode == "train" and s.eval.ensemble > validations:
+        yield (
+            f"eval.ensemble={s.eval.ensemble}: iterations={s.iterations} with eval.every={s.eval.every} has "
+            f"{validations} validations to choose from; validate more often, or give fewer"
+        )
 
 
 def of_engine(s: Settings) -> Iterator[str]:

@@ -12,13 +12,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from metarun.meta import MetaLearner
+from metarun.forward import MetaLearner
 from metarun.task import Task
 
 log = logging.getLogger(__name__)
 
 Function = Callable[..., Any]  # of a meta-batch and further tensors
+Key = tuple[bool, bool, tuple[torch.Size, ...]]  # second order, multi-step loss, shapes of a meta-batch
 
 
 def has_compiler() -> bool:
@@ -27,7 +29,7 @@ def has_compiler() -> bool:
 
 
 class Compiled:
-    """What `make` returns for a meta-learner, compiled at the first call of each order and shape of a meta-batch.
+    """What `make` returns for a meta-learner, compiled at the first call of each order, loss and shape.
 
     The same object makes one thing only. Where compiling fails, as it does without Python's headers, the log says so
     and it goes on uncompiled.
@@ -36,16 +38,19 @@ class Compiled:
     def __init__(self, learner: MetaLearner, make: Callable[[MetaLearner], Function]) -> None:
         torch.compiler.reset()  # it counts the functions of earlier runs of this process, and stops at eight
         self.learner, self.make = learner, make
-        self.functions: dict[tuple[bool, tuple[torch.Size, ...]], Function] = {}
+        self.functions: dict[Key, Function] = {}
         self.failed = False
 
-    def compiles(self, second_order: bool) -> bool:
-        """Whether the first call of that order is still to come."""
-        return not self.failed and all(order != second_order for order, _ in self.functions)
+    def compiles(self, second_order: bool, multi_step: bool = False) -> bool:
+        """Whether the first call of that order and loss is still to come."""
+        return not self.failed and all(key[:2] != (second_order, multi_step) for key in self.functions)
 
-    def __call__(self, second_order: bool, tasks: Task, *others: Any) -> Any:
-        """The function of `tasks` and `others`, which are tensors or trees of them."""
-        key = (second_order, tuple(side.shape for side in tasks))
+    def __call__(self, second_order: bool, tasks: Task, *others: Any, loss_weights: Tensor | None = None) -> Any:
+        """The function of `tasks`, `others` and `loss_weights`, which are tensors or trees of them."""
+        key, others = (
+            (second_order, loss_weights is not None, tuple(side.shape for side in tasks)),
+            (*others, loss_weights),
+        )
         with torch.no_grad():  # whatever is differentiated is so within
             if key not in self.functions:
                 self.functions[key] = self.function(second_order, tasks, *others)

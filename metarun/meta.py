@@ -12,71 +12,27 @@ tape, which on a CPU takes three quarters of the time that torch.func takes for 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch import Tensor
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
-from metarun.errors import UserError
-from metarun.methods import Method, Parameters, Tensors
-from metarun.norm import batch_statistics
-from metarun.objective import Objective, State
+from metarun.forward import (
+    Measures,
+    MetaLearner,
+    evaluate_objective,
+    query_weights,
+    require_dependence,
+    support_weights,
+)
+from metarun.methods import Parameters, Tensors
 from metarun.task import Task
 
 Loss = Callable[[Tensors], Tensor]  # of theta, on one side of a task
-Measures = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class MetaLearner:
-    """All that stays fixed while the parameters are learned."""
-
-    model: nn.Module
-    method: Method
-    inner_objective: Objective
-    outer_objective: Objective
-    inner_loop: int = 5
-    use_second_order: bool = True
-
-
-def run_model(learner: MetaLearner, theta: Tensors, phi: Tensors, data: Any) -> Any:
-    """The network's output on `data` with the weights that the method makes of theta and phi."""
-    with batch_statistics(learner.model):
-        return functional_call(learner.model, learner.method.weights(theta, phi), (data,))
-
-
-def evaluate_objective(
-    learner: MetaLearner, objective: Objective, theta: Tensors, phi: Tensors, data: Any, target: Any
-) -> tuple[Tensor, Measures]:
-    """The objective's loss (a scalar) and what it measured, at theta."""
-    names = tuple(theta)
-
-    def model(data: Any, updated_weights: list[Tensor]) -> Any:
-        return run_model(learner, dict(zip(names, updated_weights, strict=True)), phi, data)
-
-    state = State(data, target, model, list(theta.values()))
-    loss = objective(state)
-    if not isinstance(loss, Tensor) or loss.dim() != 0:
-        found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
-        raise UserError(f"{name_of(objective)}: an objective must return a scalar tensor, this one returned {found}")
-    return loss, state.measures
-
-
-def name_of(objective: Objective) -> str:
-    return getattr(objective, "__name__", type(objective).__name__)
-
-
-def require_dependence(loss: Tensor, objective: Objective) -> None:
-    """Raises UserError where the loss, which the tape has recorded, does not depend on the weights."""
-    if not loss.requires_grad:
-        raise UserError(
-            f"{name_of(objective)}: does not depend on the weights; "
-            "run the network as state.model(state.data, state.updated_weights)"
-        )
 
 
 # --- the gradient of a support loss, on torch.func or on the tape ------------------------------------------
@@ -107,28 +63,33 @@ class OneTask:
     def __init__(self, learner: MetaLearner, task: Task, noise: Tensor, gradient: Gradient) -> None:
         self.learner, self.task, self.noise, self.gradient = learner, task, noise, gradient
         self.inner_loop = learner.inner_loop
+        self.loss_weights: Tensor | None = None  # of a multi-step loss, one for each inner step
         self.fixed: Any = None  # by the method's begin, for this task
         self.measures: Measures = {}  # of the query loss that was asked for last
 
-    def support_gradient(self, theta: Tensors, phi: Tensors, graph: bool) -> Tensors:
-        """Of the inner objective; without a graph, nothing flows back through it to theta or phi."""
+    def support_gradient(self, theta: Tensors, phi: Tensors, graph: bool, taken: int = 0) -> Tensors:
+        """Of the inner objective, after `taken` steps; without a graph, nothing flows back to theta or phi."""
         if not graph:
             theta, phi = tree_map(torch.detach, (theta, phi))
 
         def loss(theta: Tensors) -> Tensor:
-            found = self.support_loss(theta, phi)
+            found = self.support_loss(theta, phi, taken)
             if self.gradient is tape_gradient:
                 require_dependence(found, self.learner.inner_objective)
             return found
 
         return self.gradient(loss, theta, graph)
 
-    def support_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
+    def support_loss(self, theta: Tensors, phi: Tensors, taken: int = 0) -> Tensor:
         learner, data, target = self.learner, self.task.support_data, self.task.support_target
-        return evaluate_objective(learner, learner.inner_objective, theta, phi, data, target)[0]
+
+        def weights(theta: Tensors) -> Tensors:
+            return support_weights(learner, theta, phi, taken)
+
+        return evaluate_objective(learner, learner.inner_objective, theta, weights, data, target)[0]
 
     def step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
-        gradient = self.support_gradient(theta, phi, self.learner.use_second_order)
+        gradient = self.support_gradient(theta, phi, self.learner.use_second_order, number)
         return self.learner.method.update(theta, gradient, phi, self.fixed, number)
 
     def begin(self, parameters: Parameters) -> Tensors:
@@ -155,10 +116,28 @@ class OneTask:
         """theta_K alone."""
         return self.adapt(parameters)[-1]
 
-    def query_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
-        loss, self.measures = evaluate_objective(
-            self.learner, self.learner.outer_objective, theta, phi, self.task.query_data, self.task.query_target
-        )
+    def adapted_loss(self, parameters: Parameters) -> Tensor:
+        """The query loss of theta_K, or the multi-step loss."""
+        if self.loss_weights is None:
+            return self.query_loss(self.adapted(parameters), parameters.phi)
+        return self.multi_step_loss(self.adapt(parameters), parameters.phi)
+
+    def multi_step_loss(self, trajectory: list[Tensors], phi: Tensors) -> Tensor:
+        """The weighted query losses of theta_1 .. theta_K; what is measured is that of theta_K."""
+        assert self.loss_weights is not None
+        losses = [self.query_loss(theta, phi, taken) for taken, theta in enumerate(trajectory[1:], 1)]
+        return self.loss_weights @ torch.stack(losses)
+
+    def query_loss(self, theta: Tensors, phi: Tensors, taken: int | None = None) -> Tensor:
+        """Of the outer objective, at theta after `taken` inner steps; None: after all."""
+        learner, task = self.learner, self.task
+        steps = self.inner_loop if taken is None else taken
+
+        def weights(theta: Tensors) -> Tensors:
+            return query_weights(learner, theta, phi, task.support_data, steps)
+
+        data, target = task.query_data, task.query_target
+        loss, self.measures = evaluate_objective(learner, learner.outer_objective, theta, weights, data, target)
         return loss
 
 
@@ -166,10 +145,17 @@ Kind = Callable[[MetaLearner, Task, Tensor, Gradient], OneTask]
 
 
 def task_loss(
-    kind: Kind, learner: MetaLearner, gradient: Gradient, parameters: Parameters, task: Task, noise: Tensor
+    kind: Kind,
+    learner: MetaLearner,
+    gradient: Gradient,
+    parameters: Parameters,
+    task: Task,
+    noise: Tensor,
+    loss_weights: Tensor | None = None,
 ) -> tuple[Tensor, Measures]:
     """The loss that a task contributes to the meta-objective, and what was measured on its query set."""
     one = kind(learner, task, noise, gradient)
+    one.loss_weights = loss_weights
     return learner.method.meta_objective(parameters, one), one.measures
 
 
@@ -183,15 +169,17 @@ def meta_gradient(
     noise: Tensor,
     vectorised: bool,
     kind: Kind = OneTask,
+    loss_weights: Tensor | None = None,
 ) -> tuple[Parameters, Tensor, Measures]:
     """Mean gradient over a meta-batch, with each task's loss [tasks] and measures [tasks].
 
     noise: [tasks, method.noise(inner_loop)], uniform in [0, 1).
     kind: of a task, which says what is kept of its inner loop: `OneTask` unrolls it, `mixed.MixedTask` keeps little.
+    loss_weights: [inner_loop], of a multi-step loss.
     """
     parameters = tree_map(torch.detach, parameters)
     if vectorised:
-        one_task = partial(task_loss, kind, learner, functional_gradient)
+        one_task = partial(task_loss, kind, learner, functional_gradient, loss_weights=loss_weights)
         one_gradient = torch.func.grad_and_value(one_task, has_aux=True)
         gradients, (losses, measures) = vmap(one_gradient, in_dims=(None, 0, 0))(parameters, tasks, noise)
         return tree_map(lambda tensor: tensor.mean(0), gradients), losses, measures
@@ -200,7 +188,7 @@ def meta_gradient(
     leaves = tree_map(lambda tensor: tensor.requires_grad_(), parameters)
     judged = []
     for task, own_noise in zip(one_by_one(tasks), noise, strict=True):
-        loss, measures = task_loss(kind, learner, tape_gradient, leaves, task, own_noise)
+        loss, measures = task_loss(kind, learner, tape_gradient, leaves, task, own_noise, loss_weights)
         require_dependence(loss, learner.outer_objective)
         accumulate_gradient(loss, leaves, total)
         judged.append((loss.detach(), measures))
@@ -239,8 +227,14 @@ def evaluate_tasks(
 
     def one_task(task: Task, noise: Tensor) -> tuple[Tensor, Measures]:
         one = OneTask(learner, task, noise, gradient)
-        return stack([(one.query_loss(theta, parameters.phi), one.measures) for theta in one.adapt(parameters)])
+        trajectory = enumerate(one.adapt(parameters))
+        return stack([(one.query_loss(theta, parameters.phi, taken), one.measures) for taken, theta in trajectory])
 
+    return map_tasks(one_task, tasks, noise, vectorised)
+
+
+def map_tasks(one_task: Callable[[Task, Tensor], Any], tasks: Task, noise: Tensor, vectorised: bool) -> Any:
+    """What a function finds for each task, a tree of tensors, with a leading axis of tasks; keeps no graph."""
     with torch.no_grad():
         if vectorised:
             return vmap(one_task)(tasks, noise)

@@ -68,12 +68,12 @@ class MixedTask(OneTask):
 
         return recomputed(run, self.vjp, theta, phi, self.fixed, self.task)
 
-    def query_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
+    def query_loss(self, theta: Tensors, phi: Tensors, taken: int | None = None) -> Tensor:
         """The loss, with its gradient taken at once; it holds no graph of the network."""
         tensors, form = tree_flatten((theta, phi))
 
         def loss(*tensors: Tensor) -> tuple[Several, Any]:
-            found = OneTask.query_loss(self, *tree_unflatten(tensors, form))
+            found = OneTask.query_loss(self, *tree_unflatten(tensors, form), taken=taken)
             if self.gradient is tape_gradient:
                 require_dependence(found, self.learner.outer_objective)
             return (found,), self.measures

@@ -1,4 +1,4 @@
-"""Normalisation layers whose affine is written out, and how norm layers are told from others.
+"""Normalisation layers whose affine is written out, whose statistics batch norm takes, and which are norms.
 
 `grad(vmap(...))` is silently wrong through torch's fused norms when their affine adapts in the inner loop;
 normalise without affine, then multiply and add is exact in every order of the two.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +16,15 @@ from torch import Tensor, nn
 
 from metarun import on_cpu
 
+Tensors = dict[str, Tensor]
+
 TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 class Norm(nn.Module):
     """Normalises [batch, channels, height, width] by statistics of what it is given; keeps no running ones.
 
+    Batch norm takes those that are put into its empty buffers instead, as `functional_call` does.
     `kind` says over what: "batch" (batch and space), "instance" (space), "layer" (channels and space),
     "group" (space and groups of channels).
     """
@@ -32,8 +36,19 @@ class Norm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
+        self.running_mean: Tensor | None
+        self.running_var: Tensor | None
+        self.register_buffer("running_mean", None)
+        self.register_buffer("running_var", None)
+        self.seen: list[Tensor] | None = None  # mean and variance of what it is given, while they are recorded
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.running_mean is not None and self.running_var is not None:
+            scale = self.weight * (self.running_var + self.eps).rsqrt()
+            return x * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
+        if self.seen is not None and self.groups is None:
+            variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+            self.seen[:] = mean, variance
         if self.groups is not None:
             normal = F.group_norm(x, self.groups, eps=self.eps)
         elif on_cpu.large(x):
@@ -79,6 +94,64 @@ def is_transductive(model: nn.Module) -> bool:
         isinstance(module, nn.modules.batchnorm._BatchNorm) or (isinstance(module, Norm) and module.groups is None)
         for module in model.modules()
     )
+
+
+# --- batch norm --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Whose statistics a query set is normalised by, and with which affine; a support set has statistics of its own.
+
+    rule        "transductive": the query set's own; "support": the support set's, on the same weights; "per_step":
+                `statistics`, and while there are none, in training, the query set's own
+    steps       per_step: inner steps that have an affine of their own
+    affine      per_step: names of those parameters, [steps, channels]
+    statistics  per_step: of a query set after 0 .. steps inner steps, by name of a buffer, [steps + 1, channels]
+    """
+
+    rule: str = "transductive"
+    steps: int = 0
+    affine: tuple[str, ...] = ()
+    statistics: Tensors | None = None
+
+    def weights(self, weights: Tensors, taken: int, query: bool) -> Tensors:
+        """With the affine of the next inner step for a support set, of the last one for a query set."""
+        row = min(max(taken - query, 0), self.steps - 1)
+        return {**weights, **{name: weights[name][row] for name in self.affine}}
+
+    def after(self, taken: int) -> Tensors:
+        """The statistics of a query set after so many inner steps; those after the last are as after it."""
+        return {name: each[min(taken, self.steps)] for name, each in (self.statistics or {}).items()}
+
+
+def batch_norms(model: nn.Module) -> dict[str, Norm]:
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Norm)}
+    return {name: norm for name, norm in found.items() if norm.groups is None}
+
+
+def per_step(model: nn.Module, steps: int) -> BatchNorm:
+    """Give the model's batch norms an affine for each step, all equal at first."""
+    norms = batch_norms(model)
+    for norm in norms.values():
+        norm.weight, norm.bias = (nn.Parameter(held.detach().repeat(steps, 1)) for held in (norm.weight, norm.bias))
+    return BatchNorm("per_step", steps, tuple(f"{name}.{part}" for name in norms for part in ("weight", "bias")))
+
+
+@contextmanager
+def recorded(model: nn.Module) -> Iterator[Tensors]:
+    """Collects mean and variance [channels] of what each batch norm is given, by the names of its buffers."""
+    norms, found = batch_norms(model), {}
+    for norm in norms.values():
+        norm.seen = []
+    try:
+        yield found
+        for name, norm in norms.items():
+            if norm.seen:
+                found[f"{name}.running_mean"], found[f"{name}.running_var"] = norm.seen
+    finally:
+        for norm in norms.values():
+            norm.seen = None
 
 
 @contextmanager

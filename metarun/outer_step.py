@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.meta import MetaLearner, meta_gradient
+from metarun.forward import MetaLearner
+from metarun.meta import meta_gradient
 from metarun.methods import Parameters
 from metarun.task import Task
 
@@ -33,18 +34,27 @@ def moments(optimizer: torch.optim.Adam) -> list[Moments]:
     return [Moments(*(optimizer.state[tensor][name] for name in Moments._fields)) for tensor in tensors]
 
 
-OuterStep = Callable[[Task, Tensor, Parameters, list[Moments], Tensor], Tensor]
+OuterStep = Callable[..., Tensor]
 
 
 def outer_step(learner: MetaLearner, metric: str, clip: float | None) -> OuterStep:
-    """A function of (tasks, noise, parameters, moments, step size) that changes parameters and moments in place.
+    """A function that changes parameters and moments in place, by a step of Adam on a meta-batch's gradient.
 
     It returns three numbers, [3]: 1, the mean loss and the mean metric of the meta-batch; or, where a loss or an
     entry of the gradient is not finite, 0 and the same, with parameters and moments as before.
     """
 
-    def step(tasks: Task, noise: Tensor, parameters: Parameters, state: list[Moments], rate: Tensor) -> Tensor:
-        gradient, losses, measures = meta_gradient(learner, parameters, tasks, noise, vectorised=True)
+    def step(
+        tasks: Task,
+        noise: Tensor,
+        parameters: Parameters,
+        state: list[Moments],
+        rate: Tensor,
+        loss_weights: Tensor | None = None,
+    ) -> Tensor:
+        gradient, losses, measures = meta_gradient(
+            learner, parameters, tasks, noise, vectorised=True, loss_weights=loss_weights
+        )
         entries = [entry for part in gradient for entry in part.values()]
         sizes = [losses.abs().amax(), *(entry.abs().amax() for entry in entries if entry.numel())]
         finite = torch.stack(sizes).amax().isfinite()

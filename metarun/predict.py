@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metarun import checkpoint, whole_files
+from metarun import checkpoint, running, whole_files
 from metarun.data import noise
 from metarun.data.sampler import ImageSource
 from metarun.engine import choose_device
 from metarun.errors import UserError, nearby, printable
 from metarun.evaluation import EVALUATION_SEED
 from metarun.foreign import form_learned
+from metarun.forward import MetaLearner, query_weights, run_model
 from metarun.groups import Sinusoid
-from metarun.meta import MetaLearner, OneTask, run_model, tape_gradient
+from metarun.meta import OneTask, tape_gradient
 from metarun.methods import Parameters, Tensors
 from metarun.norm import is_transductive
 from metarun.objective import classification_among
@@ -96,18 +97,18 @@ def prediction(settings: Settings, content: dict[str, Any], path: str) -> Predic
     learner = replace(learner, inner_objective=classification_among(labels.bincount()))
     parameters = tree_map(torch.detach, learner.method.parameters)
     with torch.no_grad():
-        theta = adapted(learner, parameters, inputs(support.images, source), labels)
-        logits = query_outputs(learner, Parameters(theta, parameters.phi), query, source)[:, : len(classes)]
+        known = inputs(support.images, source)
+        theta = adapted(learner, parameters, known, labels)
+        weights = query_weights(learner, theta, parameters.phi, known, learner.inner_loop)
+        logits = query_outputs(learner, weights, query, source)[:, : len(classes)]
     probabilities = logits.double().softmax(1).numpy()
     if not np.isfinite(probabilities).all():
         raise FloatingPointError(
             f"checkpoint {path}: its outputs are not finite after {learner.inner_loop} inner steps on these pictures; "
             "try a smaller inner_learning_rate or inner_loop"
         )
-    weights = {}
-    if settings.adapted_weights:
-        weights = used(learner, Parameters(theta, parameters.phi), inputs(support.images, source))
-    return Prediction(classes, support, query, probabilities, weights, batch_norm(settings, learner.model))
+    kept = used(learner, weights, known) if settings.adapted_weights else {}
+    return Prediction(classes, support, query, probabilities, kept, batch_norm(settings, learner.model))
 
 
 # --- the network -------------------------------------------------------------------------------------------
@@ -133,6 +134,9 @@ def learner_of(
     require_same_shapes(settings, source, content, path)
     learner = build_learner(settings, source, source.device)
     restore(learner, Parameters(*(checkpoint.tensors(content, kind, path) for kind in Parameters._fields)), path)
+    norm = learner.norm
+    if norm.rule == "per_step":
+        norm = replace(norm, statistics=statistics(learner, content, path))
     if classes > settings.ways:
         narrow, wide = learner.method.parameters, replace(settings, ways=classes)
         learner = build_learner(wide, source, source.device)
@@ -148,7 +152,19 @@ def learner_of(
             "the run had ways=%d, here are %d classes: its head is widened; more inner steps may help, inner_loop=N",
             *(settings.ways, classes),
         )
-    return replace(learner, inner_loop=eval_inner_loop(settings))
+    return replace(learner, inner_loop=eval_inner_loop(settings), norm=norm)
+
+
+def statistics(learner: MetaLearner, content: dict[str, Any], path: str) -> Tensors:
+    """Of batch norm after each inner step. Raises UserError where the checkpoint was written before they were found."""
+    if "statistics" not in content:
+        raise UserError(
+            f"checkpoint {path}: was written between two validations, at which batch_norm=per_step finds its "
+            "statistics; give the run folder, or its best.pt"
+        )
+    held = running.empty(learner)
+    checkpoint.restore(held.tensors, checkpoint.tensors(content, "statistics", path), path)
+    return held.tensors
 
 
 def restore(learner: MetaLearner, saved: Parameters, path: str) -> None:
@@ -161,12 +177,13 @@ def inputs(images: np.ndarray, source: ImageSource) -> Tensor:
     return source.normalised(torch.from_numpy(images).to(source.device).float().div_(255))
 
 
-def query_outputs(learner: MetaLearner, parameters: Parameters, query: Pictures, source: ImageSource) -> Tensor:
+def query_outputs(learner: MetaLearner, weights: Tensors, query: Pictures, source: ImageSource) -> Tensor:
     """[pictures, outputs], on the CPU: one batch under transductive batch norm, as it says, and lots else."""
     count = len(query.images)
-    lot = count if is_transductive(learner.model) else LOT
+    transductive = learner.norm.rule == "transductive" and is_transductive(learner.model)
+    lot = count if transductive else LOT
     lots = (inputs(query.images[first : first + lot], source) for first in range(0, count, lot))
-    return torch.cat([outputs(learner, parameters, data).cpu() for data in lots])
+    return torch.cat([outputs(learner, weights, data).cpu() for data in lots])
 
 
 def adapted(learner: MetaLearner, parameters: Parameters, data: Tensor, target: Tensor) -> Tensors:
@@ -176,10 +193,10 @@ def adapted(learner: MetaLearner, parameters: Parameters, data: Tensor, target: 
     return OneTask(learner, Task(data, target, None, None), own, tape_gradient).adapt(parameters)[-1]
 
 
-def outputs(learner: MetaLearner, parameters: Parameters, data: Tensor) -> Tensor:
+def outputs(learner: MetaLearner, weights: Tensors, data: Tensor) -> Tensor:
     """Raises UserError where a lone picture has no statistics of its own."""
     try:
-        return run_model(learner, *parameters, data)
+        return run_model(learner, weights, data)
     except ValueError as error:
         if len(data) > 1 or "more than 1 value per channel" not in str(error):
             raise
@@ -188,13 +205,11 @@ def outputs(learner: MetaLearner, parameters: Parameters, data: Tensor) -> Tenso
         ) from error
 
 
-def used(learner: MetaLearner, parameters: Parameters, data: Tensor) -> Tensors:
+def used(learner: MetaLearner, weights: Tensors, data: Tensor) -> Tensors:
     """The network's weights, without what a method holds beside them, such as rates: those its output depends on."""
-    weights = learner.method.weights(*parameters)
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
-    plain = replace(learner, method=replace(learner.method, weights=lambda theta, phi: {**theta, **phi}))
     with torch.enable_grad():
-        total = run_model(plain, leaves, {}, data).sum()
+        total = run_model(learner, leaves, data).sum()
         gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
     return {
         name: tensor.detach()

@@ -20,7 +20,8 @@ from metarun.records import read_result, write_result
 from metarun.run_files import RESULT
 from metarun.schema import AUTO, Settings
 from metarun.several import expanded
-from metarun.team import assembled, sharing, workers
+from metarun.sharing import workers
+from metarun.team import assembled, sharing
 from metarun.testing import finish, test, testing, title, trained_on
 from metarun.train import train
 from metarun.whole_files import plain, remove_parts

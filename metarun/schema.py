@@ -39,6 +39,7 @@ class Eval:
         several=str,
     )
     details: bool = key(False, "which classes are taken for which, and how far the probabilities can be believed")
+    ensemble: int = key(1, "networks that are tested together: of so many of the best checkpoints", least=1, most=100)
 
 
 @dataclass
@@ -79,14 +80,28 @@ class Settings:
     queries: int = key(15, "query images a class; points of a curve", least=1, most=10**5)
     inner_loop: int = key(5, "inner steps", least=0, most=10**4)
     inner_learning_rate: float = key(0.01, "step size of the inner loop", least=0)
+    learn_lr: str | None = key(
+        None,
+        "learned inner rates beside any method: for each of these; null: inner_learning_rate",
+        choices=("element", "tensor", "tensor_step", "scalar"),
+    )
     use_second_order: bool = key(True, "differentiate through the inner steps; false: first-order")
     first_order_steps: int = key(0, "outer steps in first order before second order begins, as L2F's code has", least=0)
-    batch_norm: str = key("transductive", "statistics of batch norm: each batch's own", choices=("transductive",))
+    multi_step_loss: int = key(
+        0, "outer steps in which the query loss after each inner step counts, the last one's more and more", least=0
+    )
+    batch_norm: str = key(
+        "transductive",
+        "statistics that normalise a query set: its own (transductive), the support set's, or those of each inner "
+        "step over training tasks, with an affine for each (per_step)",
+        choices=("transductive", "support", "per_step"),
+    )
 
     meta_batch: int = key(4, "tasks of one outer step", least=1, most=10**5)
     iterations: int = key(1000, "outer steps", least=1)
     outer_learning_rate: float = key(0.001, "step size of Adam, the outer optimiser", least=0)
     outer_schedule: str = key("constant", "of the outer step size", choices=("constant", "cosine"))
+    outer_learning_rate_end: float = key(0.0, "cosine: what outer_learning_rate falls to", least=0)
     outer_clip: float | None = key(None, "clamp each entry of the meta-gradient to this size; null: as it is", above=0)
     skip_not_finite: bool = key(
         False, "leave out, and count, outer steps whose loss or gradient is not finite; false: they end the run"

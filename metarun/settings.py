@@ -27,7 +27,7 @@ FREE = (
     "download",
 )  # a resumed run may change these
 FREE_NODES = ("eval.", "save.", "engine.")  # and these
-ADAPTING = ("inner_loop", "inner_learning_rate")  # and a prediction these
+ADAPTING = ("inner_loop", "inner_learning_rate", "batch_norm")  # and a prediction these
 TASKS = (*ADAPTING, "dataset", "shots", "queries")  # and an evaluation these as well
 
 
@@ -138,7 +138,7 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
 
     path = Path(place).expanduser()
     settings = rebuild(saved_config(checkpoint.newest(path) if now.resume else path), asked)
-    iterations = settings.iterations
+    iterations, trained, norm = settings.iterations, settings.inner_loop, settings.batch_norm
     for name in PRESENT:
         setattr(settings, name, getattr(now, name))
     if now.mode == "evaluate" and "ways" in typed:  # the network stays as wide as it is
@@ -150,6 +150,13 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
             refuse_change(name, now, settings, asked)
         take(name, now, settings, asked)
     follow(settings, typed)
+    keep_trained_steps(settings, trained)
+    choose_networks(settings, typed, path)
+    if settings.batch_norm != norm and "per_step" in (settings.batch_norm, norm):
+        raise UserError(
+            f"{asked}: batch_norm={settings.batch_norm} differs from the run's {norm}, and per_step has an affine for "
+            "each step, learned in training; leave it out"
+        )
     if now.resume and settings.iterations != iterations and settings.outer_schedule == "cosine":
         raise UserError(f"{asked}: iterations={settings.iterations} would bend outer_schedule=cosine of {iterations}")
     check(settings)
@@ -176,7 +183,7 @@ def require_same(now: Settings, folder: Path) -> None:
 def is_free(name: str, mode: str, resumed: bool) -> bool:
     """Whether key or group `name` may differ from the checkpoint's."""
     if resumed:
-        return name in FREE or name.startswith(FREE_NODES)
+        return name in FREE or (name.startswith(FREE_NODES) and name != "eval.ensemble")
     if mode == "predict":
         return name in (*FREE, *ADAPTING) or name.startswith(FREE_NODES)
     return name in (*FREE, *TASKS) or name.startswith((*FREE_NODES, "dataset."))
@@ -187,6 +194,24 @@ def follow(settings: Settings, typed: Sequence[str]) -> None:
     for name in ("shots", "queries", "inner_loop"):
         if name in typed and f"eval.{name}" not in typed:
             setattr(settings.eval, name, None)
+
+
+def keep_trained_steps(settings: Settings, trained: int) -> None:
+    """Another inner loop than that in training is one of the evaluation, where something was learned for each step."""
+    each_step = settings.learn_lr == "tensor_step" or settings.batch_norm == "per_step"
+    if each_step and settings.inner_loop != trained:
+        if settings.eval.inner_loop is None:
+            settings.eval.inner_loop = settings.inner_loop
+        settings.inner_loop = trained
+
+
+def choose_networks(settings: Settings, typed: Sequence[str], path: Path) -> None:
+    """A run's ensemble is of its folder; a checkpoint file and a prediction are of one network."""
+    if settings.mode == "predict" or (settings.mode == "evaluate" and path.is_file()):
+        if "eval.ensemble" in typed and settings.eval.ensemble > 1:
+            what = "mode=predict labels" if settings.mode == "predict" else f"checkpoint={path} is one file, and judges"
+            raise UserError(f"eval.ensemble={settings.eval.ensemble}: {what} by one network; leave it out")
+        settings.eval.ensemble = 1
 
 
 def refuse_change(name: str, now: Settings, saved: Settings, asked: str) -> None:

@@ -25,18 +25,18 @@ from torch import Tensor
 from metarun import __version__, processes
 from metarun.data import likeness
 from metarun.data.source import SPLITS
-from metarun.engine import choose_device, choose_workers
-from metarun.errors import RunFailure, UserError
+from metarun.errors import RunFailure
 from metarun.evaluation import Evaluation, evaluate
-from metarun.groups import Mlp
 from metarun.meta import Measures
 from metarun.methods import Parameters
 from metarun.processes import Lost, connection
+from metarun.running import TASKS as RUNNING_TASKS
 from metarun.schema import Settings
 from metarun.seat import ALONE, Seat, given_seat
+from metarun.sharing import require_shares, workers
 from metarun.work import Work, build
 
-END, GRADIENT, EVALUATE = range(3)  # what the leader asks for
+END, GRADIENT, EVALUATE, OUTPUTS, RUNNING = range(5)  # what the leader asks for
 NCCL_PATIENCE = timedelta(seconds=45)  # all have met by gloo before, so that none is late by more
 
 
@@ -63,9 +63,10 @@ class Team:
             "python": platform.python_version(),
         }
 
-    def compiles(self, second_order: bool) -> bool:
-        """Whether the next meta-batch of that order is compiled first."""
-        return self.work.compiled is not None and self.work.compiled.compiles(second_order)
+    def compiles(self, step: int, second_order: bool) -> bool:
+        """Whether the meta-batch of that step and order is compiled first."""
+        multi_step = self.work.loss_weights(step) is not None
+        return self.work.compiled is not None and self.work.compiled.compiles(second_order, multi_step)
 
     # --- the leader's side ---
 
@@ -94,31 +95,57 @@ class Team:
         tasks: int,
         progress: Callable[[int], object] = lambda done: None,
         details: Callable[[int, Tensor], object] = lambda first, answers: None,
+        members: Sequence[dict[str, Any]] = (),
     ) -> Evaluation:
         """The first `tasks` tasks of a split with the present parameters; `progress` is told of each lot.
 
-        With `eval.details`, `details` is given the number of a lot's first task and its answers, [2, tasks, queries].
+        details: with `eval.details`, is given the number of a lot's first task and its answers, [2, tasks, queries].
+        members: what several checkpoints hold, whose networks are judged together, by the mean of their outputs.
 
         Raises:
             RunFailure: another process has ended.
         """
 
         def judge(first: int, count: int) -> Tensor:
-            judged, steps = judge_all(first, count), self.work.eval_inner_loop + 1
-            if judged.shape[2] > steps:
-                details(first, judged[:, :, steps:])
-            return judged[:, :, :steps]
-
-        def judge_all(first: int, count: int) -> Tensor:
-            if self.seat.size == 1:
-                return self.work.judge(split, first, count)
-            with self.told():
-                self.send(EVALUATE, first, count, SPLITS.index(split))
-                if first == 0:
-                    self.share_parameters()
-                return self.add_up(self.evaluation_share(first, count, SPLITS.index(split)))
+            if not members:
+                judged, steps = self.evaluated(EVALUATE, split, first, count), self.work.eval_inner_loop + 1
+                if judged.shape[2] > steps:
+                    details(first, judged[:, :, steps:])
+                return judged[:, :, :steps]
+            total = torch.zeros(())
+            for content in members:
+                self.work.restore(content, "of the ensemble")
+                total = total + self.evaluated(OUTPUTS, split, first, count)
+            return self.work.judge_outputs(split, first, count, total / len(members))
 
         return evaluate(judge, self.work.source.metric, tasks, self.work.tasks_at_once * self.seat.size, progress)
+
+    def evaluated(self, kind: int, split: str, first: int, count: int) -> Tensor:
+        """What all processes find of tasks first .. first + count - 1."""
+        if anew := kind == OUTPUTS or first == 0:  # the parameters
+            self.find_running()
+        request = first, count, SPLITS.index(split)
+        if self.seat.size == 1:
+            return self.evaluation_share(kind, *request)
+        with self.told():
+            self.send(kind, *request)
+            if anew:
+                self.share_parameters()
+            return self.add_up(self.evaluation_share(kind, *request))
+
+    def find_running(self) -> None:
+        """The statistics of batch_norm=per_step, where those that are held are not of the present parameters."""
+        running = self.work.running
+        if running is None or running.current:
+            return
+        if self.seat.size == 1:
+            total = self.running_share(0, RUNNING_TASKS)
+        else:
+            with self.told():
+                self.send(RUNNING, 0, RUNNING_TASKS)
+                self.share_parameters()
+                total = self.add_up(self.running_share(0, RUNNING_TASKS))
+        running.take(total / RUNNING_TASKS)
 
     @contextmanager
     def told(self) -> Iterator[None]:
@@ -148,10 +175,13 @@ class Team:
             if kind == GRADIENT:
                 self.share_parameters()
                 self.add_up(self.gradient_share(*request))
+            elif kind == RUNNING:
+                self.share_parameters()
+                self.add_up(self.running_share(*request[:2]))
             else:
-                if request[0] == 0:
+                if kind == OUTPUTS or request[0] == 0:
                     self.share_parameters()
-                self.add_up(self.evaluation_share(*request))
+                self.add_up(self.evaluation_share(kind, *request))
 
     # --- both ---
 
@@ -164,13 +194,27 @@ class Team:
         sums = [entry.flatten() * len(share) for part in gradient for entry in part.values()]
         return torch.cat([*sums, judged.flatten()])
 
-    def evaluation_share(self, first: int, count: int, split: int) -> Tensor:
-        """What `Work.judge` gives of all tasks, [2, count, entries], zero but for this process's."""
-        share = self.share(count)
-        judged = torch.zeros(2, count, self.work.judged_entries, dtype=torch.float64)
+    def running_share(self, first: int, count: int) -> Tensor:
+        """The sums of the statistics of batch norm over this process's tasks."""
+        share, running = self.share(count), self.work.running
+        assert running is not None
+        found = self.work.running_sums(first + share.start, len(share))
+        return torch.cat([found.get(name, torch.zeros_like(t)).flatten() for name, t in running.tensors.items()])
+
+    def evaluation_share(self, kind: int, first: int, count: int, split: int) -> Tensor:
+        """What is found of all tasks, zero but for this process's.
+
+        What `Work.judge` gives, [2, count, entries], or (OUTPUTS) [count, steps + 1, queries, outputs].
+        """
+        share, work = self.share(count), self.work
+        if kind == OUTPUTS:
+            said = torch.zeros(count, *work.outputs_shape)
+            if share:
+                said[share.start : share.stop] = work.outputs(SPLITS[split], first + share.start, len(share))
+            return said
+        judged = torch.zeros(2, count, work.judged_entries, dtype=torch.float64)
         if share:
-            own = self.work.judge(SPLITS[split], first + share.start, len(share))
-            judged[:, share.start : share.stop] = own
+            judged[:, share.start : share.stop] = work.judge(SPLITS[split], first + share.start, len(share))
         return judged
 
     def share(self, count: int) -> range:
@@ -188,8 +232,8 @@ class Team:
         return message.tolist()
 
     def share_parameters(self) -> None:
-        """Everyone's become the leader's."""
-        tensors = self.work.tensors
+        """Everyone's become the leader's, and so do the statistics of batch_norm=per_step."""
+        tensors = [*self.work.tensors, *(self.work.running.tensors.values() if self.work.running else ())]
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
         with connection():
             dist.broadcast(flat, 0, group=self.group)
@@ -250,37 +294,6 @@ def sharing(work: Work, seat: Seat, others: Sequence[subprocess.Popen[str]]) -> 
         yield team
     finally:
         team.dismiss()
-
-
-def workers(settings: Settings) -> int:
-    """Processes of a run, where torchrun has not started them."""
-    trajectory = getattr(settings.method, "objective", "") == "trajectory"
-    shared = settings.mode == "train" and settings.engine.tasks in ("auto", "looped") and not trajectory
-    steps, convolutional = settings.iterations if shared else 0, not isinstance(settings.backbone, Mlp)
-    device = choose_device(settings.device)
-    return choose_workers(settings.engine.workers, convolutional, device, steps, settings.meta_batch)
-
-
-def require_shares(work: Work, seat: Seat) -> None:
-    """Raises UserError where the processes cannot share the run's tasks."""
-    if work.settings.mode != "train":
-        return
-    given = f"torchrun's {seat.size} processes" if given_seat() else f"engine.workers={seat.size}"
-    if seat.size > work.settings.meta_batch:
-        raise UserError(
-            f"{given}: a meta-batch of {work.settings.meta_batch} tasks has work for as many; "
-            "raise meta_batch or take fewer"
-        )
-    if work.compiled is not None:
-        raise UserError(
-            f"{given}: engine.tasks=compiled holds the optimiser, which one process keeps; take one process, or "
-            "engine.tasks=vectorised"
-        )
-    if work.learner.method.offline is not None:
-        raise UserError(
-            f"{given}: method.objective=trajectory learns from one stored iterate after another, which cannot be "
-            "shared out; take one process"
-        )
 
 
 def follow() -> NoReturn:

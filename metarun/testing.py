@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from metarun import __version__, checkpoint, heads, hparams, shown
+from metarun import __version__, checkpoint, ensemble, heads, hparams, shown
 from metarun.curves import Curves
 from metarun.data import Shape
 from metarun.data.sampler import ImageSource
 from metarun.details import Details
+from metarun.errors import UserError, nearby
 from metarun.evaluation import Evaluation
 from metarun.groups import Pretrain, Sinusoid
 from metarun.interrupt import noted_signals
@@ -51,17 +52,24 @@ def test(
     content = checkpoint.load(path)
     work = team.work
     split, tasks = work.settings.eval.split, work.settings.eval.tasks
+    size = work.settings.eval.ensemble
+    members = ensemble.members(path.parent.parent, size, work.source.metric) if size > 1 else []
+    if len(members) < size > 1:
+        few = f"eval.ensemble={size}: {nearby(path.parent.parent)} keeps {len(members)} checkpoints for it"
+        if work.settings.mode == "evaluate":
+            raise UserError(f"{few}; give eval.ensemble={len(members)}")
+        log.warning("%s, and these are tested", few)
     details = None
     if work.settings.eval.details and isinstance(work.source, ImageSource):
         details = Details(work.source, split, work.eval_shape)
     work.restore(work.fitting(content, str(path)), str(path))
-    tested = team.evaluate(split, tasks, progress, *([details.add] if details else []))
+    tested = team.evaluate(split, tasks, progress, *([details.add] if details else []), members=members)
     baseline = None
     if untrained is not None:
         work.restore(untrained, "untrained")
         baseline = team.evaluate(split, tasks, progress)
     write_tasks(folder / TASKS, tested.metric, tested.values[:, -1].tolist())
-    found = result(work, content, path, tested, baseline)
+    found = {**result(work, content, path, tested, baseline), "ensemble": len(members) or 1}
     with closing(Curves(folder / "tensorboard", first=None)) as curves:
         curves.add(shown.of_test(tested, baseline, content["best"]), int(content["step"]))
         curves.sync()
@@ -70,6 +78,7 @@ def test(
         found |= details.summary()
     log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
     what, which = title(work, few_shot(work, work.eval_shape)), "test" if split == "test" else "validation"
+    what += f", an ensemble of the best {len(members)} checkpoints" if members else ""
     log.info("%s: %s %s on %d tasks (untrained: %s)", what, which, tested, tasks, baseline or "not known")
     return found
 
@@ -99,7 +108,8 @@ def title(work: Work, task: str) -> str:
     order = "" if s.use_second_order else "first-order "
     norm = "" if work.batch_norm == "none" else f", {work.batch_norm} batch norm"
     network = getattr(s.backbone, "network", s.backbone.name)
-    return f"{order}{s.method.name} on {s.dataset.name}, {task}, {network}{norm}"
+    rates = f" with learned rates ({s.learn_lr})" if s.learn_lr else ""
+    return f"{order}{s.method.name}{rates} on {s.dataset.name}, {task}, {network}{norm}"
 
 
 def drawn_from(work: Work) -> str:
@@ -128,7 +138,9 @@ def result(
         "class_split": work.source.class_split,
         "inner_loop": work.eval_inner_loop,
         "inner_learning_rate": s.inner_learning_rate,
+        "learn_lr": s.learn_lr,
         "use_second_order": s.use_second_order,
+        "multi_step_loss": s.multi_step_loss,
         "metric": tested.metric,
         **tested.summary(),
         "loss": tested.loss,

@@ -47,7 +47,7 @@ def train(team: Team, folder: Path, resume_from: Path | None = None) -> float | 
             validate()
             training.save()
         while training.step < settings.iterations:
-            compiling = team.compiles(training.second_order)
+            compiling = team.compiles(training.step, training.second_order)
             if compiling:
                 bar.set_description("compiling")
             scalars = training.outer_step_or_save()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun import checkpoint, generators, health, offline, shown
+from metarun import checkpoint, ensemble, generators, health, offline, shown
 from metarun.compiled import Compiled
 from metarun.data import likeness, order
 from metarun.errors import RunFailure, UserError
@@ -43,6 +43,8 @@ class Training:
         self.lines = 0  # of metrics.jsonl, that the checkpoint before knows of
         self.step = 0
         self.best: dict[str, float] | None = None  # step, mean and ci95 of the best validation
+        self.top: list[dict[str, float]] = []  # the same of the best few, for an ensemble
+        self.judged: dict[str, float] | None = None  # the same of the last
         self.due = False  # whether this step's validation is still to come
         self.running: dict[str, float] = {}  # sums since the last training line, and the steps in them
         self.skipped = 0  # steps that were not finite
@@ -59,6 +61,8 @@ class Training:
             "pictures": likeness.of(self.work.source),
             "step": self.step,
             "best": self.best,
+            "top": self.top,
+            "judged": self.judged,
             "due": self.due,
             "running": self.running,
             "skipped": self.skipped,
@@ -84,6 +88,7 @@ class Training:
     def save(self) -> None:
         self.write(checkpoint.step_path(self.folder, self.step))
         checkpoint.prune(self.folder, self.work.settings.save.keep)
+        ensemble.prune(self.folder, self.top)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint of the same run. Raises UserError where it is none."""
@@ -98,17 +103,18 @@ class Training:
             self.restore_optimizer(content["optimizer"])
             self.tell_differences(dict(content["how"]))
             alike = judged_alike(content["config"]["eval"], dataclasses.asdict(self.work.settings.eval))
-            best = content["best"] and {
-                "step": int(content["best"]["step"]),
-                **numbers(content["best"], "mean", "ci95"),
-            }
+            best = content["best"] and validation(content["best"])
+            top = [validation(entry) for entry in content.get("top", ())]
         if self.step > self.work.settings.iterations:
             raise UserError(f"iterations={self.work.settings.iterations}: the run is at step {self.step} already")
-        if alike and best is not None and (lost := checkpoint.set_damaged_best_aside(self.folder)):
+        if alike and best is not None and (lost := checkpoint.set_aside_if_damaged(checkpoint.best_path(self.folder))):
             log.warning("%s; the best from step %d on is used instead", lost, self.step)
             alike = False
         if alike:
             self.best = best
+            self.top, lost_few = ensemble.whole(self.folder, top)
+            for lost in lost_few:
+                log.warning("%s; the ensemble goes without it", lost)
         else:
             self.due = True  # judged anew, since what was found before cannot be compared
 
@@ -152,9 +158,12 @@ class Training:
         """The same in one call; nothing where loss or gradient is not finite, with the parameters as before."""
         rate = self.set_learning_rate()
         state = self.work.parameters, moments(self.optimizer), torch.tensor(rate, device=self.work.device)
-        finite, loss, value = compiled(self.second_order, *self.next_tasks(), *state).tolist()
+        weights = self.work.loss_weights(self.step)
+        told = compiled(self.second_order, *self.next_tasks(), *state, loss_weights=weights)
+        finite, loss, value = told.tolist()
         if not finite:
             return {}
+        self.work.parameters_change()
         self.step += 1
         return {"loss": loss, self.work.source.metric: value}
 
@@ -208,6 +217,7 @@ class Training:
                 held[name].grad = entry if clip is None else entry.clamp(-clip, clip)
         self.set_learning_rate()
         self.optimizer.step()
+        self.work.parameters_change()
 
     def set_learning_rate(self) -> float:
         """The optimiser's, of the next outer step."""
@@ -268,15 +278,24 @@ class Training:
             )
         improved = math.isfinite(found.mean) and (self.best is None or found.better_than(self.best["mean"]))
         log.info("step %d: validation %s%s", self.step, found, ", the best so far" if improved else "")
+        self.judged = {"step": self.step, "mean": found.mean, "ci95": found.ci95}
         if improved:
-            self.best = {"step": self.step, "mean": found.mean, "ci95": found.ci95}
+            self.best = self.judged
             self.write(checkpoint.best_path(self.folder))
+        if self.work.settings.eval.ensemble > 1 and math.isfinite(found.mean):
+            self.top = ensemble.ranked([*self.top, self.judged], self.work.settings.eval.ensemble, found.metric)
+            if self.judged in self.top:
+                self.write(ensemble.path(self.folder, self.step))
         records.show(self.step, shown.of_validation(self.work, self.step, found))
+
+
+def validation(saved: dict[str, Any]) -> dict[str, float]:
+    return {"step": int(saved["step"]), **numbers(saved, "mean", "ci95")}
 
 
 def judged_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether validations with these `eval.*` settings can be compared."""
-    free = ("tasks", "every", "ways", "split", "dataset", "details")  # of the final test, or of mode=evaluate
+    free = ("tasks", "every", "ways", "split", "dataset", "details", "ensemble")  # of the final test, or mode=evaluate
     return {k: v for k, v in one.items() if k not in free} == {k: v for k, v in other.items() if k not in free}
 
 
@@ -285,7 +304,8 @@ def numbers(content: dict[str, Any], *names: str) -> dict[str, float]:
 
 
 def learning_rate(settings: Settings, step: int) -> float:
-    """Of the outer optimiser before its step number `step` (from 0); cosine falls to 0 at the end."""
+    """Of the outer optimiser before its step number `step` (from 0); cosine falls to its end."""
     if settings.outer_schedule == "constant":
         return settings.outer_learning_rate
-    return settings.outer_learning_rate * 0.5 * (1 + math.cos(math.pi * step / settings.iterations))
+    end = settings.outer_learning_rate_end
+    return end + (settings.outer_learning_rate - end) * 0.5 * (1 + math.cos(math.pi * step / settings.iterations))

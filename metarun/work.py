@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun import checkpoint, class_means, heads
+from metarun import checkpoint, class_means, ensemble, heads, multi_step, running
 from metarun.backbones import BACKBONES
 from metarun.compiled import Compiled
 from metarun.data import Places, Shape, Source, likeness, load, noise
@@ -20,15 +20,16 @@ from metarun.data.minibatches import minibatches
 from metarun.data.sampler import ImageSource
 from metarun.engine import channels_last, choose_device, choose_tasks, choose_threads, keep_freed_memory
 from metarun.errors import UserError
-from metarun.evaluation import TASKS_AT_ONCE, evaluation_tasks
+from metarun.evaluation import EVALUATION_SEED, TASKS_AT_ONCE, evaluation_tasks
 from metarun.foreign import form_for
 from metarun.groups import Pretrain
 from metarun.meta import Kind, Measures, MetaLearner, OneTask, evaluate_tasks, meta_gradient
-from metarun.methods import METHODS, Parameters
+from metarun.methods import Parameters, Tensors, prepare
 from metarun.mixed import MixedTask
-from metarun.norm import is_transductive
+from metarun.norm import BatchNorm, is_transductive, per_step
 from metarun.objective import classification, classification_by, regression
 from metarun.outer_step import outer_step
+from metarun.running import Running
 from metarun.schema import Settings
 from metarun.seat import ALONE, Seat
 from metarun.task import Task
@@ -49,6 +50,7 @@ class Work:
     threads: int  # of each operation
     batch_norm: str  # what the norm layers' statistics are; stands beside every result
     compiled: Compiled | None  # the outer step
+    running: Running | None = None  # the statistics of batch_norm=per_step
 
     @property
     def train_shape(self) -> Shape:
@@ -93,8 +95,14 @@ class Work:
     def meta_gradient(self, first: int, count: int, second_order: bool) -> tuple[Parameters, Tensor, Measures]:
         """Mean over training tasks first .. first + count - 1, with each task's loss [count] and measures [count]."""
         tasks, own = self.tasks(first, count)
+        weights = self.loss_weights(first // self.settings.meta_batch)
         learner = dataclasses.replace(self.learner, use_second_order=second_order)
-        return meta_gradient(learner, self.parameters, tasks, own, self.vectorised, self.kind)
+        return meta_gradient(learner, self.parameters, tasks, own, self.vectorised, self.kind, weights)
+
+    def loss_weights(self, step: int) -> Tensor | None:
+        """Of the multi-step loss at that outer step, [inner_loop]; None where the last inner step alone counts."""
+        weights = multi_step.loss_weights(self.settings.inner_loop, self.settings.multi_step_loss, step)
+        return None if weights is None else torch.tensor(weights, device=self.device)
 
     def judge(self, split: str, first: int, count: int) -> Tensor:
         """Loss and metric of tasks first .. first + count - 1 after each inner step, [2, count, steps + 1].
@@ -103,15 +111,7 @@ class Work:
         is of its answer, and in the second row the answer.
         """
         learner, details = self.judging
-        tasks, own = evaluation_tasks(learner, self.source, split, first, count, self.eval_shape)
-        if not self.vectorised and self.device.type == "cpu" and tasks.query_data.dim() == 5:
-            tasks = tasks._replace(
-                support_data=channels_last(tasks.support_data), query_data=channels_last(tasks.query_data)
-            )
-        if isinstance(self.settings.method, Pretrain):
-            losses, measures = class_means.evaluate(learner, self.parameters, tasks, self.eval_shape.ways)
-        else:
-            losses, measures = evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)
+        losses, measures = self.evaluated(learner, split, first, count)
         judged = torch.stack([losses, measures[self.source.metric]]).double()
         if details:
             own = torch.stack([measures[name][:, -1] for name in ("confidence", "found")])
@@ -119,9 +119,39 @@ class Work:
         return judged.cpu()
 
     @property
+    def outputs_shape(self) -> tuple[int, int, int]:
+        """Of what a task's queries are answered: inner steps + 1, queries, outputs."""
+        shape = self.eval_shape
+        queries = shape.queries * (shape.ways if self.source.metric == "accuracy" else 1)
+        return self.eval_inner_loop + 1, queries, self.source.outputs(shape.ways)
+
+    def outputs(self, split: str, first: int, count: int) -> Tensor:
+        """What the network says to their queries, [count, steps + 1, queries, outputs]."""
+        learner = dataclasses.replace(self.learner, outer_objective=ensemble.output)
+        return self.evaluated(learner, split, first, count)[1]["output"].cpu()
+
+    def judge_outputs(self, split: str, first: int, count: int, outputs: Tensor) -> Tensor:
+        """The same as `judge`, of given outputs."""
+        targets = self.source.draw(EVALUATION_SEED, split, first, count, self.eval_shape).query_target
+        metric = self.source.metric
+        return torch.stack(ensemble.judge(self.learner.outer_objective, metric, outputs, targets.cpu())).double()
+
+    def evaluated(self, learner: MetaLearner, split: str, first: int, count: int) -> tuple[Tensor, Measures]:
+        norm = dataclasses.replace(learner.norm, statistics=self.running.tensors if self.running else None)
+        learner = dataclasses.replace(learner, inner_loop=self.eval_inner_loop, norm=norm)
+        tasks, own = evaluation_tasks(learner, self.source, split, first, count, self.eval_shape)
+        if not self.vectorised and self.device.type == "cpu" and tasks.query_data.dim() == 5:
+            tasks = tasks._replace(
+                support_data=channels_last(tasks.support_data), query_data=channels_last(tasks.query_data)
+            )
+        if isinstance(self.settings.method, Pretrain):
+            return class_means.evaluate(learner, self.parameters, tasks, self.eval_shape.ways)
+        return evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)
+
+    @property
     def judging(self) -> tuple[MetaLearner, bool]:
         """How the network learns where it is evaluated, and whether the answer to each query is kept."""
-        s, learner = self.settings, dataclasses.replace(self.learner, inner_loop=self.eval_inner_loop)
+        s, learner = self.settings, self.learner
         if self.source.metric != "accuracy" or not (s.eval.details or heads.ways(s) < s.ways):
             return learner, False
         inner, outer = (classification_by(heads.ways(s), details) for details in (False, s.eval.details))
@@ -133,12 +163,21 @@ class Work:
         queries = self.eval_shape.ways * self.eval_shape.queries
         return self.eval_inner_loop + 1 + queries * self.judging[1]
 
+    def running_sums(self, first: int, count: int) -> Tensors:
+        """Statistics of batch norm after each inner step, added up over training tasks first .. first + count - 1."""
+        total: Tensors = {}
+        for start in range(first, first + count, self.tasks_at_once):
+            tasks, own = self.tasks(start, min(self.tasks_at_once, first + count - start))
+            found = running.sums(self.learner, self.parameters, tasks, own, self.vectorised)
+            total = {name: total[name] + each if total else each for name, each in found.items()}
+        return total
+
     def snapshot(self) -> dict[str, Any]:
         """A copy of the present parameters, in the form that `restore` takes and checkpoints hold."""
-        return {
-            kind: {name: tensor.detach().clone() for name, tensor in part.items()}
-            for kind, part in self.parameters._asdict().items()
-        }
+        parts = self.parameters._asdict()
+        if self.running and self.running.current:
+            parts["statistics"] = self.running.tensors
+        return {kind: {name: tensor.detach().clone() for name, tensor in part.items()} for kind, part in parts.items()}
 
     def fitting(self, content: dict[str, Any], name: str) -> dict[str, Any]:
         """A checkpoint's content for the head that the evaluation has. Raises UserError where the method ties it."""
@@ -149,6 +188,14 @@ class Work:
         """Take the parameters of a checkpoint. Raises UserError where it is of another architecture."""
         for kind, tensors in self.parameters._asdict().items():
             checkpoint.restore(tensors, checkpoint.tensors(content, kind, name), name)
+        if self.running:
+            self.running.current = "statistics" in content  # else they are found when they are needed
+            if self.running.current:
+                checkpoint.restore(self.running.tensors, checkpoint.tensors(content, "statistics", name), name)
+
+    def parameters_change(self) -> None:
+        if self.running:
+            self.running.current = False
 
 
 def build(
@@ -196,7 +243,8 @@ def build(
     parameters, norm = learner.method.parameters, batch_norm(settings, learner.model)
     step = partial(outer_step, metric=source.metric, clip=settings.outer_clip)
     compiled = Compiled(learner, step) if tasks == "compiled" else None
-    return Work(settings, source, learner, parameters, device, tasks, threads, norm, compiled)
+    found = running.empty(learner) if learner.norm.rule == "per_step" else None
+    return Work(settings, source, learner, parameters, device, tasks, threads, norm, compiled, found)
 
 
 def load_source(settings: Settings, device: torch.device, like: Any = None) -> Source:
@@ -222,10 +270,14 @@ def build_learner(settings: Settings, source: Source, device: torch.device) -> M
         torch.manual_seed(settings.seed)
         model = build_model(settings, source).to(device)
         chosen = options(settings.method)
-        method = METHODS[chosen.pop("name")](model, settings.inner_learning_rate, **chosen)
+        norm = BatchNorm("transductive" if batch_norm(settings, model) == "none" else settings.batch_norm)
+        if norm.rule == "per_step":
+            norm = per_step(model, settings.inner_loop)
+        rate, steps = settings.inner_learning_rate, settings.inner_loop
+        method = prepare(chosen.pop("name"), model, rate, settings.learn_lr, steps, **chosen)
     objective = OBJECTIVES[source.metric]
     steps = 0 if isinstance(settings.method, Pretrain) else settings.inner_loop
-    return MetaLearner(model, method, objective, objective, steps, settings.use_second_order)
+    return MetaLearner(model, method, objective, objective, steps, settings.use_second_order, norm)
 
 
 def require_same_shapes(settings: Settings, source: Source, content: dict[str, Any], name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +14,9 @@ from torch.func import vmap
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from metarun import meta
-from metarun.meta import MetaLearner, OneTask, evaluate_objective, one_by_one, tape_gradient
-from metarun.methods import METHODS, Method, Parameters, Tensors, compose
+from metarun.forward import evaluate_objective, query_weights, support_weights
+from metarun.meta import MetaLearner, OneTask, one_by_one, tape_gradient
+from metarun.methods import METHODS, Method, Parameters, Tensors, compose, prepare
 from metarun.norm import Norm
 from metarun.objective import regression
 from metarun.task import Task
@@ -91,14 +93,18 @@ def value_of_task(
     method = learner.method
     support, query = (task.support_data, task.support_target), (task.query_data, task.query_target)
 
-    def gradient(theta: Tensors, phi: Tensors) -> Tensors:
+    def gradient(theta: Tensors, phi: Tensors, taken: int = 0) -> Tensors:
         def loss(theta: Tensors) -> Tensor:
-            return evaluate_objective(learner, learner.inner_objective, theta, phi, *support)[0]
+            weights = partial(support_weights, learner, phi=phi, taken=taken)
+            return evaluate_objective(learner, learner.inner_objective, theta, weights, *support)[0]
 
         return torch.func.grad(loss)(theta)
 
     def query_loss(theta: Tensors, phi: Tensors) -> Tensor:
-        return evaluate_objective(learner, learner.outer_objective, theta, phi, *query)[0]
+        def weights(theta: Tensors) -> Tensors:
+            return query_weights(learner, theta, phi, task.support_data, learner.inner_loop)
+
+        return evaluate_objective(learner, learner.outer_objective, theta, weights, *query)[0]
 
     def start(theta: Tensors, phi: Tensors) -> tuple[Tensors, Any]:
         theta, fixed = method.begin(theta, phi, lambda t: held("embedding", lambda: gradient(t, phi)), noise)
@@ -106,7 +112,7 @@ def value_of_task(
 
     def step(theta: Tensors, phi: Tensors, fixed: Any, number: int) -> Tensors:
         def here() -> Tensors:
-            return gradient(theta, phi)
+            return gradient(theta, phi, number)
 
         slope = here() if learner.use_second_order else held(f"gradient {number}", here)
         return method.update(theta, slope, phi, fixed, number)
@@ -187,6 +193,10 @@ class Case:
 
 def method_case(method: str, order: bool = True, objective: str = "query", **options: Any) -> Case:
     return Case(lambda model, rate: METHODS[method](model, rate, **options), order, objective)
+
+
+def rates_case(method: str, learn_lr: str, steps: int, objective: str = "query", **options: Any) -> Case:
+    return Case(lambda model, rate: prepare(method, model, rate, learn_lr, steps, **options), True, objective)
 
 
 def switches_case(objective: str = "query", **switches: Any) -> Case:

@@ -21,9 +21,10 @@ from command_line import command
 from metarun import checkpoint, runner
 from metarun.errors import UserError
 from metarun.evaluation import evaluation_tasks
+from metarun.forward import run_model
 from metarun.groups import CifarFs, Conv4, Folder, Maml, Mtnet
 from metarun.interrupt import Stopped
-from metarun.meta import OneTask, run_model, tape_gradient
+from metarun.meta import OneTask, tape_gradient
 from metarun.paired import difference, read_tasks
 from metarun.records import read_result
 from metarun.runner import run
@@ -117,10 +118,10 @@ def test_fewer_ways_are_the_first_outputs(trained: Settings) -> None:
     theta = one.begin(work.parameters)
     for _ in range(2):
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in theta.items()}
-        logits = run_model(learner, leaves, work.parameters.phi, tasks.support_data[0])[:, :2]
+        logits = run_model(learner, {**leaves, **work.parameters.phi}, tasks.support_data[0])[:, :2]
         gradients = torch.autograd.grad(F.cross_entropy(logits, tasks.support_target[0]), list(leaves.values()))
         theta = {name: theta[name] - 0.4 * entry for name, entry in zip(theta, gradients, strict=True)}
-    logits = run_model(learner, theta, work.parameters.phi, tasks.query_data[0])[:, :2].detach()
+    logits = run_model(learner, {**theta, **work.parameters.phi}, tasks.query_data[0])[:, :2].detach()
     expected = F.cross_entropy(logits, tasks.query_target[0])
     assert float(judged[0, 1, 2]) == pytest.approx(float(expected), rel=1e-4)
     torch.testing.assert_close(judged[0, 1, 3:].float(), logits.softmax(1).amax(1), rtol=1e-4, atol=1e-5)

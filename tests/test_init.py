@@ -146,7 +146,7 @@ def test_a_loss_that_is_not_finite_is_told_with_its_task_and_cause(vectorise: bo
 @pytest.mark.parametrize(
     ("switch", "message"),
     [
-        ({"learn_lr": {"alfa": "tensor"}}, "learn_lr=.*'alfa'.*alpha, start; did you mean 'alpha'"),
+        ({"learn_lr": {"alfa": "tensor"}}, "learn_lr=.*'alfa'.*alpha, start, steps; did you mean 'alpha'"),
         ({"use_forget": {"x": 1}}, "use_forget=.*it has no options"),
         ({"use_warp": {"start": "identidy"}}, "start='identidy': choose one of reference, identity"),
     ],

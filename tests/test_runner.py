@@ -145,11 +145,15 @@ def test_cuda_that_is_not_there_is_refused(tmp_path: Path) -> None:
         build(small(tmp_path, device="cuda:99"))
 
 
-def test_cosine_falls_to_zero() -> None:
+def test_cosine_falls_to_its_end() -> None:
     settings = Settings(outer_schedule="cosine", iterations=100, outer_learning_rate=0.1)
     assert training.learning_rate(settings, 0) == 0.1
     assert training.learning_rate(settings, 50) == pytest.approx(0.05)
     assert training.learning_rate(settings, 100) == pytest.approx(0.0)
+    settings.outer_learning_rate_end = 0.02
+    assert training.learning_rate(settings, 0) == 0.1
+    assert training.learning_rate(settings, 50) == pytest.approx(0.06)
+    assert training.learning_rate(settings, 100) == pytest.approx(0.02)
 
 
 def test_the_interval_is_that_of_the_mean_over_tasks() -> None:

@@ -21,11 +21,11 @@ from metarun.methods.pretrain import pretrain
 from metarun.methods.slots import Method, Parameters, Tensors, divide
 from metarun.methods.warpgrad import warp
 
-__all__ = ["METHODS", "Method", "Parameters", "Tensors", "compose"]
+__all__ = ["METHODS", "Method", "Parameters", "Tensors", "compose", "prepare"]
 
 
 def msgd(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
-    return learn_rates(maml(model, inner_learning_rate), model, inner_learning_rate, **options)
+    return learn_rates(maml(model, 1.0), model, inner_learning_rate, **options)
 
 
 def mtnet(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
@@ -53,6 +53,16 @@ METHODS: dict[str, Callable[..., Method]] = {
     "pretrain": pretrain,
 }
 
+
+def prepare(
+    name: str, model: nn.Module, inner_learning_rate: float, learn_lr: str | None, inner_loop: int, **options: Any
+) -> Method:
+    """The method of that name on a model, with learned inner rates of the kind `learn_lr` beside it, or without."""
+    if learn_lr is None:
+        return METHODS[name](model, inner_learning_rate, **options)
+    return learn_rates(METHODS[name](model, 1.0, **options), model, inner_learning_rate, learn_lr, steps=inner_loop)
+
+
 ARGUMENTS = ("method", "model", "inner_learning_rate")  # of a function that extends a method, before its options
 Switch = bool | dict[str, Any]
 
@@ -76,9 +86,10 @@ def compose(
         raise UserError("learn_lr and use_warp approximate=True: no gradient would reach the rates; choose one of them")
     if options(use_warp, "use_warp", warp).get("objective") == "trajectory":
         raise UserError("use_warp objective='trajectory': learns from stored iterates, which the command does only")
-    method = maml(model, inner_learning_rate)
+    rate = 1.0 if is_on(learn_lr) else inner_learning_rate
+    method = maml(model, rate)
     if is_on(use_warp):
-        method = warpgrad(model, inner_learning_rate, **options(use_warp, "use_warp", warp))
+        method = warpgrad(model, rate, **options(use_warp, "use_warp", warp))
     if is_on(learn_lr):
         method = learn_rates(method, model, inner_learning_rate, **options(learn_lr, "learn_lr", learn_rates))
     if is_on(use_t):

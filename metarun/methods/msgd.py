@@ -4,7 +4,8 @@
     minimise over theta_0 and alpha the mean over tasks of L_query(theta_K)
 
 alpha has the shape of theta, is shared by all tasks and steps, and is not bounded: an entry may turn negative.
-The paper takes one step; more are an extension.
+The paper takes one step; more are an extension. MAML++ (Antoniou, Edwards, Storkey 2019, arXiv 1810.09502) learns a
+rate for each tensor and step, alpha_{l,k}.
 """
 
 from __future__ import annotations
@@ -16,36 +17,51 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metarun.errors import UserError
 from metarun.methods.slots import Bag, Method, Tensors, attach, require_choice, spelt
 
+ALPHAS = ("element", "tensor", "tensor_step", "scalar")
 PAPER_RANGE = (0.005, 0.1)  # of alpha's first value
 
 
 def learn_rates(
-    method: Method, model: nn.Module, inner_learning_rate: float, alpha: str = "element", start: str = "rate"
+    method: Method,
+    model: nn.Module,
+    inner_learning_rate: float,
+    alpha: str = "element",
+    start: str = "rate",
+    steps: int | None = None,
 ) -> Method:
-    """The method with learned inner rates.
+    """The method with learned inner rates; it is to be prepared with a rate of 1, by which its update then steps.
 
     Args:
-        alpha: a rate for each "element" of theta (the paper's), for each "tensor", or one "scalar" for all.
+        alpha: a rate for each "element" of theta (Meta-SGD), each "tensor", each tensor and step ("tensor_step",
+            MAML++), or one "scalar" for all.
         start: every rate begins at `inner_learning_rate` ("rate"), or at one draw from U[0.005, 0.1] ("random").
+        steps: of "tensor_step": how many have rates of their own; those after them take the last one's.
+
+    Raises:
+        UserError: an unknown choice, or "tensor_step" without steps.
     """
-    require_choice("alpha", alpha, ("element", "tensor", "scalar"))
+    require_choice("alpha", alpha, ALPHAS)
     require_choice("start", start, ("rate", "random"))
+    if alpha == "tensor_step" and not steps:
+        raise UserError(f"alpha='tensor_step': needs steps=N, the number of inner steps in training; found {steps}")
     theta, phi = method.parameters
     first = inner_learning_rate if start == "rate" else float(torch.empty((), device="cpu").uniform_(*PAPER_RANGE))
-    shapes = {"element": torch.Tensor.size, "tensor": lambda tensor: (), "scalar": lambda tensor: ()}
     chosen = theta if alpha != "scalar" else dict([next(iter(theta.items()))])
-    rates = {name: torch.full(shapes[alpha](tensor), first, dtype=tensor.dtype) for name, tensor in chosen.items()}
+    shapes = {name: {"element": tensor.shape, "tensor_step": (steps,)}.get(alpha, ()) for name, tensor in theta.items()}
+    rates = {name: torch.full(shapes[name], first, dtype=tensor.dtype) for name, tensor in chosen.items()}
     added = attach(model, "inner_rates", Bag(rates))
     common = f"inner_rates.{spelt(next(iter(rates)))}"
     key = {name: f"inner_rates.{spelt(name)}" if alpha != "scalar" else common for name in theta}
 
     def update(theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int) -> Tensors:
         def rate(name: str) -> Tensor:
-            return phi[key[name]]
+            rates = phi[key[name]]
+            return rates[min(step, len(rates) - 1)] if alpha == "tensor_step" else rates
 
-        return {name: tensor - rate(name) * gradient[name] for name, tensor in theta.items()}
+        return method.update(theta, {name: rate(name) * entry for name, entry in gradient.items()}, phi, fixed, step)
 
     def shown(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
         own = {f"inner_learning_rate/{name if alpha != 'scalar' else 'all'}": phi[key[name]] for name in rates}

@@ -28,6 +28,7 @@ class TaskFunctions(Protocol):
     """What a meta-objective can ask of one task."""
 
     inner_loop: int  # K, the number of inner steps
+    loss_weights: Tensor | None  # of a multi-step loss, one for each inner step
 
     def adapt(self, parameters: Parameters, steps: int | None = None) -> list[Tensors]:
         """theta_0 .. theta_K of the inner loop, or only those of its first `steps`."""
@@ -37,12 +38,20 @@ class TaskFunctions(Protocol):
         """theta_K alone."""
         ...
 
+    def adapted_loss(self, parameters: Parameters) -> Tensor:
+        """The query loss of theta_K, or the multi-step loss."""
+        ...
+
+    def multi_step_loss(self, trajectory: list[Tensors], phi: Tensors) -> Tensor:
+        """Of a trajectory theta_0 .. theta_K: the query losses of theta_1 .. theta_K, weighted."""
+        ...
+
     def step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
         """The inner step of that number (from 0) from theta, with its own gradient whatever theta's graph."""
         ...
 
-    def query_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
-        """The outer objective on the query set."""
+    def query_loss(self, theta: Tensors, phi: Tensors, taken: int | None = None) -> Tensor:
+        """The outer objective on the query set, at theta after `taken` inner steps; None: after all."""
         ...
 
 
@@ -57,8 +66,8 @@ def weights(theta: Tensors, phi: Tensors) -> Tensors:
 
 
 def meta_objective(parameters: Parameters, task: TaskFunctions) -> Tensor:
-    """The query loss after the last inner step."""
-    return task.query_loss(task.adapted(parameters), parameters.phi)
+    """The query loss after the last inner step, or after each."""
+    return task.adapted_loss(parameters)
 
 
 def no_noise(steps: int) -> int:

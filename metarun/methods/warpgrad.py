@@ -3,7 +3,7 @@ arXiv 1909.00025, equations 11 to 13 and Algorithm 1.
 
     f = omega_L h_L ... omega_1 h_1:  h (theta) adapts, the warp layers omega (phi) are frozen while it does
     L(phi) = sum over tasks and iterates theta_k of L_query(theta_k - alpha grad L_support(theta_k; phi); phi)
-    J = L(phi) + C(theta_0),   with MAML's objective as C: Warp-MAML, the few-shot form
+    J = L(phi) + C(theta_0),   with MAML's objective, or a multi-step loss, as C: Warp-MAML, the few-shot form
 
 The iterates theta_k in L(phi) are detached: each term is differentiated through its one look-ahead step. The
 approximation (equation 12) differentiates only L_query's own phi. C is differentiated by theta_0 alone.
@@ -142,6 +142,10 @@ def warp(
         still = tree_map(torch.detach, phi)
         if task.inner_loop == 0:
             return task.query_loss(task.adapt(parameters)[0], still)
+        if task.loss_weights is not None:
+            trajectory = task.adapt(Parameters(theta, still))
+            ahead = [look_ahead(iterate, phi, task, number) for number, iterate in enumerate(trajectory[:-1])]
+            return torch.stack(ahead).sum() + task.multi_step_loss(trajectory, still)
         last = task.inner_loop - 1
         trajectory = task.adapt(Parameters(theta, still), last)
         total = sum(look_ahead(iterate, phi, task, number) for number, iterate in enumerate(trajectory[:-1]))

@@ -188,7 +188,7 @@ def test_a_part_that_does_not_adapt_is_a_rate_of_zero(name: str, network: str, r
     """ANIL is Meta-SGD with alpha 0 on the body, BOIL with alpha 0 on the head."""
 
     def rates_for_everything(model: nn.Module, rate: float) -> Method:
-        return learn_rates(METHODS["maml"](model, rate, divide(model, across=())), model, rate)
+        return learn_rates(METHODS["maml"](model, 1.0, divide(model, across=())), model, rate)
 
     part, every = problem(name, network), problem(Case(rates_for_everything), network, shaken=False)
     adapts = part.parameters.theta

@@ -193,7 +193,7 @@ class Spy:
 
     def __init__(self, one: OneTask, cut: bool) -> None:
         self.one, self.cut = one, cut
-        self.inner_loop = one.inner_loop
+        self.inner_loop, self.loss_weights = one.inner_loop, one.loss_weights
         self.stepped_from: list[Tensors] = []
 
     def adapt(self, parameters: Parameters, steps: int | None = None) -> list[Tensors]:
@@ -207,8 +207,14 @@ class Spy:
         self.stepped_from.append(theta)
         return self.one.step(theta, phi, number)
 
-    def query_loss(self, theta: Tensors, phi: Tensors) -> Tensor:
-        return self.one.query_loss(theta, phi)
+    def query_loss(self, theta: Tensors, phi: Tensors, taken: int | None = None) -> Tensor:
+        return self.one.query_loss(theta, phi, taken)
+
+    def adapted_loss(self, parameters: Parameters) -> Tensor:
+        return self.one.adapted_loss(parameters)
+
+    def multi_step_loss(self, trajectory: list[Tensors], phi: Tensors) -> Tensor:
+        return self.one.multi_step_loss(trajectory, phi)
 
 
 def test_iterates_are_detached() -> None:
