@@ -47,10 +47,8 @@ class Compiled:
 
     def __call__(self, second_order: bool, tasks: Task, *others: Any, loss_weights: Tensor | None = None) -> Any:
         """The function of `tasks`, `others` and `loss_weights`, which are tensors or trees of them."""
-        key, others = (
-            (second_order, loss_weights is not None, tuple(side.shape for side in tasks)),
-            (*others, loss_weights),
-        )
+        others = (*others, loss_weights)
+        key = (second_order, loss_weights is not None, tuple(side.shape for side in tasks))
         with torch.no_grad():  # whatever is differentiated is so within
             if key not in self.functions:
                 self.functions[key] = self.function(second_order, tasks, *others)

@@ -30,7 +30,7 @@ def learner_of(method: str) -> MetaLearner:
 
 
 def gradient(learner: MetaLearner) -> Callable[..., Any]:
-    return lambda tasks, noise, parameters: meta_gradient(learner, parameters, tasks, noise, vectorised=True)
+    return lambda tasks, noise, parameters, weights: meta_gradient(learner, parameters, tasks, noise, vectorised=True)
 
 
 @pytest.mark.parametrize(("method", "order"), [("maml", True), ("mtnet", True)])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarun import meta
-from metarun.compiled import CompiledGradient
+from metarun.compiled import Compiled
+from metarun.forward import MetaLearner
 from metarun.meta import Kind, OneTask
 from metarun.methods import Parameters
 from metarun.mixed import MixedTask
@@ -88,12 +91,18 @@ def test_vectorised_is_looped_is_mixed(name: str, network: str) -> None:
 def test_compiled_is_eager_and_each_loss_is_compiled_by_itself(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     one = problem("maml", steps=1)
-    gradient = CompiledGradient(one.learner)
-    call = partial(gradient, False, one.parameters, one.tasks, one.noise)
+
+    def make(learner: MetaLearner) -> Callable[..., Any]:
+        return lambda tasks, noise, parameters, weights: meta.meta_gradient(
+            learner, parameters, tasks, noise, vectorised=True, loss_weights=weights
+        )
+
+    gradient = Compiled(one.learner, make)
+    call = partial(gradient, False, one.tasks, one.noise, one.parameters)
     first_order = one._replace(learner=replace(one.learner, use_second_order=False))
     assert gradient.compiles(False, True)
     for weights in (WEIGHTS[:1], WEIGHTS[2:]):  # they are an input, not compiled in
-        assert largest_relative_error(call(weights), judged(first_order, True, weights)) < 1e-12
+        assert largest_relative_error(call(loss_weights=weights), judged(first_order, True, weights)) < 1e-12
     assert not gradient.compiles(False, True) and gradient.compiles(False, False) and not gradient.failed
     assert caplog.text.count("is compiled, in") == 1
 
