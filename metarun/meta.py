@@ -12,7 +12,7 @@ tape, which on a CPU takes three quarters of the time that torch.func takes for 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -41,12 +41,23 @@ class MetaLearner:
     outer_objective: Objective
     inner_loop: int = 5
     use_second_order: bool = True
+    tied: bool = field(init=False)  # whether a tensor of the model has two names; looked up here, not at each forward
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tied", has_tied_tensors(self.model))
+
+
+def has_tied_tensors(model: nn.Module) -> bool:
+    parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    tensors = [id(tensor) for _, tensor in (*parameters, *buffers)]
+    return len(set(tensors)) < len(tensors)
 
 
 def run_model(learner: MetaLearner, theta: Tensors, phi: Tensors, data: Any) -> Any:
     """The network's output on `data` with the weights that the method makes of theta and phi."""
     with batch_statistics(learner.model):
-        return functional_call(learner.model, learner.method.weights(theta, phi), (data,))
+        weights = learner.method.weights(theta, phi)
+        return functional_call(learner.model, weights, (data,), tie_weights=learner.tied)
 
 
 def evaluate_objective(
