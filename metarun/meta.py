@@ -25,6 +25,7 @@ from metarun.errors import UserError
 from metarun.methods import Method, Parameters, Tensors
 from metarun.norm import batch_statistics
 from metarun.objective import Objective, State
+from metarun.precision import full, layers_in
 from metarun.task import Task
 
 Loss = Callable[[Tensors], Tensor]  # of theta, on one side of a task
@@ -41,6 +42,7 @@ class MetaLearner:
     outer_objective: Objective
     inner_loop: int = 5
     use_second_order: bool = True
+    precision: str = "float32"  # of the network's layers: `engine.precision`
     tied: bool = field(init=False)  # whether a tensor of the model has two names; looked up here, not at each forward
 
     def __post_init__(self) -> None:
@@ -55,9 +57,10 @@ def has_tied_tensors(model: nn.Module) -> bool:
 
 def run_model(learner: MetaLearner, theta: Tensors, phi: Tensors, data: Any) -> Any:
     """The network's output on `data` with the weights that the method makes of theta and phi."""
-    with batch_statistics(learner.model):
-        weights = learner.method.weights(theta, phi)
-        return functional_call(learner.model, weights, (data,), tie_weights=learner.tied)
+    weights = learner.method.weights(theta, phi)
+    with batch_statistics(learner.model), layers_in(learner.precision, next(iter(weights.values()))):
+        output = functional_call(learner.model, weights, (data,), tie_weights=learner.tied)
+    return full(output) if learner.precision == "bfloat16" else output
 
 
 def evaluate_objective(

@@ -139,7 +139,8 @@ def title(work: Work, shape: Shape) -> str:
     task = f"{shape.ways}-way {shape.shots}-shot" if work.source.metric == "accuracy" else f"{shape.shots}-shot"
     order = "" if s.use_second_order else "first-order "
     norm = "" if work.batch_norm == "none" else f", {work.batch_norm} batch norm"
-    return f"{order}{s.method.name} on {s.dataset.name}, {task}, {s.backbone.name}{norm}"
+    precision = "" if s.engine.precision == "float32" else f", {s.engine.precision}"
+    return f"{order}{s.method.name} on {s.dataset.name}, {task}, {s.backbone.name}{norm}{precision}"
 
 
 def result(

@@ -54,6 +54,7 @@ class Team:
             "device": self.work.device.type,
             "tasks": "vectorised" if self.work.compiled and self.work.compiled.failed else self.work.how_tasks,
             "meta_gradient": self.work.settings.engine.meta_gradient,
+            "precision": self.work.settings.engine.precision,
             "processes": self.seat.size,
             "threads": self.work.threads,
             "metarun": __version__,

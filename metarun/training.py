@@ -96,7 +96,7 @@ class Training:
             self.skipped, self.skipped_in_a_row = int(content["skipped"]), int(content["skipped_in_a_row"])
             generators.restore(content["generators"])
             self.restore_optimizer(content["optimizer"])
-            self.tell_differences(dict(content["how"]))
+            self.tell_differences({"precision": "float32", **content["how"]})  # older ones do not say
             alike = judged_alike(content["config"]["eval"], dataclasses.asdict(self.work.settings.eval))
             best = content["best"] and {
                 "step": int(content["best"]["step"]),
@@ -125,9 +125,10 @@ class Training:
             f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value
         ]
         if differ:
+            within = "only within rounding" if before["precision"] == now["precision"] else "and not within rounding"
             log.warning(
-                "from here on the run is not exactly what it would have been, only within rounding: %s",
-                "; ".join(differ),
+                "from here on the run is not exactly what it would have been, %s: %s",
+                *(within, "; ".join(differ)),
             )
 
     def outer_step(self) -> dict[str, float]:

@@ -24,6 +24,7 @@ from metarun.methods import METHODS, Parameters
 from metarun.mixed import MixedTask
 from metarun.objective import classification, regression
 from metarun.outer_step import outer_step
+from metarun.precision import set_precision
 from metarun.schema import Settings
 from metarun.seat import ALONE, Seat
 from metarun.task import Task
@@ -123,6 +124,7 @@ def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) ->
         UserError: the device, the data or the shape of the tasks cannot be had, or the checkpoint does not fit.
     """
     device = choose_device(settings.device, seat)
+    set_precision(settings.engine.precision, device)
     keep_freed_memory()
     data = options(settings.dataset)
     places = Places(Path(settings.data_dir).expanduser(), Path(settings.cache_dir).expanduser(), settings.download)
@@ -134,11 +136,13 @@ def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) ->
         require_same_shapes(settings, source, checkpoint.load(taking), str(taking))
     learner = build_learner(settings, source, device)
     mixed = settings.engine.meta_gradient == "mixed"
-    compilable = settings.mode == "train" and learner.method.offline is None and not mixed and seat.size == 1
+    alone = not mixed and settings.engine.precision == "float32" and seat.size == 1
+    compilable = settings.mode == "train" and learner.method.offline is None and alone
     tasks, reason = choose_tasks(settings.engine.tasks, learner.model, device, settings.iterations if compilable else 0)
     threads = choose_threads(tasks != "looped", device, seat)
     who = f"{seat.size} processes, each on {device}" if seat.size > 1 else str(device)
     how = f"{tasks}, meta-gradient mixed" if mixed else tasks
+    how += "" if settings.engine.precision == "float32" else f", in {settings.engine.precision}"
     log.info("%s with %d thread%s, tasks %s: %s", who, threads, "s" if threads > 1 else "", how, reason)
     parameters, norm = learner.method.parameters, batch_norm(settings)
     step = partial(outer_step, metric=source.metric, clip=settings.outer_clip)
@@ -154,7 +158,8 @@ def build_learner(settings: Settings, source: Source, device: torch.device) -> M
         chosen = options(settings.method)
         method = METHODS[chosen.pop("name")](model, settings.inner_learning_rate, **chosen)
     objective = OBJECTIVES[source.metric]
-    return MetaLearner(model, method, objective, objective, settings.inner_loop, settings.use_second_order)
+    order, precision = settings.use_second_order, settings.engine.precision
+    return MetaLearner(model, method, objective, objective, settings.inner_loop, order, precision)
 
 
 def require_same_shapes(settings: Settings, source: Source, content: dict[str, Any], name: str) -> None:
