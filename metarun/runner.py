@@ -126,7 +126,8 @@ def test(team: Team, folder: Path, path: Path, untrained: dict[str, Any], began:
         tested = team.evaluate("test", tasks, progress)
         work.restore(untrained, "untrained")
         baseline = team.evaluate("test", tasks, progress)
-    write_result(folder, result(work, content, path, tested, baseline, time.perf_counter() - began))
+    seconds = time.perf_counter() - began
+    write_result(folder, {**result(work, content, path, tested, baseline, seconds), "engine": team.engine()})
     log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
     log.info("%s: test %s on %d tasks (untrained: %s)", title(work, work.eval_shape), tested, tasks, baseline)
     place = nearby(folder)

@@ -48,11 +48,28 @@ class Team:
         self.midway = False  # in a step that all share
         self.group: Any = dist.new_group(backend="nccl", timeout=NCCL_PATIENCE) if on_gpu else None
 
+    @property
+    def compiling_failed(self) -> bool:
+        return self.work.compiled is not None and self.work.compiled.failed
+
+    def why(self) -> str:
+        """The reason for how a meta-batch is computed."""
+        return "it could not be compiled" if self.compiling_failed else self.work.why_tasks
+
+    def engine(self) -> dict[str, Any]:
+        """What was chosen, as result.json has it."""
+        how = self.how()
+        return {
+            "tasks": how["tasks"],
+            "reason": self.why(),
+            **{k: how[k] for k in ("processes", "threads", "precision")},
+        }
+
     def how(self) -> dict[str, Any]:
         """What the last bits of the result depend on, as a checkpoint holds it."""
         return {
             "device": self.work.device.type,
-            "tasks": "vectorised" if self.work.compiled and self.work.compiled.failed else self.work.how_tasks,
+            "tasks": "vectorised" if self.compiling_failed else self.work.how_tasks,
             "meta_gradient": self.work.settings.engine.meta_gradient,
             "precision": self.work.settings.engine.precision,
             "processes": self.seat.size,

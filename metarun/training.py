@@ -56,6 +56,7 @@ class Training:
         return {
             "config": dataclasses.asdict(self.work.settings),
             "how": self.team.how(),
+            "why": self.team.why(),  # for people; nothing reads it
             "pictures": likeness.of(self.work.source),
             "step": self.step,
             "best": self.best,

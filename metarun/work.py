@@ -42,6 +42,7 @@ class Work:
     parameters: Parameters  # the model's own tensors, which training changes in place
     device: torch.device
     how_tasks: str  # "looped", "vectorised" or "compiled"
+    why_tasks: str  # the reason, in a few words
     threads: int  # of each operation
     batch_norm: str  # what the norm layers' statistics are; stands beside every result
     compiled: Compiled | None  # the outer step
@@ -147,7 +148,7 @@ def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) ->
     parameters, norm = learner.method.parameters, batch_norm(settings)
     step = partial(outer_step, metric=source.metric, clip=settings.outer_clip)
     compiled = Compiled(learner, step) if tasks == "compiled" else None
-    return Work(settings, source, learner, parameters, device, tasks, threads, norm, compiled)
+    return Work(settings, source, learner, parameters, device, tasks, reason, threads, norm, compiled)
 
 
 def build_learner(settings: Settings, source: Source, device: torch.device) -> MetaLearner:
