@@ -172,6 +172,15 @@ def require_same_shapes(tensors: dict[str, Tensor], saved: dict[str, Tensor], wh
     Raises:
         UserError: names or shapes differ, as they do for another architecture; names the first few.
     """
+    if differ := differences(tensors, saved):
+        raise UserError(
+            f"checkpoint {what}: of another architecture: {differ}; "
+            "leave out the keys that change backbone, method, ways or data set"
+        )
+
+
+def differences(tensors: dict[str, Tensor], saved: dict[str, Tensor]) -> str:
+    """How the names and shapes of saved tensors differ from what is wanted, in words; nothing where they do not."""
     differ = [f"{name} is missing" for name in tensors if name not in saved]
     differ += [f"{name} is unknown" for name in saved if name not in tensors]
     differ += [
@@ -179,12 +188,8 @@ def require_same_shapes(tensors: dict[str, Tensor], saved: dict[str, Tensor], wh
         for name, tensor in tensors.items()
         if name in saved and saved[name].shape != tensor.shape
     ]
-    if differ:
-        more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise UserError(
-            f"checkpoint {what}: of another architecture: {'; '.join(differ[:3])}{more}; "
-            "leave out the keys that change backbone, method, ways or data set"
-        )
+    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
+    return f"{'; '.join(differ[:3])}{more}"
 
 
 def restore(tensors: dict[str, Tensor], saved: dict[str, Tensor], what: str) -> None:

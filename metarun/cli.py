@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import __version__, help, places, settings
+from metarun import __version__, help, places, settings, sweep_progress, sweeps
 from metarun.errors import RunFailure, UserError
 from metarun.groups import GROUPS
 from metarun.mistakes import CHOICES, MISTAKES, explain
@@ -40,7 +40,6 @@ TOLD = (UserError, RunFailure, FloatingPointError)  # in one line, without a tra
 AUTO_NEEDS = "goes on with what is in a folder of its own, and a new one would be empty"
 failures: list[Exception] = []  # of the jobs of this sweep; each has been told
 claimed: list[Path] = []  # folders that were made for this command
-brought: list[str] = []  # choices of groups that a checkpoint brings, put before what is typed
 
 
 def main() -> int:
@@ -49,7 +48,7 @@ def main() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them over several lines
     failures.clear()
     claimed.clear()
-    brought.clear()
+    sweep_progress.swept.clear()
     try:
         if "--version" in typed:
             print(f"metarun {__version__}")
@@ -63,40 +62,54 @@ def main() -> int:
 
             join(seat)
         choices, arguments = arrange(typed[1:])
-        brought.extend(choices)
+        sweeps.Brought().choices = choices
         sys.argv = [typed[0], *choices, *arguments]
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(job)()
     except KeyboardInterrupt as stopped:
         print(f"metarun: {str(stopped) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(stopped, "number", signal.SIGINT)
     except Exception as error:
-        if not any(error is failure for failure in failures):
-            if failure := plain(error):  # Hydra could not write down what was typed
-                tell(str(failure))
-                return 1
-            if not isinstance(error, MISTAKES):
-                raise
-            tell(explain(error))
-            give_up(claimed)
-            return 2
+        if sweeps.was_told(error):
+            return worst(failures or [error])
+        if failure := plain(error):  # Hydra could not write down what was typed
+            tell(str(failure))
+            return 1
+        job_of_error = sweeps.of_job(error)
+        if not isinstance(error, TOLD if job_of_error else MISTAKES):
+            raise
+        tell(job_of_error + explain(error))
+        give_up(claimed)
+        return worst([error]) if job_of_error else 2
     finally:
         sys.argv, os.environ["HYDRA_FULL_ERROR"] = typed, before
+    try:
+        sweep_progress.tell_table()
+    except (UserError, RunFailure, OSError) as error:
+        failures.append(error)
+        tell(str(error))
     return worst(failures)
 
 
 def job(config: DictConfig) -> float | None:
     """One run, as Hydra calls it. A failure ends the command, but in a sweep it is left to Hydra, which goes on."""
     now = HydraConfig.get()
-    typed = [text for text in typed_in(now) if text not in brought]
+    typed = [text for text in typed_in(now) if text not in sweeps.Brought().choices]
+    sweeps.take_share(now)
     try:
         named = list(names(typed))
         chosen = settings.meet(settings.build(config, named), named)
+        sweeps.check_sweeper(now, chosen.dataset.name, chosen.mode)
         folder = Path(now.runtime.output_dir)
         if chosen.resume == AUTO:
             settings.require_same(chosen, folder)
+        raise_log_errors()
+        if chosen.mode == "report":
+            from metarun.report.write import report
+
+            report(chosen.runs, folder)
+            return None
         from metarun.runner import run
 
-        raise_log_errors()
         return run(chosen, folder)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNUSABLE:
@@ -106,7 +119,8 @@ def job(config: DictConfig) -> float | None:
             traceback.print_exc()
         if now.mode == RunMode.MULTIRUN:
             failures.append(error)
-            tell(f"job {now.job.num} ({' '.join(typed)}): {error}")
+            sweeps.leave_word(error, f"job {now.job.num} ({' '.join(typed)})")
+            tell(f"{sweeps.of_job(error)}{error}")
             raise error
         if isinstance(error, TOLD):
             tell(str(error))
@@ -150,8 +164,12 @@ def config_folder() -> Path:
 
 
 def checked(*, _root_: DictConfig) -> str:
-    """Refuses the settings of a run before a folder is made for it, whoever chose the folder."""
-    if not {"--help", "-h"} & set(sys.argv) and _root_.hydra.mode != RunMode.MULTIRUN:
+    """Refuses the settings of a run, and a sweeper's, before a folder is made for it, whoever chose the folder."""
+    if {"--help", "-h"} & set(sys.argv):
+        return ""
+    if _root_.hydra.mode == RunMode.MULTIRUN:
+        sweeps.check_sweep(_root_)
+    else:
         settings.build(_root_, list(names(typed_in(_root_.hydra))))
     return ""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -18,10 +18,13 @@ from metarun.groups import (
     Msgd,
     Mtnet,
     Omniglot,
+    Pretrain,
+    Resnet12,
     Sinusoid,
     Warpgrad,
 )
 from metarun.schema import Settings
+from metarun.several import expanded
 
 
 class Size(NamedTuple):
@@ -43,19 +46,30 @@ SIZES = {  # by data set and `dataset.split`
     ("tieredimagenet", "ren"): Size((351, 97, 160), 1300),
     ("cub", "closerlook"): Size((100, 50, 50), 60),
 }
+SPLITS = ("train", "val", "test")
 TURNS = 4  # of a class of Omniglot, each of which counts as one
 HALVED = 16  # conv4 halves its input four times
+ADAPTING = ("inner_loop", "inner_learning_rate", "use_second_order", "first_order_steps", "eval.inner_loop")
+STAGES = 4  # of resnet12
+CONVOLUTIONS = tuple(f"convolutions.{i}" for i in range(3))  # of a stage
 
 
-def check(settings: Settings) -> None:
-    """Refuse keys that contradict one another, or that would do nothing beside another.
+def check(settings: Settings, typed: Sequence[str] = ()) -> None:
+    """Refuse keys that contradict one another, or that are `typed` and would do nothing beside another.
 
     Raises:
         UserError: names the keys, what was found and what to do.
     """
-    faults = (of_order, of_method, of_network, of_data_set, of_engine)
-    for fault in chain.from_iterable(look(settings) for look in faults):
+    faults = (of_order, of_method, of_network, of_evaluation, of_data_set, of_engine)
+    looks = chain.from_iterable((look(one) for look in faults) for one in expanded(settings))
+    for fault in chain(of_typed(settings, typed), *looks):
         raise UserError(fault)
+
+
+def of_typed(s: Settings, typed: Sequence[str]) -> Iterator[str]:
+    for name in typed:
+        if isinstance(s.method, Pretrain) and name in ADAPTING:
+            yield f"{name}=: method=pretrain has no inner loop to read it; leave it out"
 
 
 def of_order(s: Settings) -> Iterator[str]:
@@ -80,10 +94,24 @@ def of_method(s: Settings) -> Iterator[str]:
             f"inner_loop=0: method={method.name} learns how to take inner steps, and would take none; "
             "give one or more, or method=maml"
         )
+    if isinstance(method, Pretrain):
+        yield from of_pretraining(s)
     if isinstance(method, Mtnet) and method.full and not method.mask:
         yield "method.full=true: is a form of the mask, and method.mask=false has none; leave out one of the two"
     if isinstance(method, Warpgrad):
         yield from of_warps(method, s.backbone)
+
+
+def of_pretraining(s: Settings) -> Iterator[str]:
+    if isinstance(s.dataset, Sinusoid):
+        yield "method=pretrain: learns to tell classes apart, and dataset=sinusoid has none; give one of pictures"
+    if isinstance(s.backbone, Mlp) and not s.backbone.hidden:
+        yield "backbone.hidden=[]: is a head alone, and method=pretrain is for the body; give hidden layers"
+    if s.mode == "predict":
+        yield (
+            "mode=predict: the checkpoint's method=pretrain has not learned to adapt; "
+            "train one that has, as in method=maml start=RUN, and give that"
+        )
 
 
 def of_warps(method: Warpgrad, backbone: object) -> Iterator[str]:
@@ -120,12 +148,20 @@ def modules(backbone: object) -> list[str]:
     if isinstance(backbone, Conv4):
         blocks = [f"blocks.{i}" for i in range(4)]
         return ["blocks", *blocks, *(f"{block}.convolution" for block in blocks), "head"]
+    if isinstance(backbone, Resnet12):
+        blocks = [f"blocks.{i}" for i in range(STAGES)]
+        within = [f"{block}.{name}" for block in blocks for name in (*CONVOLUTIONS, "shortcut")]
+        return ["blocks", *blocks, *within, "head"]
     return [f"layers.{i}" for i in range(len(backbone.hidden) + 1)] if isinstance(backbone, Mlp) else []
 
 
 def of_network(s: Settings) -> Iterator[str]:
-    if isinstance(s.backbone, Conv4) and isinstance(s.dataset, Sinusoid):
-        yield "backbone=conv4: takes pictures, and dataset=sinusoid has points of a curve; give backbone=mlp"
+    if not isinstance(s.backbone, Mlp) and isinstance(s.dataset, Sinusoid):
+        yield (
+            f"backbone={s.backbone.name}: takes pictures, and dataset=sinusoid has points of a curve; give backbone=mlp"
+        )
+    if isinstance(s.backbone, Resnet12):
+        yield from of_stages(s.backbone, s.dataset)
     if isinstance(s.backbone, Mlp) and not s.backbone.hidden and isinstance(s.method, Boil):
         yield "backbone.hidden=[]: is a head alone, and method=boil adapts all but the head; give hidden layers"
     if isinstance(s.backbone, Conv4) and isinstance(s.dataset, Folder):
@@ -142,6 +178,28 @@ def of_network(s: Settings) -> Iterator[str]:
             )
 
 
+def of_evaluation(s: Settings) -> Iterator[str]:
+    if isinstance(s.method, Pretrain) and s.eval.details:
+        yield "eval.details=true: method=pretrain is judged by class means, which are no probabilities; leave it out"
+    if not isinstance(s.dataset, Sinusoid):
+        return
+    if s.eval.ways is not None:
+        yield f"eval.ways={s.eval.ways}: dataset=sinusoid has curves, which have no classes; leave it out"
+    if s.eval.details:
+        yield "eval.details=true: dataset=sinusoid has no classes to confuse, nor probabilities; leave it out"
+
+
+def of_stages(backbone: Resnet12, dataset: object) -> Iterator[str]:
+    filters, least = backbone.filters, 2**backbone.pools
+    if len(filters) != STAGES:
+        yield f"backbone.filters={filters}: resnet12 has {STAGES} stages; give a number for each, [A,B,C,D]"
+    if isinstance(dataset, Folder) and dataset.size < least:
+        yield (
+            f"dataset.size={dataset.size}: backbone.pools={backbone.pools} halve pictures as often, {least} is the "
+            "least; give fewer pools"
+        )
+
+
 def of_data_set(s: Settings) -> Iterator[str]:
     """What tasks ask of a data set whose size is known."""
     data, split = s.dataset, getattr(s.dataset, "split", "")
@@ -152,15 +210,15 @@ def of_data_set(s: Settings) -> Iterator[str]:
         return
     classes, images = known[split]
     turns = TURNS if isinstance(data, Omniglot) and data.rotations else 1
-    if s.ways > min(classes) * turns:
+    evaluating = s.mode == "evaluate"
+    key, ways = ("eval.ways", s.eval.ways) if evaluating and s.eval.ways else ("ways", s.ways)
+    most = turns * (classes[SPLITS.index(s.eval.split)] if evaluating else min(classes))
+    if ways > most:
         counts = "/".join(str(count * turns) for count in classes)
         which = "dataset=glyphs" if isinstance(data, Glyphs) else f"dataset.split={split} of dataset={data.name}"
-        yield (
-            f"ways={s.ways}: {which} has {counts} classes to train, validate and test on; "
-            f"{min(classes) * turns} is the most"
-        )
+        yield (f"{key}={ways}: {which} has {counts} classes to train, validate and test on; {most} is the most")
     shots, queries = "eval.shots" if s.eval.shots else "shots", "eval.queries" if s.eval.queries else "queries"
-    for one, two in (("shots", "queries"), (shots, queries)):
+    for one, two in ((shots, queries),) if evaluating else (("shots", "queries"), (shots, queries)):
         first, second = (getattr(s.eval if "." in key else s, key.rpartition(".")[2]) for key in (one, two))
         if first + second > images:
             yield (

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metarun.compiled import has_compiler
 from metarun.errors import UserError
-from metarun.seat import ALONE, Seat
+from metarun.seat import ALONE, JOIN, Seat
 
 
 def choose_device(wanted: str, seat: Seat = ALONE) -> torch.device:
@@ -87,9 +87,10 @@ def choose_threads(vectorised: bool, device: torch.device, seat: Seat = ALONE) -
     """Threads of each operation, which torch is set to: those of a small vectorised network are too short to share.
 
     Two threads gain nothing on them, and lose fiftyfold where another process wants the second core. Processes on
-    one machine divide its cores, unless OMP_NUM_THREADS says what each takes.
+    one machine divide its cores; OMP_NUM_THREADS says what the run takes, or of torchrun's processes each.
     """
-    each = ALL_THREADS if "OMP_NUM_THREADS" in os.environ else max(1, ALL_THREADS // seat.local_size)
+    given = "OMP_NUM_THREADS" in os.environ and JOIN not in os.environ
+    each = ALL_THREADS if given else max(1, ALL_THREADS // seat.local_size)
     threads = 1 if vectorised and device.type == "cpu" else each
     torch.set_num_threads(threads)
     return threads

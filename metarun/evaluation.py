@@ -31,6 +31,11 @@ class Evaluation:
         return self.values.mean(0).tolist()
 
     @property
+    def steps(self) -> int:
+        """Inner steps."""
+        return self.values.shape[1] - 1
+
+    @property
     def mean(self) -> float:
         return self.by_step[-1]
 
@@ -41,20 +46,28 @@ class Evaluation:
     @property
     def ci95(self) -> float:
         """Half of the 95 % interval: 1.96 standard deviations over tasks / sqrt(tasks)."""
-        last = self.values[:, -1]
-        return float(1.96 * last.std(correction=0) / len(last) ** 0.5)
+        return float(interval(self.values[:, -1]))
 
     def better_than(self, mean: float) -> bool:
         return self.mean > mean if self.metric == "accuracy" else self.mean < mean
 
     def __str__(self) -> str:
         """Accuracy in per cent, as papers give it."""
-        if self.metric == "accuracy":
-            return f"accuracy {100 * self.mean:.2f} ± {100 * self.ci95:.2f} %"
-        return f"{self.metric} {self.mean:.4f} ± {self.ci95:.4f}"
+        return f"{self.metric} {spelt(self.metric, self.mean, self.ci95)}"
 
     def summary(self) -> dict[str, Any]:
         return {"mean": self.mean, "ci95": self.ci95, "tasks": len(self.values), "by_step": self.by_step}
+
+
+def spelt(metric: str, mean: float, ci95: float) -> str:
+    if metric == "accuracy":
+        return f"{100 * mean:.2f} ± {100 * ci95:.2f} %"
+    return f"{mean:.4f} ± {ci95:.4f}"
+
+
+def interval(values: Tensor) -> Tensor:
+    """Half of the 95 % interval of the mean over the first axis, of tasks."""
+    return 1.96 * values.std(0, correction=0) / len(values) ** 0.5
 
 
 def evaluation_tasks(

@@ -15,14 +15,20 @@ def key(
     most: float | None = None,
     choices: Any = None,
     pattern: str = "",
+    several: type | None = None,
 ) -> Any:
-    """A key, its meaning and what it admits: `least` <= value <= `most`, `above` < value, `choices`, a `pattern`."""
+    """A key, its meaning and what it admits: `least` <= value <= `most`, `above` < value, `choices`, a `pattern`.
+
+    several: the type of a value that may also be a list of them, whose annotation is Any.
+    """
     metadata = {"help": help, "least": least, "above": above, "most": most, "choices": choices, "pattern": pattern}
+    metadata["several"] = several
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
+NORMS = ("batch", "layer", "instance", "group", "none")
 OWN_SPLIT = "a JSON file of class names by train, val, test"
 
 
@@ -108,8 +114,23 @@ class Conv4:
     name: str = "conv4"
     filters: int = key(64, "channels of each convolution", least=1, most=10**5)
     bias: bool = key(True, "convolutions have a bias")
-    norm: str = key("batch", "normalisation layer", choices=("batch", "layer", "instance", "group", "none"))
+    norm: str = key("batch", "normalisation layer", choices=NORMS)
     downsample: str = key("pool", "2x2 max-pool, or stride-2 convolutions and a mean", choices=("pool", "stride"))
+
+
+@dataclass
+class Resnet12:
+    name: str = "resnet12"
+    filters: list[int] = key([64, 128, 256, 512], "channels of each of the four stages", least=1, most=10**5)
+    activation: str = key("relu", "between the convolutions; leaky_relu has slope 0.1", choices=("relu", "leaky_relu"))
+    pools: int = key(3, "how many stages end in a 2x2 max-pool", least=0, most=4)
+    norm: str = key("batch", "normalisation layer", choices=NORMS)
+
+
+@dataclass
+class Torchvision:
+    name: str = "torchvision"
+    network: str = key("resnet18", "which of torchvision's classifiers, by its name there")
 
 
 @dataclass
@@ -174,6 +195,12 @@ class Boil:
     name: str = "boil"
 
 
+@dataclass
+class Pretrain:
+    name: str = "pretrain"
+    batch: int = key(32, "images of a mini-batch, of which an outer step takes meta_batch", least=2, most=10**5)
+
+
 GROUPS: dict[str, dict[str, type]] = {
     "dataset": {
         "glyphs": Glyphs,
@@ -186,7 +213,7 @@ GROUPS: dict[str, dict[str, type]] = {
         "cub": Cub,
         "folder": Folder,
     },
-    "backbone": {"mlp": Mlp, "conv4": Conv4},
+    "backbone": {"mlp": Mlp, "conv4": Conv4, "resnet12": Resnet12, "torchvision": Torchvision},
     "method": {
         "maml": Maml,
         "fomaml": Fomaml,
@@ -196,5 +223,6 @@ GROUPS: dict[str, dict[str, type]] = {
         "l2f": L2f,
         "anil": Anil,
         "boil": Boil,
+        "pretrain": Pretrain,
     },
 }

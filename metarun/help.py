@@ -19,6 +19,7 @@ HEADINGS = {  # the key that each part of the list begins with
     "meta_batch": "Outer loop",
     "data_dir": "Files",
     "support": "Prediction",
+    "runs": "Report",
     "eval.tasks": "Evaluation",
     "save.every": "Checkpoints",
     "engine.tasks": "Engine: how it computes; precision alone changes what",
@@ -47,6 +48,7 @@ Examples
   metarun resume=outputs/2025-01-31/12-00-00                  go on with a run that was stopped
   metarun mode=evaluate checkpoint=outputs/2025-01-31/12-00-00 eval.inner_loop=10
   metarun mode=predict checkpoint=outputs/2025-01-31/12-00-00 support=known query=new
+  metarun mode=report runs=outputs/multirun/2025-01-31/12-00-00     tables and plots of a sweep
 
 Values: method < data set < experiment < command line. A run is kept in outputs/<date>/<time>.
 Exit status: 0 done, 2 a mistake in what was typed, 130/143/138 stopped by a signal, 1 else.

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+CLAIMED = (*STOPPING, signal.SIGUSR2)  # that another program may handle: submitit takes SIGUSR2
 UNCLAIMED = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
 
 
 class Stopped(KeyboardInterrupt):
     """The run stopped because a signal asked for it; the exit status is 128 + its number."""
 
-    def __init__(self, message: str, number: int) -> None:
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:  # one argument is what pickle gives
         super().__init__(message)
         self.number = number
 
@@ -25,6 +26,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.number = 0
+        self.theirs: dict[int, Callable[[int, FrameType | None], object]] = {}  # handlers of other programs
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:
@@ -32,8 +34,11 @@ class Stop:
         self.number = number
 
     def raise_if_asked(self, where: str) -> None:
-        """Raises Stopped where a signal has asked for it."""
-        if self.number:
+        """Raises Stopped where a signal has asked for it, or lets the program that handles it do what it would."""
+        if handler := self.theirs.get(self.number):
+            number, self.number = self.number, 0
+            handler(number, None)
+        elif self.number:
             raise Stopped(f"{signal.Signals(self.number).name}: stopped {where}", self.number)
 
 
@@ -41,14 +46,16 @@ class Stop:
 def noted_signals() -> Iterator[Stop]:
     """While it lasts, SIGINT, SIGTERM and SIGUSR1 only set `number`; a second SIGINT stops at once.
 
-    A handler that another program has installed for one of them stays: submitit's requeues the job.
+    A handler that another program has installed for one of them, or for SIGUSR2, is called where nothing is lost:
+    submitit's puts the job into the queue again and ends the process.
     """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():  # where no handler can be installed
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in STOPPING}
-    ours = [number for number, handler in before.items() if handler in UNCLAIMED]
+    before = {number: signal.getsignal(number) for number in CLAIMED}
+    stop.theirs = {n: handler for n, handler in before.items() if callable(handler) and handler not in UNCLAIMED}
+    ours = [number for number in CLAIMED if number in (STOPPING if before[number] in UNCLAIMED else stop.theirs)]
     for number in ours:
         signal.signal(number, stop)
     try:

@@ -20,6 +20,11 @@ KEYS = [name for name, _, _ in keys(Settings)] + [
     name for group, nodes in GROUPS.items() for node in nodes.values() for name, _, _ in keys(node, f"{group}.")
 ]
 NODES = {name.partition(".")[0] for name in KEYS if "." in name}  # `eval={tasks:100,every:50}` sets several keys
+PLUGINS = {  # sweepers and launchers that Hydra finds where they are installed
+    **dict.fromkeys(("joblib", "optuna"), "pip install 'metarun[sweep]'"),
+    **dict.fromkeys(("submitit_local", "submitit_slurm"), "pip install 'metarun[slurm]'"),
+    "ray": "pip install hydra-ray-launcher",
+}
 REASONS = {  # what OmegaConf says of a value, and what is said here
     "converted to Integer": "must be a whole number",
     "converted to Float": "must be a number",
@@ -47,7 +52,8 @@ def explain(error: BaseException) -> str:
     for link in chain:
         if isinstance(link, MissingConfigException) and link.options and link.missing_cfg_file:
             group, _, choice = link.missing_cfg_file.rpartition("/")
-            return f"{group}={choice}: choose one of {', '.join(link.options)}{nearest(choice, link.options)}"
+            install = f"; {choice} comes with {PLUGINS[choice]}" if choice in PLUGINS else ""
+            return f"{group}={choice}: choose one of {', '.join(link.options)}{nearest(choice, link.options)}{install}"
         if isinstance(link, OverrideParseException):
             return f"{link.override}: cannot be read; special characters need quotes, as in \"key='a (b)'\""
         if isinstance(link, OSError) and link.filename is not None:

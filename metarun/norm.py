@@ -56,6 +56,11 @@ def max_pool(x: Tensor, norm: nn.Module) -> Tensor:
     return pooled * (norm.weight * sign)[:, None, None] + norm.bias[:, None, None]
 
 
+def norm_layer(kind: str, channels: int) -> nn.Module:
+    """A norm of one of `Norm`'s kinds, or "none"."""
+    return nn.Identity() if kind == "none" else Norm(kind, channels)
+
+
 def largest_divisor(number: int, limit: int) -> int:
     return max(d for d in range(1, limit + 1) if number % d == 0)
 
@@ -68,6 +73,14 @@ def norm_parameters(model: nn.Module) -> set[str]:
         if isinstance(module, (Norm, *TORCH_NORMS))
         for name, _ in module.named_parameters(recurse=False)
     }
+
+
+def is_transductive(model: nn.Module) -> bool:
+    """Whether the output for an image depends on the others of its batch."""
+    return any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) or (isinstance(module, Norm) and module.groups is None)
+        for module in model.modules()
+    )
 
 
 @contextmanager

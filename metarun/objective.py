@@ -33,8 +33,29 @@ Objective = Callable[[State], Tensor]
 def classification(state: State) -> Tensor:
     """Mean cross-entropy; measures the accuracy, a fraction."""
     logits = state.model(state.data, state.updated_weights)
-    state.measures["accuracy"] = (logits.detach().argmax(-1) == state.target).to(logits.dtype).mean()
+    state.measures["accuracy"] = accuracy(logits, state.target)
     return F.cross_entropy(logits, state.target)
+
+
+def classification_by(outputs: int, details: bool) -> Objective:
+    """Classification by the first `outputs` of a network's, as an evaluation judges it.
+
+    details: measure for each query, [queries], which class was `found` and the `confidence`, its probability, as well.
+    """
+
+    def classification(state: State) -> Tensor:
+        logits = state.model(state.data, state.updated_weights)[:, :outputs]
+        state.measures.update(accuracy=accuracy(logits, state.target))
+        if details:
+            confidence, found = logits.detach().double().softmax(-1).max(-1)
+            state.measures.update(found=found.double(), confidence=confidence)
+        return F.cross_entropy(logits, state.target)
+
+    return classification
+
+
+def accuracy(logits: Tensor, target: Tensor) -> Tensor:
+    return (logits.detach().argmax(-1) == target).to(logits.dtype).mean()
 
 
 def classification_among(counts: Tensor) -> Objective:

@@ -15,8 +15,8 @@ LARGE = 50_000  # elements from which on many short operations are faster than a
 
 
 def large(x: Tensor) -> bool:
-    """Whether these are the faster ones for x."""
-    return x.device.type == "cpu" and x.dim() == 4 and x.numel() >= LARGE
+    """Whether these are the faster ones for x: not where the channels of a pixel lie side by side in memory."""
+    return x.device.type == "cpu" and x.dim() == 4 and x.numel() >= LARGE and x.is_contiguous()
 
 
 def batch_norm(x: Tensor, eps: float, sign: Tensor | None = None) -> Tensor:

@@ -11,7 +11,7 @@ import numpy as np
 
 from metarun.data.look import Look, Unreadable, pixels
 from metarun.data.trees import NOT_PICTURES, classes_in, files_below, spelt, visible
-from metarun.errors import UserError
+from metarun.errors import UserError, printable
 from metarun.places import query_place, support_folder
 
 log = logging.getLogger(__name__)
@@ -122,11 +122,6 @@ def query_files(place: str, classes: Sequence[str]) -> list[Path]:
 def regular(paths: Iterable[Path]) -> list[Path]:
     """Those that are files, or would be if they could be read; a pipe would wait for its other end."""
     return [path for path in paths if path.is_file() or not path.exists()]
-
-
-def printable(name: str) -> str:
-    """A name for logs and pictures, whatever bytes the disk has in it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
 
 
 def listed(names: Sequence[str]) -> str:

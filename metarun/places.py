@@ -6,6 +6,7 @@ from pathlib import Path
 
 from metarun.errors import UserError
 from metarun.groups import Folder
+from metarun.report import found
 from metarun.schema import Settings
 
 
@@ -19,10 +20,15 @@ def check(settings: Settings) -> None:
         place = getattr(settings, key)
         if Path(place).expanduser().is_file():
             raise UserError(f"{key}={place}: is a file; give a folder")
+    if settings.start is not None and settings.mode == "train" and settings.resume is None:
+        start(settings.start)
     if settings.mode == "predict":  # needs no data set
         support_folder(str(settings.support))
         for place in settings.query if isinstance(settings.query, list) else [settings.query]:
             query_place(str(place))
+        return
+    if settings.mode == "report":
+        found.folders(settings.runs)
         return
     if isinstance(settings.dataset, Folder):
         root(settings.dataset.root)
@@ -63,6 +69,14 @@ def checkpoint(place: str) -> Path:
     path = Path(place).expanduser()
     if not path.is_file() and not (path / "checkpoints").is_dir():
         raise UserError(f"checkpoint={place}: no such checkpoint file, nor a run folder with checkpoints/ in it")
+    return path
+
+
+def start(place: str) -> Path:
+    """A run folder, a checkpoint or a file of weights to begin with. Raises UserError where there is none."""
+    path = Path(place).expanduser()
+    if not path.is_file() and not (path / "checkpoints").is_dir():
+        raise UserError(f"start={place}: no such file, nor a run folder with checkpoints/ in it")
     return path
 
 

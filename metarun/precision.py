@@ -34,8 +34,8 @@ def set_precision(wanted: str, device: torch.device) -> None:
             "give engine.precision=float32"
         )
     torch.set_float32_matmul_precision("high" if wanted == "tf32" else "highest")
-    for kind in (torch.backends.cudnn.conv, torch.backends.cudnn.rnn):  # pyright: ignore[reportAttributeAccessIssue]
-        kind.fp32_precision = "tf32" if wanted == "tf32" else "ieee"
+    for kind in ("conv", "rnn"):
+        getattr(torch.backends.cudnn, kind).fp32_precision = "tf32" if wanted == "tf32" else "ieee"
 
 
 def layers_in(precision: str, like: Tensor) -> AbstractContextManager[object]:

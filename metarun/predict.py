@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 from collections import Counter
@@ -17,23 +15,28 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarun import checkpoint, whole_files
-from metarun.data import likeness, noise
+from metarun.data import noise
 from metarun.data.sampler import ImageSource
 from metarun.engine import choose_device
-from metarun.errors import UserError, nearby
+from metarun.errors import UserError, nearby, printable
 from metarun.evaluation import EVALUATION_SEED
+from metarun.foreign import form_learned
 from metarun.groups import Sinusoid
 from metarun.meta import MetaLearner, OneTask, run_model, tape_gradient
 from metarun.methods import Parameters, Tensors
+from metarun.norm import is_transductive
 from metarun.objective import classification_among
-from metarun.own_pictures import Pictures, listed, printable, read_query, read_support
+from metarun.own_pictures import Pictures, listed, read_query, read_support
 from metarun.precision import set_precision
+from metarun.records import csv_table
 from metarun.schema import Settings
 from metarun.task import Task
 from metarun.widen import Fixed, widened
 from metarun.work import batch_norm, build_learner, build_model, eval_inner_loop, require_same_shapes
 
 log = logging.getLogger(__name__)
+
+LOT = 100  # pictures that are labelled at a time
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Prediction:
     query: Pictures
     probabilities: np.ndarray  # [queries, classes]
     weights: Tensors  # of the adapted network, where they are asked for
+    batch_norm: str  # what the norm layers' statistics are
 
     @property
     def found(self) -> list[int]:
@@ -79,7 +83,7 @@ def predict(settings: Settings, folder: Path) -> None:
 
 
 def prediction(settings: Settings, content: dict[str, Any], path: str) -> Prediction:
-    """Adapt to the support set by the run's inner loop, and run all queries as one batch."""
+    """Adapt to the support set by the run's inner loop, and label the queries."""
     if eval_inner_loop(settings) == 0:
         name = "inner_loop" if settings.eval.inner_loop is None else "eval.inner_loop"
         raise UserError(f"{name}=0: mode=predict learns its classes in the inner loop; give it one step or more")
@@ -94,9 +98,9 @@ def prediction(settings: Settings, content: dict[str, Any], path: str) -> Predic
     learner = replace(learner, inner_objective=classification_among(labels.bincount()))
     parameters = tree_map(torch.detach, learner.method.parameters)
     with torch.no_grad():
-        theta = adapted(learner, parameters, inputs(support, source), labels)
-        logits = outputs(learner, Parameters(theta, parameters.phi), inputs(query, source))[:, : len(classes)]
-    probabilities = logits.double().softmax(1).cpu().numpy()
+        theta = adapted(learner, parameters, inputs(support.images, source), labels)
+        logits = query_outputs(learner, Parameters(theta, parameters.phi), query, source)[:, : len(classes)]
+    probabilities = logits.double().softmax(1).numpy()
     if not np.isfinite(probabilities).all():
         raise FloatingPointError(
             f"checkpoint {path}: its outputs are not finite after {learner.inner_loop} inner steps on these pictures; "
@@ -104,8 +108,8 @@ def prediction(settings: Settings, content: dict[str, Any], path: str) -> Predic
         )
     weights = {}
     if settings.adapted_weights:
-        weights = used(learner, Parameters(theta, parameters.phi), inputs(support, source))
-    return Prediction(classes, support, query, probabilities, weights)
+        weights = used(learner, Parameters(theta, parameters.phi), inputs(support.images, source))
+    return Prediction(classes, support, query, probabilities, weights, batch_norm(settings, learner.model))
 
 
 # --- the network -------------------------------------------------------------------------------------------
@@ -117,12 +121,7 @@ def source_of(content: dict[str, Any], settings: Settings, path: str, device: to
         raise UserError(
             f"checkpoint {path}: learned dataset=sinusoid, which has no classes; give one that saw pictures"
         )
-    if "pictures" not in content:
-        raise UserError(f"checkpoint {path}: does not say what its pictures look like, as older ones; train it again")
-    try:
-        return likeness.source_like(content["pictures"], device)
-    except ValueError as error:
-        raise UserError(f"checkpoint {path}: what it says of its pictures is damaged ({error})") from error
+    return form_learned(content, path, device)
 
 
 def learner_of(
@@ -159,9 +158,17 @@ def restore(learner: MetaLearner, saved: Parameters, path: str) -> None:
         checkpoint.restore(tensors, own, path)
 
 
-def inputs(pictures: Pictures, source: ImageSource) -> Tensor:
-    """[pictures, channels, height, width], as the data set's own images are given to the network."""
-    return source.normalised(torch.from_numpy(pictures.images).to(source.device).float().div_(255))
+def inputs(images: np.ndarray, source: ImageSource) -> Tensor:
+    """uint8 [pictures, channels, height, width] as the data set's own images are given to the network."""
+    return source.normalised(torch.from_numpy(images).to(source.device).float().div_(255))
+
+
+def query_outputs(learner: MetaLearner, parameters: Parameters, query: Pictures, source: ImageSource) -> Tensor:
+    """[pictures, outputs], on the CPU: one batch under transductive batch norm, as it says, and lots else."""
+    count = len(query.images)
+    lot = count if is_transductive(learner.model) else LOT
+    lots = (inputs(query.images[first : first + lot], source) for first in range(0, count, lot))
+    return torch.cat([outputs(learner, parameters, data).cpu() for data in lots])
 
 
 def adapted(learner: MetaLearner, parameters: Parameters, data: Tensor, target: Tensor) -> Tensors:
@@ -203,16 +210,14 @@ def used(learner: MetaLearner, parameters: Parameters, data: Tensor) -> Tensors:
 
 def table(made: Prediction) -> bytes:
     """CSV: file, class, a probability for each class, and true_class where one is known; names as the disk has them."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
     known = any(label is not None for label in made.query.labels)
-    writer.writerow(["file", "class", *made.classes, *(["true_class"] if known else [])])
+    rows = []
     for path, found, label, row in zip(
         made.query.files, made.found, made.query.labels, made.probabilities, strict=True
     ):
         truth = [] if not known else [""] if label is None else [made.classes[label]]
-        writer.writerow([path, made.classes[found], *(f"{value:.6g}" for value in row), *truth])
-    return file.getvalue().encode(errors="surrogateescape")
+        rows.append([path, made.classes[found], *(f"{value:.6g}" for value in row), *truth])
+    return csv_table(["file", "class", *made.classes, *(["true_class"] if known else [])], rows)
 
 
 def weights_file(made: Prediction) -> bytes:
@@ -231,7 +236,7 @@ def tell(made: Prediction, settings: Settings) -> None:
         "inner steps: %d; classes: %d; support pictures: %s", eval_inner_loop(settings), len(shots), listed(learned)
     )
     log.info("query pictures: %d, labelled as %s", len(made.query.files), listed(labelled))
-    if batch_norm(settings) == "transductive":
+    if made.batch_norm == "transductive":
         log.info("transductive batch norm: the queries are normalised together, so a label depends on which come along")
     if made.right:
         log.info(

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from metarun.data.look import plain
-from metarun.own_pictures import Pictures, printable
+from metarun.errors import printable
+from metarun.own_pictures import Pictures
 
 CLASSES, SHOTS, QUERIES = 20, 8, 40  # shown at most
 COLUMNS = 8

@@ -21,9 +21,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from metarun.errors import RunFailure
-from metarun.seat import ALONE, Seat, given_seat
+from metarun.seat import ALONE, JOIN, Seat, given_seat
 
-JOIN = "METARUN_JOIN"  # where the processes that engine.workers starts meet
 FOREVER = timedelta(days=365)  # a process waits while another reads data; one that has ended is noticed at once
 CODE = "import sys; sys.path[:] = {!r}; from metarun.cli import main; sys.exit(main())"
 

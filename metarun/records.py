@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import logging
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from metarun import whole_files
-from metarun.curves import Curves
+from metarun.curves import Curves, Shown
 from metarun.errors import UserError, nearby
+from metarun.run_files import METRICS, RESULT, parsed
 from metarun.whole_files import Growing, sync_folder, told
 
 log = logging.getLogger(__name__)
 
 NO_CURVES = ("step", "split", "seconds")
-RESULT = "result.json"  # written last: a folder that has it holds a finished run
 
 
 class Records:
@@ -34,7 +37,7 @@ class Records:
             RunFailure: here and in every method: the disk is full or fails, or the folder is gone.
             UserError: lines are missing, or one that cannot be read stands before others that can.
         """
-        path = folder / "metrics.jsonl"
+        path = folder / METRICS
         kept: list[tuple[bytes, dict[str, Any]]] = []
         if path.exists():
             found = [(line, entry) for line, entry in readable(path) if entry["step"] <= step]
@@ -65,8 +68,11 @@ class Records:
         self.draw(step, split, scalars)
 
     def draw(self, step: int, split: str, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items():
-            self.curves.add(f"{name}/{split}", math.nan if value is None else value, step)
+        self.show(step, {f"{name}/{split}": math.nan if value is None else value for name, value in scalars.items()})
+
+    def show(self, step: int, shown: Mapping[str, Shown]) -> None:
+        """In TensorBoard only."""
+        self.curves.add(shown, step)
 
     def sync(self) -> None:
         """Bring all lines to the disk: called before a checkpoint, none before it is missing after a power cut."""
@@ -99,22 +105,21 @@ def readable(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return found
 
 
-def parsed(line: bytes) -> dict[str, Any] | None:
-    """What a line of metrics.jsonl says, or None where it is cut short or damaged."""
-    try:
-        entry = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
-        return None
-    known = isinstance(entry, dict) and type(entry.get("step")) is int and entry.get("split") in ("train", "val")
-    return entry if known else None
-
-
 def read_result(folder: Path) -> dict[str, Any]:
     return json.loads((folder / RESULT).read_text(encoding="utf-8"))
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     whole_files.write(folder / RESULT, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
+
+
+def csv_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
+    """A CSV file; names as the disk has them."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return file.getvalue().encode(errors="surrogateescape")
 
 
 def finite(value: Any) -> Any:

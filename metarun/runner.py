@@ -10,22 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
-from metarun import __version__, checkpoint
-from metarun.data import Shape
+from metarun import checkpoint, hparams, processes, results_table, start, whole_files
+from metarun.data import Source
 from metarun.errors import RunFailure, UserError, nearby, pasteable
-from metarun.evaluation import Evaluation
-from metarun.interrupt import noted_signals
 from metarun.predict import predict
-from metarun.records import RESULT, read_result, write_result
+from metarun.records import read_result, write_result
+from metarun.run_files import RESULT
 from metarun.schema import AUTO, Settings
-from metarun.team import Team, assembled
+from metarun.several import expanded
+from metarun.team import assembled, sharing, workers
+from metarun.testing import finish, test, testing, title, trained_on
 from metarun.train import train
 from metarun.whole_files import plain, remove_parts
-from metarun.work import Work
+from metarun.work import Work, build
 
 log = logging.getLogger(__name__)
 
@@ -51,9 +50,7 @@ def run(settings: Settings, folder: Path) -> float | None:
         if settings.mode == "predict":
             predict(settings, folder)
         else:
-            path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
-            with assembled(settings, path) as team:
-                test(team, folder, path, team.work.snapshot(), began)
+            evaluate(settings, folder, began)
     return None
 
 
@@ -98,80 +95,61 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
         for damaged in checkpoint.set_damaged_aside(folder, resume_from):
             log.warning("a checkpoint was damaged: it is kept as %s, and the one before it is used", nearby(damaged))
     with assembled(settings, resume_from) as team:
-        work, untrained = team.work, team.work.snapshot()
-        what = title(work, work.train_shape)
+        work = team.work
+        untrained = start.untrained(work, folder / "checkpoints", begins=resume_from is None)
+        what = title(work, trained_on(work))
         log.info("training %s for %d iterations in %s", what, settings.iterations, nearby(folder))
+        hparams.write(folder, settings)
         best = train(team, folder, resume_from)
         if best is None:
             raise FloatingPointError(
                 f"no validation was finite, so there is nothing to test; {nearby(folder)} has the checkpoints"
             )
-        test(team, folder, checkpoint.best_path(folder), untrained, began)
+        again = f"; go on with {pasteable('resume', nearby(folder))}"
+        with testing(settings.eval.tasks, lambda: again) as progress:
+            found = test(team, folder, checkpoint.best_path(folder), untrained, progress)
+    finish(folder, settings, found, began)
+    place = nearby(folder)
+    log.info("everything is in %s; look at it with: tensorboard --logdir %s", place, shlex.quote(str(place)))
     return best
 
 
-def test(team: Team, folder: Path, path: Path, untrained: dict[str, Any], began: float) -> None:
-    """The test tasks with a checkpoint's parameters and with untrained ones: result.json and the last lines."""
-    content = checkpoint.load(path)
-    work = team.work
-    tasks = work.settings.eval.tasks
-    with noted_signals() as stop, tqdm(total=2 * tasks, desc="testing", unit="task", disable=None) as bar:
-
-        def progress(done: int) -> None:
-            bar.update(done)
-            again = f"; go on with {pasteable('resume', nearby(folder))}" if work.settings.mode == "train" else ""
-            stop.raise_if_asked(f"in the final test{again}")
-
-        work.restore(content, str(path))
-        tested = team.evaluate("test", tasks, progress)
-        work.restore(untrained, "untrained")
-        baseline = team.evaluate("test", tasks, progress)
-    seconds = time.perf_counter() - began
-    write_result(folder, {**result(work, content, path, tested, baseline, seconds), "engine": team.engine()})
-    log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
-    log.info("%s: test %s on %d tasks (untrained: %s)", title(work, work.eval_shape), tested, tasks, baseline)
-    place = nearby(folder)
-    log.info("everything is in %s; look at it with: tensorboard --logdir %s", place, shlex.quote(str(place)))
-
-
-def title(work: Work, shape: Shape) -> str:
-    """What is learned, in words."""
-    s = work.settings
-    task = f"{shape.ways}-way {shape.shots}-shot" if work.source.metric == "accuracy" else f"{shape.shots}-shot"
-    order = "" if s.use_second_order else "first-order "
-    norm = "" if work.batch_norm == "none" else f", {work.batch_norm} batch norm"
-    precision = "" if s.engine.precision == "float32" else f", {s.engine.precision}"
-    return f"{order}{s.method.name} on {s.dataset.name}, {task}, {s.backbone.name}{norm}{precision}"
+def evaluate(settings: Settings, folder: Path, began: float) -> None:
+    """Every combination of what `eval.*` lists, one after another; all of them are looked at before the first."""
+    path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
+    sources: dict[str, Source] = {}
+    results: list[dict[str, Any]] = []
+    with processes.started(workers(settings)) as (seat, others):
+        works = [
+            build(one, seat, path, sources=sources, tell=number == 0) for number, one in enumerate(expanded(settings))
+        ]
+        content = checkpoint.load(path)
+        for work in works:
+            work.fitting(content, str(path))
+        with testing(len(works) * settings.eval.tasks, lambda: kept(results, folder)) as progress:
+            for work in works:
+                place = folder if len(works) == 1 else own_folder(folder, work)
+                with sharing(work, seat, others) as team:
+                    untrained = start.untrained(work, path.parent, begins=False)
+                    found = test(team, place, path, untrained, progress)
+                results.append(finish(place, work.settings, found, began))
+                whole_files.write(folder / results_table.TABLE, results_table.as_csv(results))
+    if len(works) > 1:
+        write_result(folder, {"checkpoint": str(path.resolve()), "results": results})
+        for line in results_table.as_text(results):
+            log.info("%s", line)
+    log.info("everything is in %s", nearby(folder))
 
 
-def result(
-    work: Work, content: dict[str, Any], path: Path, tested: Evaluation, untrained: Evaluation, seconds: float
-) -> dict[str, Any]:
-    """What result.json holds; accuracy is a fraction."""
-    s = work.settings
-    classes = work.source.metric == "accuracy"
-    return {
-        "dataset": s.dataset.name,
-        "method": s.method.name,
-        "backbone": s.backbone.name,
-        "ways": work.eval_shape.ways if classes else None,
-        "shots": work.eval_shape.shots,
-        "queries": work.eval_shape.queries,
-        "split": "test",
-        "class_split": work.source.class_split,
-        "inner_loop": work.eval_inner_loop,
-        "inner_learning_rate": s.inner_learning_rate,
-        "use_second_order": s.use_second_order,
-        "metric": tested.metric,
-        **tested.summary(),
-        "untrained": untrained.summary(),
-        "validation": content["best"],
-        "batch_norm": work.batch_norm,
-        "seed": s.seed,
-        "iterations": content["step"],
-        "skipped_steps": content["skipped"],
-        "checkpoint": str(path.resolve()),
-        "seconds": round(seconds, 3),
-        "metarun": __version__,
-        "torch": str(torch.__version__),
-    }
+def own_folder(folder: Path, work: Work) -> Path:
+    """Of one evaluation among several: it holds what a run folder does that has been evaluated once."""
+    ways = f"{work.eval_shape.ways}-way-" if work.source.metric == "accuracy" else ""
+    task = f"{ways}{work.eval_shape.shots}-shot-{work.eval_inner_loop}-steps"
+    place = folder / f"{work.settings.dataset.name}-{work.settings.eval.split}-{task}"
+    place.mkdir(exist_ok=True)
+    remove_parts(place)
+    return place
+
+
+def kept(results: list[dict[str, Any]], folder: Path) -> str:
+    return f", {len(results)} finished ones are in {nearby(folder / results_table.TABLE)}" if results else ""

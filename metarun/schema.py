@@ -13,10 +13,13 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from metarun.errors import UserError, nearest
-from metarun.groups import Sinusoid, key
+from metarun.groups import GROUPS, Sinusoid, key
 
 AUTO = "auto"  # of `resume`
 LARGEST = 10**9  # of any number that has no bound of its own
+PREDICTING = ("support", "query", "adapted_weights")
+PRESENT = ("mode", "resume", "checkpoint", "runs", *PREDICTING)  # asked for now, never taken from a checkpoint
+ELSEWHERE = (*PRESENT, "device", "data_dir", "cache_dir", "download")  # where a run is, not what it is
 
 
 @dataclass
@@ -24,9 +27,18 @@ class Eval:
     tasks: int = key(600, "test tasks of the final accuracy", least=2)
     validation_tasks: int = key(200, "validation tasks that choose the best checkpoint", least=2)
     every: int = key(200, "iterations between validations", least=1)
-    inner_loop: int | None = key(None, "inner steps when evaluating; null: as in training", least=0, most=10**4)
-    shots: int | None = key(None, "shots when evaluating; null: as in training", least=1, most=10**5)
+    inner_loop: Any = key(None, "inner steps when evaluating; null: as in training", least=0, most=10**4, several=int)
+    shots: Any = key(None, "shots when evaluating; null: as in training", least=1, most=10**5, several=int)
     queries: int | None = key(None, "queries when evaluating; null: as in training", least=1, most=10**5)
+    ways: Any = key(None, "mode=evaluate: classes of a task; null: as in training", least=2, most=10**5, several=int)
+    split: Any = key("test", "mode=evaluate: classes that tasks are drawn from", choices=("test", "val"), several=str)
+    dataset: Any = key(
+        None,
+        "mode=evaluate: data sets, by name; null: the run's own",
+        choices=tuple(GROUPS["dataset"]),
+        several=str,
+    )
+    details: bool = key(False, "which classes are taken for which, and how far the probabilities can be believed")
 
 
 @dataclass
@@ -60,8 +72,8 @@ class Engine:
 class Settings:
     mode: str = key(
         "train",
-        "train (then evaluates), evaluate, or predict: label pictures of your own",
-        choices=("train", "evaluate", "predict"),
+        "train (then evaluates), evaluate, predict: label pictures of your own, or report: compare runs",
+        choices=("train", "evaluate", "predict", "report"),
     )
     dataset: Any = None
     backbone: Any = None
@@ -97,9 +109,14 @@ class Settings:
     resume: str | None = key(None, "a run folder to continue; auto: what is in this run's own folder, if anything is")
     checkpoint: str | None = key(None, "run folder or checkpoint file that mode=evaluate and mode=predict read")
 
+    start: str | None = key(
+        None, "a run, checkpoint or file of weights whose body the network begins with; the head is fresh"
+    )
+
     support: str | None = key(None, "mode=predict: a folder of class folders, the pictures to learn from")
     query: Any = key(None, "mode=predict: a folder or a list of files, the pictures to label")
     adapted_weights: bool = key(False, "mode=predict: keep the adapted network's weights, as adapted.safetensors")
+    runs: Any = key(None, "mode=report: a folder that holds runs, one of a sweep for example, or a list of folders")
 
     eval: Eval = field(default_factory=Eval)
     save: Save = field(default_factory=Save)
@@ -120,6 +137,12 @@ def keys(node: Any, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
             yield f"{prefix}{item.name}", item, value
 
 
+def flat(settings: Settings) -> dict[str, Any]:
+    """Every value, and every group's choice, by its dotted name."""
+    chosen = {group: getattr(settings, group).name for group in GROUPS}
+    return {**chosen, **{name: value for name, _, value in keys(settings)}}
+
+
 def check(settings: Settings) -> None:
     """Refuse values outside of what a key admits; `combinations` looks at several keys together.
 
@@ -129,6 +152,8 @@ def check(settings: Settings) -> None:
     for name, item, value in keys(settings):
         if isinstance(value, list) and any(entry is None or isinstance(entry, (list, dict)) for entry in value):
             raise UserError(f"{name}={value}: must be a plain list, {item.metadata['help']}")
+        if item.metadata["several"]:
+            check_several(name, value, item, settings.mode)
         for entry in value if isinstance(value, list) else [value]:
             if entry is not None:
                 check_value(name, entry, item)
@@ -144,14 +169,22 @@ def check_mode(settings: Settings) -> None:
         raise UserError(
             "checkpoint= is read by mode=evaluate and mode=predict only; to continue a training run give resume=RUN"
         )
+    if mode == "report":
+        check_runs(settings)
+        return
+    if settings.runs is not None:
+        raise UserError("runs= is read by mode=report only; leave it out, or give mode=report")
     if mode != "train" and settings.checkpoint is None:
         raise UserError(f"mode={mode} needs checkpoint=RUN, the run folder or checkpoint file to {mode} with")
     if mode != "train" and settings.resume is not None:
         raise UserError(f"resume= continues a training run; mode={mode} reads checkpoint=RUN only")
+    for name, default in (("ways", None), ("split", "test"), ("dataset", None)):
+        if mode != "evaluate" and getattr(settings.eval, name) != default:
+            raise UserError(f"eval.{name}= is read by mode=evaluate only; leave it out, or give mode=evaluate")
     if mode == "predict":
         check_pictures(settings)
         return
-    for name in ("support", "query", "adapted_weights"):
+    for name in PREDICTING:
         if getattr(settings, name) not in (None, False):
             raise UserError(f"{name}= is read by mode=predict only; leave it out, or give mode=predict")
 
@@ -169,8 +202,37 @@ def check_pictures(settings: Settings) -> None:
         )
 
 
+def check_runs(settings: Settings) -> None:
+    if settings.runs is None:
+        raise UserError("mode=report needs runs=DIR or runs=[DIR,DIR], folders of runs or of sweeps")
+    folders = settings.runs if isinstance(settings.runs, list) else [settings.runs]
+    if not folders or not all(isinstance(folder, str) for folder in folders):
+        raise UserError(
+            f"runs={settings.runs}: must be a folder or a list of them, [DIR,DIR]; "
+            "a number as a name needs quotes, as in \"runs='7'\""
+        )
+
+
 def is_range(values: list[float]) -> bool:
     return len(values) == 2 and values[0] <= values[1]
+
+
+def check_several(name: str, value: Any, item: Field, mode: str) -> None:
+    """Refuse what is neither a value nor a list of different ones, and lists where they are not read."""
+    kind = item.metadata["several"]
+    found = str(value).replace(" ", "").replace("'", "")
+    wanted = "whole number" if kind is int else "name"
+    if value is None and item.default is not None:
+        raise UserError(f"{name}=null: needs a value, {item.metadata['help']}")
+    for entry in value if isinstance(value, list) else [value]:
+        if entry is not None and type(entry) is not kind:
+            raise UserError(f"{name}={found}: must be a {wanted}, or a list of them as [A,B]")
+    if isinstance(value, list):
+        if mode != "evaluate":
+            raise UserError(f"{name}={found}: a list is read by mode=evaluate only; give one value")
+        if not value or len(set(value)) < len(value):
+            what = "names none" if not value else "names one twice"
+            raise UserError(f"{name}={found}: {what}; give different ones, as [A,B]")
 
 
 def check_value(name: str, value: Any, item: Field) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+JOIN = "METARUN_JOIN"  # where the processes that engine.workers starts meet; torchrun's have another place
+
 
 class Seat(NamedTuple):
     """Number and count of processes, in all and on this machine. Rank 0 leads, the others do what it asks."""

@@ -15,10 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun import combinations, places
 from metarun.errors import UserError, nearby
 from metarun.groups import GROUPS
-from metarun.schema import AUTO, Settings, check, keys
+from metarun.schema import AUTO, ELSEWHERE, PRESENT, Settings, check, flat, keys
 
-PREDICTING = ("support", "query", "adapted_weights")
-PRESENT = ("mode", "resume", "checkpoint", *PREDICTING)  # what is asked for now, never taken from a checkpoint
 FREE = (
     *PRESENT,
     "iterations",
@@ -28,10 +26,9 @@ FREE = (
     "cache_dir",
     "download",
 )  # a resumed run may change these
-ELSEWHERE = (*PRESENT, "device", "data_dir", "cache_dir", "download")  # where a run is, not what it is
 FREE_NODES = ("eval.", "save.", "engine.")  # and these
 ADAPTING = ("inner_loop", "inner_learning_rate")  # and a prediction these
-TASKS = (*ADAPTING, "dataset", "ways", "shots", "queries")  # and an evaluation these as well
+TASKS = (*ADAPTING, "dataset", "shots", "queries")  # and an evaluation these as well
 
 
 def build(config: DictConfig, typed: Sequence[str] = ()) -> Settings:
@@ -52,9 +49,11 @@ def build(config: DictConfig, typed: Sequence[str] = ()) -> Settings:
         if not isinstance(getattr(settings, group), tuple(choices.values())):
             raise UserError(f"{group}: nothing is chosen; choose one of {', '.join(choices)}")
     check(settings)
+    if settings.mode == "report" and (others := [name for name in typed if name not in ("mode", "runs")]):
+        raise UserError(f"{others[0]}: mode=report reads runs= alone, each run has its own settings; leave it out")
     if checkpoint_of(settings) is None:  # else most of its values are to be put in their places
         follow(settings, typed)
-        combinations.check(settings)
+        combinations.check(settings, typed)
         places.check(settings)
     return settings
 
@@ -142,7 +141,11 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
     iterations = settings.iterations
     for name in PRESENT:
         setattr(settings, name, getattr(now, name))
+    if now.mode == "evaluate" and "ways" in typed:  # the network stays as wide as it is
+        settings.eval.ways = now.ways
     for name in typed:
+        if name == "ways" and now.mode == "evaluate":
+            continue
         if not is_free(name, now.mode, resumed=now.resume is not None):
             refuse_change(name, now, settings, asked)
         take(name, now, settings, asked)
@@ -150,7 +153,7 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
     if now.resume and settings.iterations != iterations and settings.outer_schedule == "cosine":
         raise UserError(f"{asked}: iterations={settings.iterations} would bend outer_schedule=cosine of {iterations}")
     check(settings)
-    combinations.check(settings)
+    combinations.check(settings, typed)
     places.check(settings)
     return settings
 
@@ -169,12 +172,6 @@ def require_same(now: Settings, folder: Path) -> None:
                 f"resume=auto: the run in {nearby(folder)} has {name}={saved.get(name)}, not {value}; "
                 "start it with the same settings, or in another folder"
             )
-
-
-def flat(settings: Settings) -> dict[str, Any]:
-    """Every value, and every group's choice, by its dotted name."""
-    chosen = {group: getattr(settings, group).name for group in GROUPS}
-    return {**chosen, **{name: value for name, _, value in keys(settings)}}
 
 
 def is_free(name: str, mode: str, resumed: bool) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +16,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from metarun import __version__, processes
+from metarun import processes
+from metarun.data import likeness
 from metarun.data.source import SPLITS
 from metarun.engine import choose_device, choose_workers
 from metarun.errors import RunFailure, UserError
@@ -47,38 +46,6 @@ class Team:
         on_gpu = seat.size > 1 and work.device.type == "cuda"
         self.midway = False  # in a step that all share
         self.group: Any = dist.new_group(backend="nccl", timeout=NCCL_PATIENCE) if on_gpu else None
-
-    @property
-    def compiling_failed(self) -> bool:
-        return self.work.compiled is not None and self.work.compiled.failed
-
-    def why(self) -> str:
-        """The reason for how a meta-batch is computed."""
-        return "it could not be compiled" if self.compiling_failed else self.work.why_tasks
-
-    def engine(self) -> dict[str, Any]:
-        """What was chosen, as result.json has it."""
-        how = self.how()
-        return {
-            "tasks": how["tasks"],
-            "reason": self.why(),
-            **{k: how[k] for k in ("processes", "threads", "precision")},
-        }
-
-    def how(self) -> dict[str, Any]:
-        """What the last bits of the result depend on, as a checkpoint holds it."""
-        return {
-            "device": self.work.device.type,
-            "tasks": "vectorised" if self.compiling_failed else self.work.how_tasks,
-            "meta_gradient": self.work.settings.engine.meta_gradient,
-            "precision": self.work.settings.engine.precision,
-            "processes": self.seat.size,
-            "threads": self.work.threads,
-            "metarun": __version__,
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        }
 
     def compiles(self, second_order: bool) -> bool:
         """Whether the next meta-batch of that order is compiled first."""
@@ -105,14 +72,28 @@ class Team:
         losses, values = judged.view(2, count)
         return gradient, losses, {self.work.source.metric: values}
 
-    def evaluate(self, split: str, tasks: int, progress: Callable[[int], object] = lambda done: None) -> Evaluation:
+    def evaluate(
+        self,
+        split: str,
+        tasks: int,
+        progress: Callable[[int], object] = lambda done: None,
+        details: Callable[[int, Tensor], object] = lambda first, answers: None,
+    ) -> Evaluation:
         """The first `tasks` tasks of a split with the present parameters; `progress` is told of each lot.
+
+        With `eval.details`, `details` is given the number of a lot's first task and its answers, [2, tasks, queries].
 
         Raises:
             RunFailure: another process has ended.
         """
 
         def judge(first: int, count: int) -> Tensor:
+            judged, steps = judge_all(first, count), self.work.eval_inner_loop + 1
+            if judged.shape[2] > steps:
+                details(first, judged[:, :, steps:])
+            return judged[:, :, :steps]
+
+        def judge_all(first: int, count: int) -> Tensor:
             if self.seat.size == 1:
                 return self.work.judge(split, first, count)
             with self.told():
@@ -168,9 +149,9 @@ class Team:
         return torch.cat([*sums, judged.flatten()])
 
     def evaluation_share(self, first: int, count: int, split: int) -> Tensor:
-        """Loss and metric of all tasks after each inner step, [2, count, steps + 1], zero but for this process's."""
+        """What `Work.judge` gives of all tasks, [2, count, entries], zero but for this process's."""
         share = self.share(count)
-        judged = torch.zeros(2, count, self.work.eval_inner_loop + 1, dtype=torch.float64)
+        judged = torch.zeros(2, count, self.work.judged_entries, dtype=torch.float64)
         if share:
             own = self.work.judge(SPLITS[split], first + share.start, len(share))
             judged[:, share.start : share.stop] = own
@@ -220,28 +201,39 @@ def assembled(settings: Settings, taking: Path | None) -> Iterator[Team]:
         UserError: the device, the data or the shape of the tasks cannot be had, or more processes than tasks.
         RunFailure: another process has ended.
     """
-    with processes.started(workers(settings)) as (seat, others):
-        work = build(settings, seat, taking)
-        if seat.size == 1:
-            yield Team(work)
-            return
-        require_shares(work, seat)
-        if not others and not dist.is_initialized():
-            raise RunFailure("the job before failed in the middle of a shared step: start again with resume=auto")
-        try:
-            if others:
-                processes.await_ready(others)
-                processes.join(seat)
-            with connection():
-                dist.broadcast_object_list([settings], 0)
-                dist.barrier()  # they have built theirs
-        except Lost as error:
-            raise processes.failure(others) from error
-        team = Team(work, seat, others)
-        try:
-            yield team
-        finally:
-            team.dismiss()
+    started = processes.started(workers(settings))
+    with started as (seat, others), sharing(build(settings, seat, taking), seat, others) as team:
+        yield team
+
+
+@contextmanager
+def sharing(work: Work, seat: Seat, others: Sequence[subprocess.Popen[str]]) -> Iterator[Team]:
+    """The team whose other processes, which have been started, build the same work; they are free after the block.
+
+    Raises:
+        UserError: there are more processes than tasks.
+        RunFailure: another process has ended.
+    """
+    if seat.size == 1:
+        yield Team(work)
+        return
+    require_shares(work, seat)
+    if not others and not dist.is_initialized():
+        raise RunFailure("the job before failed in the middle of a shared step: start again with resume=auto")
+    try:
+        if others and not dist.is_initialized():
+            processes.await_ready(others)
+            processes.join(seat)
+        with connection():
+            dist.broadcast_object_list([(work.settings, likeness.of(work.source))], 0)
+            dist.barrier()  # they have built theirs
+    except Lost as error:
+        raise processes.failure(others) from error
+    team = Team(work, seat, others)
+    try:
+        yield team
+    finally:
+        team.dismiss()
 
 
 def workers(settings: Settings) -> int:
@@ -287,7 +279,8 @@ def follow() -> NoReturn:
             job: list[Any] = [None]
             with connection():
                 dist.broadcast_object_list(job, 0)
-            team = Team(build(job[0], seat), seat)
+            settings, form = job[0]
+            team = Team(build(settings, seat, form=form), seat)
             with connection():
                 dist.barrier()
             team.follow()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun import checkpoint, generators, health, offline
+from metarun import checkpoint, chosen, generators, health, offline, shown
 from metarun.compiled import Compiled
 from metarun.data import likeness, order
 from metarun.errors import RunFailure, UserError
@@ -55,8 +55,8 @@ class Training:
     def content(self) -> dict[str, Any]:
         return {
             "config": dataclasses.asdict(self.work.settings),
-            "how": self.team.how(),
-            "why": self.team.why(),  # for people; nothing reads it
+            "how": chosen.how(self.team),
+            "why": chosen.why(self.team),  # for people; nothing reads it
             "pictures": likeness.of(self.work.source),
             "step": self.step,
             "best": self.best,
@@ -121,7 +121,7 @@ class Training:
 
     def tell_differences(self, before: dict[str, Any]) -> None:
         """Say where the run computes otherwise than it did, so that it does not end equal to the last bit."""
-        now = self.team.how()
+        now = chosen.how(self.team)
         differ = [
             f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value
         ]
@@ -253,6 +253,7 @@ class Training:
             means = {
                 name: self.running.get(name, math.nan) / (steps or 1) for name in ("loss", self.work.source.metric)
             }
+            means["outer_learning_rate"] = learning_rate(self.work.settings, self.step - 1)
             if self.work.settings.skip_not_finite:
                 means["skipped"] = self.skipped
             records.write(self.step, "train", self.seconds, **means)
@@ -272,11 +273,12 @@ class Training:
         if improved:
             self.best = {"step": self.step, "mean": found.mean, "ci95": found.ci95}
             self.write(checkpoint.best_path(self.folder))
+        records.show(self.step, shown.of_validation(self.work, self.step, found))
 
 
 def judged_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
     """Whether validations with these `eval.*` settings can be compared."""
-    free = ("tasks", "every")
+    free = ("tasks", "every", "ways", "split", "dataset", "details")  # of the final test, or of mode=evaluate
     return {k: v for k, v in one.items() if k not in free} == {k: v for k, v in other.items() if k not in free}
 
 

@@ -112,9 +112,10 @@ def content(archive: zipfile.ZipFile, elements: bool) -> Any:
     if archive.getinfo(name).file_size > MOST_PICKLE:
         raise Refused(f"its {name} has more than {MOST_PICKLE} bytes")
     top = name.removesuffix("data.pkl")
-    order = archive.getinfo(f"{top}byteorder")
-    if order.file_size > len("little") or archive.read(order) != sys.byteorder.encode():
-        raise Refused("its numbers are in the byte order of another kind of machine")
+    if f"{top}byteorder" in archive.namelist():  # torch before 2.1 did not say
+        order = archive.getinfo(f"{top}byteorder")
+        if order.file_size > len("little") or archive.read(order) != sys.byteorder.encode():
+            raise Refused("its numbers are in the byte order of another kind of machine")
     found = Machine(archive, top, elements).run(archive.read(name))
     require_plain(found)
     return found
@@ -180,9 +181,9 @@ class Machine:
         self.stack[-1].update(zip(names, values[1::2], strict=True))
 
     def look_up(self, name: str) -> None:
-        """A name of Python's: the three kinds that torch.save writes, each stood for by a value that does nothing."""
+        """A name of Python's: the kinds that torch.save writes, each stood for by a value that does nothing."""
         module, _, last = name.partition(" ")
-        known = (module == "torch" and last in DTYPES) or name in (TENSOR, HOOKS)
+        known = (module == "torch" and last in DTYPES) or name in (TENSOR, PARAMETER, HOOKS)
         if not known:
             raise Refused(f"it asks for {module}.{last}, which is no plain content")
         self.stack.append(Name(name))
@@ -191,10 +192,18 @@ class Machine:
         function, arguments = self.last(2)
         if function == Name(TENSOR) and isinstance(arguments, tuple) and len(arguments) >= 4:
             self.stack.append(self.tensor(*arguments[:4]))
+        elif function == Name(PARAMETER) and isinstance(arguments, tuple) and len(arguments) == 3:
+            self.stack.append(arguments[0])
         elif function == Name(HOOKS) and arguments == ():
             self.stack.append({})
         else:
             raise Refused("its data.pkl calls what is no function of plain content")
+
+    def build(self) -> None:
+        """What a module's state_dict is said to be beside its items, as which version wrote it: left out."""
+        (beside,) = self.last(1)
+        if not isinstance(self.stack[-1], dict) or not isinstance(beside, dict) or beside.keys() != {"_metadata"}:
+            raise Refused("its data.pkl builds what plain content does not need")
 
     def storage(self) -> None:
         """Put a part's description. Raises Refused where the part is not as long as it is said to be."""
@@ -229,6 +238,7 @@ class Machine:
 
 
 TENSOR, HOOKS = "torch._utils _rebuild_tensor_v2", "collections OrderedDict"
+PARAMETER = "torch._utils _rebuild_parameter"
 PUSHED = ("BINUNICODE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT")  # their argument is their value
 STEPS: dict[str, Callable[[Machine, Any], object]] = {
     "PROTO": lambda machine, _: None,
@@ -254,6 +264,7 @@ STEPS: dict[str, Callable[[Machine, Any], object]] = {
     "LONG_BINGET": lambda machine, number: machine.push(machine.memo[number]),
     "GLOBAL": lambda machine, name: machine.look_up(name),
     "REDUCE": lambda machine, _: machine.call(),
+    "BUILD": lambda machine, _: machine.build(),
     "BINPERSID": lambda machine, _: machine.storage(),
 }
 

@@ -89,11 +89,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove what `write` left unfinished in a run folder and its checkpoints/, in processes that were killed.
+    """Remove what `write` left unfinished in a run folder and the two below it, in processes that were killed.
 
     Only for the process that holds the folder's lock: another's file may still be being written.
     """
-    for place in (folder, folder / "checkpoints"):
+    for place in (folder, folder / "checkpoints", folder / "tensorboard"):
         for part in place.glob(".*.part"):
             if re.fullmatch(r"\..+\.\d+\.part", part.name):
                 part.unlink(missing_ok=True)

@@ -12,17 +12,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun import checkpoint
+from metarun import checkpoint, class_means, heads
 from metarun.backbones import BACKBONES
 from metarun.compiled import Compiled
-from metarun.data import Places, Shape, Source, load, noise
+from metarun.data import Places, Shape, Source, likeness, load, noise
+from metarun.data.minibatches import minibatches
+from metarun.data.sampler import ImageSource
 from metarun.engine import channels_last, choose_device, choose_tasks, choose_threads, keep_freed_memory
 from metarun.errors import UserError
 from metarun.evaluation import TASKS_AT_ONCE, evaluation_tasks
+from metarun.foreign import form_for
+from metarun.groups import Pretrain
 from metarun.meta import Kind, Measures, MetaLearner, OneTask, evaluate_tasks, meta_gradient
 from metarun.methods import METHODS, Parameters
 from metarun.mixed import MixedTask
-from metarun.objective import classification, regression
+from metarun.norm import is_transductive
+from metarun.objective import classification, classification_by, regression
 from metarun.outer_step import outer_step
 from metarun.precision import set_precision
 from metarun.schema import Settings
@@ -81,6 +86,8 @@ class Work:
     def tasks(self, first: int, count: int) -> tuple[Task, Tensor]:
         """Training tasks first .. first + count - 1, and what the method draws for each."""
         s = self.settings
+        if isinstance(s.method, Pretrain):
+            return pretraining_tasks(self.source, s.seed, first, count, s.method.batch)
         tasks = self.source.draw(s.seed, "train", first, count, self.train_shape)
         own = noise(s.seed, "train", first, count, self.learner.method.noise(s.inner_loop))
         return tasks, own.to(tasks.query_data.device)
@@ -92,15 +99,41 @@ class Work:
         return meta_gradient(learner, self.parameters, tasks, own, self.vectorised, self.kind)
 
     def judge(self, split: str, first: int, count: int) -> Tensor:
-        """Loss and metric of tasks first .. first + count - 1 after each inner step, [2, count, steps + 1]."""
-        learner = dataclasses.replace(self.learner, inner_loop=self.eval_inner_loop)
+        """Loss and metric of tasks first .. first + count - 1 after each inner step, [2, count, steps + 1].
+
+        With `eval.details`, each task has as many entries more as queries, after the last step: how sure the network
+        is of its answer, and in the second row the answer.
+        """
+        learner, details = self.judging
         tasks, own = evaluation_tasks(learner, self.source, split, first, count, self.eval_shape)
         if not self.vectorised and self.device.type == "cpu" and tasks.query_data.dim() == 5:
             tasks = tasks._replace(
                 support_data=channels_last(tasks.support_data), query_data=channels_last(tasks.query_data)
             )
-        losses, measures = evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)
-        return torch.stack([losses, measures[self.source.metric]]).double().cpu()
+        if isinstance(self.settings.method, Pretrain):
+            losses, measures = class_means.evaluate(learner, self.parameters, tasks, self.eval_shape.ways)
+        else:
+            losses, measures = evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)
+        judged = torch.stack([losses, measures[self.source.metric]]).double()
+        if details:
+            own = torch.stack([measures[name][:, -1] for name in ("confidence", "found")])
+            judged = torch.cat([judged, own.double()], dim=2)
+        return judged.cpu()
+
+    @property
+    def judging(self) -> tuple[MetaLearner, bool]:
+        """How the network learns where it is evaluated, and whether the answer to each query is kept."""
+        s, learner = self.settings, dataclasses.replace(self.learner, inner_loop=self.eval_inner_loop)
+        if self.source.metric != "accuracy" or not (s.eval.details or heads.ways(s) < s.ways):
+            return learner, False
+        inner, outer = (classification_by(heads.ways(s), details) for details in (False, s.eval.details))
+        return dataclasses.replace(learner, inner_objective=inner, outer_objective=outer), s.eval.details
+
+    @property
+    def judged_entries(self) -> int:
+        """Of each task, in each of the two rows that `judge` gives."""
+        queries = self.eval_shape.ways * self.eval_shape.queries
+        return self.eval_inner_loop + 1 + queries * self.judging[1]
 
     def snapshot(self) -> dict[str, Any]:
         """A copy of the present parameters, in the form that `restore` takes and checkpoints hold."""
@@ -109,17 +142,32 @@ class Work:
             for kind, part in self.parameters._asdict().items()
         }
 
+    def fitting(self, content: dict[str, Any], name: str) -> dict[str, Any]:
+        """A checkpoint's content for the head that the evaluation has. Raises UserError where the method ties it."""
+        network = dict(build_model(heads.wide(self.settings), self.source).named_parameters())
+        return heads.fitting(self.settings, content, self.parameters, network, name)
+
     def restore(self, content: dict[str, Any], name: str) -> None:
         """Take the parameters of a checkpoint. Raises UserError where it is of another architecture."""
         for kind, tensors in self.parameters._asdict().items():
             checkpoint.restore(tensors, checkpoint.tensors(content, kind, name), name)
 
 
-def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) -> Work:
+def build(
+    settings: Settings,
+    seat: Seat = ALONE,
+    taking: Path | None = None,
+    form: Any = None,
+    sources: dict[str, Source] | None = None,
+    tell: bool = True,
+) -> Work:
     """Load the data and make the network with its initial weights, for one of a run's processes.
 
     Args:
         taking: a checkpoint whose parameters the network is going to take.
+        form: a likeness that the data set's pictures are brought into, where another process says so.
+        sources: data sets that are there already, by their settings; this one is added.
+        tell: say how it is going to compute.
 
     Raises:
         UserError: the device, the data or the shape of the tasks cannot be had, or the checkpoint does not fit.
@@ -127,15 +175,19 @@ def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) ->
     device = choose_device(settings.device, seat)
     set_precision(settings.engine.precision, device)
     keep_freed_memory()
-    data = options(settings.dataset)
-    places = Places(Path(settings.data_dir).expanduser(), Path(settings.cache_dir).expanduser(), settings.download)
-    source = load(data.pop("name"), places, device, **data)
-    source.check("train", train_shape(settings))
-    for split in ("val", "test"):
-        source.check(split, eval_shape(settings), eval_names(settings))
+    content = {} if taking is None else checkpoint.load(taking)
+    like = None if form is None else likeness.source_like(form, device)
+    if settings.mode == "evaluate" and taking is not None:
+        like = form_for(settings.dataset, content, str(taking), device)
+    sources = {} if sources is None else sources
+    name = repr(settings.dataset)
+    if name not in sources:
+        sources[name] = load_source(settings, device, like)
+    source = sources[name]
+    require_tasks(settings, source)
     if taking is not None:
-        require_same_shapes(settings, source, checkpoint.load(taking), str(taking))
-    learner = build_learner(settings, source, device)
+        require_same_shapes(settings, source, content, str(taking))
+    learner = build_learner(heads.wide(settings), source, device)
     mixed = settings.engine.meta_gradient == "mixed"
     alone = not mixed and settings.engine.precision == "float32" and seat.size == 1
     compilable = settings.mode == "train" and learner.method.offline is None and alone
@@ -144,11 +196,29 @@ def build(settings: Settings, seat: Seat = ALONE, taking: Path | None = None) ->
     who = f"{seat.size} processes, each on {device}" if seat.size > 1 else str(device)
     how = f"{tasks}, meta-gradient mixed" if mixed else tasks
     how += "" if settings.engine.precision == "float32" else f", in {settings.engine.precision}"
-    log.info("%s with %d thread%s, tasks %s: %s", who, threads, "s" if threads > 1 else "", how, reason)
-    parameters, norm = learner.method.parameters, batch_norm(settings)
+    if tell:
+        log.info("%s with %d thread%s, tasks %s: %s", who, threads, "s" if threads > 1 else "", how, reason)
+    parameters, norm = learner.method.parameters, batch_norm(settings, learner.model)
     step = partial(outer_step, metric=source.metric, clip=settings.outer_clip)
     compiled = Compiled(learner, step) if tasks == "compiled" else None
     return Work(settings, source, learner, parameters, device, tasks, reason, threads, norm, compiled)
+
+
+def load_source(settings: Settings, device: torch.device, like: Any = None) -> Source:
+    """The data set, as pictures that are like those of another source where one is given."""
+    data = options(settings.dataset)
+    places = Places(Path(settings.data_dir).expanduser(), Path(settings.cache_dir).expanduser(), settings.download)
+    return load(data.pop("name"), places, device, like, **data)
+
+
+def require_tasks(settings: Settings, source: Source) -> None:
+    """Raises UserError where the data set cannot fill the tasks that are going to be drawn."""
+    if settings.mode == "evaluate":
+        source.check(settings.eval.split, eval_shape(settings), eval_names(settings))
+        return
+    source.check("train", train_shape(settings))
+    for split in ("val", "test"):
+        source.check(split, eval_shape(settings), eval_names(settings))
 
 
 def build_learner(settings: Settings, source: Source, device: torch.device) -> MetaLearner:
@@ -159,8 +229,9 @@ def build_learner(settings: Settings, source: Source, device: torch.device) -> M
         chosen = options(settings.method)
         method = METHODS[chosen.pop("name")](model, settings.inner_learning_rate, **chosen)
     objective = OBJECTIVES[source.metric]
+    steps = 0 if isinstance(settings.method, Pretrain) else settings.inner_loop
     order, precision = settings.use_second_order, settings.engine.precision
-    return MetaLearner(model, method, objective, objective, settings.inner_loop, order, precision)
+    return MetaLearner(model, method, objective, objective, steps, order, precision)
 
 
 def require_same_shapes(settings: Settings, source: Source, content: dict[str, Any], name: str) -> None:
@@ -183,12 +254,23 @@ def require_same_shapes(settings: Settings, source: Source, content: dict[str, A
 
 def build_model(settings: Settings, source: Source) -> nn.Module:
     backbone = options(settings.backbone)
-    return BACKBONES[backbone.pop("name")](source.input_shape, source.outputs(settings.ways), **backbone)
+    outputs = source.outputs(settings.ways)
+    if isinstance(settings.method, Pretrain):
+        assert isinstance(source, ImageSource)
+        outputs = source.training_classes
+    return BACKBONES[backbone.pop("name")](source.input_shape, outputs, **backbone)
 
 
-def batch_norm(settings: Settings) -> str:
+def pretraining_tasks(source: Source, seed: int, first: int, count: int, size: int) -> tuple[Task, Tensor]:
+    """Mini-batches of all training classes as the query sets of tasks without support."""
+    assert isinstance(source, ImageSource)
+    images, labels = minibatches(source, seed, first, count, size)
+    return Task(images[:, :0], labels[:, :0], images, labels), images.new_empty(count, 0)
+
+
+def batch_norm(settings: Settings, model: nn.Module) -> str:
     """What the norm layers' statistics are, or "none" where there is no batch norm."""
-    return settings.batch_norm if getattr(settings.backbone, "norm", "none") == "batch" else "none"
+    return settings.batch_norm if is_transductive(model) else "none"
 
 
 def train_shape(settings: Settings) -> Shape:
@@ -196,17 +278,19 @@ def train_shape(settings: Settings) -> Shape:
 
 
 def eval_shape(settings: Settings) -> Shape:
-    return Shape(settings.ways, settings.eval.shots or settings.shots, settings.eval.queries or settings.queries)
+    return Shape(heads.ways(settings), settings.eval.shots or settings.shots, settings.eval.queries or settings.queries)
 
 
 def eval_inner_loop(settings: Settings) -> int:
     chosen = settings.eval.inner_loop
+    if isinstance(settings.method, Pretrain):
+        return 0
     return settings.inner_loop if chosen is None else chosen
 
 
 def eval_names(settings: Settings) -> list[str]:
     """The keys that the sizes of an evaluation's tasks come from."""
-    return ["ways", *(f"eval.{name}" if getattr(settings.eval, name) else name for name in ("shots", "queries"))]
+    return [f"eval.{name}" if getattr(settings.eval, name) else name for name in ("ways", "shots", "queries")]
 
 
 def options(group: Any) -> dict[str, Any]:

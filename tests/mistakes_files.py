@@ -53,7 +53,7 @@ def checkpoints() -> None:
     import torch
 
     from metarun import checkpoint
-    from metarun.groups import Maml, Mlp, Sinusoid
+    from metarun.groups import Glyphs, Maml, Mlp, Pretrain, Sinusoid
     from metarun.schema import Settings
     from metarun.team import Team
     from metarun.training import Training
@@ -76,6 +76,7 @@ def checkpoints() -> None:
     put("cut.pt", whole[:-200])
     at = whole.index(content["theta"]["layers.0.weight"].numpy().tobytes())
     put("flipped.pt", whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    Path("pretrained").mkdir()
     put("broken/checkpoints/step-00000002.pt", whole[:300])
     torch.save({"weights": torch.ones(2)}, "foreign.pt")
     torch.save(Code(), "code.pt")
@@ -83,6 +84,8 @@ def checkpoints() -> None:
     checkpoint.save(Path("bare.pt"), {"step": 2})
     checkpoint.save(Path("newer.pt"), {**content, "config": {**content["config"], "colour": 1}})
     thin = asdict(Mlp(hidden=[3]))
+    changed = {"dataset": asdict(Glyphs()), "method": asdict(Pretrain())}
+    checkpoint.save(Path("pretrained/checkpoints/best.pt"), {**content, "config": {**content["config"], **changed}})
     checkpoint.save(Path("thin.pt"), {**content, "config": {**content["config"], "backbone": thin}})
 
 
@@ -147,6 +150,12 @@ def folders() -> None:
     put("bare.csv", "path,label\n")
 
 
+def runs() -> None:
+    put("damaged/result.json", "{")
+    put("predicted/.hydra/config.yaml", "mode: predict")
+    put("other/result.json", json.dumps({"metarun": "0.0.1", "mean": 0.5}))
+
+
 PREPARED: dict[str, list[Callable[[], None]]] = {
     "": [],
     "own": [own],
@@ -160,6 +169,7 @@ PREPARED: dict[str, list[Callable[[], None]]] = {
     "code": [code],
     "hdf5": [hdf5],
     "folders": [folders],
+    "runs": [runs],
 }
 
 

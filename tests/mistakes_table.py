@@ -50,9 +50,10 @@ CHOICES = [
     Mistake("backbone=null", ("backbone=null",)),
     Mistake("method=3", ("method=3",)),
     Mistake("dataset=[glyphs,sinusoid]", ("dataset=[glyphs,sinusoid]",)),
-    Mistake("hydra/sweeper=optuna", ("hydra/sweeper=optuna", "basic")),
+    Mistake("hydra/sweeper=optunas", ("hydra/sweeper=optunas", "basic")),
+    Mistake("--multirun hydra/launcher=ray", ("hydra/launcher=ray", "basic", "pip install hydra-ray-launcher")),
     Mistake("--multirun method=maml,mamml", ("method=mamml",)),
-    Mistake("mode=training", ("mode=training", "train, evaluate, predict", "'train'")),
+    Mistake("mode=training", ("mode=training", "train, evaluate, predict, report", "'train'")),
     Mistake("outer_schedule=cosin", ("outer_schedule=cosin", "constant, cosine", "'cosine'")),
     Mistake("batch_norm=running", ("batch_norm=running", "transductive")),
     Mistake("engine.meta_gradient=mix", ("engine.meta_gradient=mix", "unrolled, mixed")),
@@ -92,6 +93,10 @@ VALUES = [
     Mistake("seed=-1", ("seed=-1", "0 or more")),
     Mistake("seed=18446744073709551616", ("seed=18446744073709551616", "or less")),
     Mistake("inner_loop=10001", ("inner_loop=10001", "10000 or less")),
+    Mistake("eval.shots=1.5", ("eval.shots=1.5", "whole number")),
+    Mistake("eval.shots={a:1}", ("eval.shots={a:1}", "whole number")),
+    Mistake("eval.ways=1", ("eval.ways=1", "2 or more")),
+    Mistake("dataset=sinusoid eval.details=true", ("eval.details=true", "no classes")),
     Mistake("eval.tasks=1", ("eval.tasks=1", "2 or more")),
     Mistake("eval.every=0", ("eval.every=0", "1 or more")),
     Mistake("save.keep=0", ("save.keep=0", "1 or more")),
@@ -158,6 +163,24 @@ TOGETHER = [
         "own",
     ),
     Mistake("dataset=folder dataset.root=own dataset.size=8 backbone.norm=instance", ("dataset.size=8",), "own"),
+    Mistake("method=pretrain inner_loop=3", ("inner_loop=", "method=pretrain")),
+    Mistake("method=pretrain eval={inner_loop:3}", ("eval.inner_loop=", "method=pretrain")),
+    Mistake("method=pretrain method.batch=1", ("method.batch=1", "2 or more")),
+    Mistake("method=pretrain dataset=sinusoid", ("method=pretrain", "dataset=sinusoid")),
+    Mistake("method=pretrain backbone=mlp backbone.hidden=[]", ("backbone.hidden=[]", "method=pretrain")),
+    Mistake("backbone=resnet12 backbone.filters=[4,4]", ("backbone.filters=[4, 4]", "[A,B,C,D]")),
+    Mistake("backbone=resnet12 backbone.filters=64", ("backbone.filters=64", "list")),
+    Mistake("backbone=resnet12 backbone.activation=leaky", ("backbone.activation=leaky", "'leaky_relu'")),
+    Mistake("backbone=resnet12 dataset=sinusoid", ("backbone=resnet12", "backbone=mlp")),
+    Mistake(
+        "backbone=resnet12_wide dataset=folder dataset.root=own dataset.size=15",
+        ("dataset.size=15", "backbone.pools=4", "16 is the least"),
+        "own",
+    ),
+    Mistake(
+        "backbone=resnet12 method=warpgrad method.after=[blocks.0.convolution]",
+        ("'blocks.0.convolution' is no module", "blocks.0.convolutions.0"),
+    ),
     Mistake("ways=151", ("ways=151", "dataset=glyphs", "150 is the most")),
     Mistake("dataset=fc100 ways=21", ("ways=21", "dataset.split=oreshkin", "60/20/20", "20 is the most")),
     Mistake("dataset=omniglot dataset.split=maml ways=401", ("ways=401", "400 is the most")),
@@ -175,6 +198,10 @@ MODES = [
     Mistake("mode=predict support=own query=own", ("mode=predict", "checkpoint=RUN"), "own"),
     Mistake("query=own", ("query=", "mode=predict"), "own"),
     Mistake("support=own", ("support=", "mode=predict"), "own"),
+    Mistake("eval.ways=3", ("eval.ways=", "mode=evaluate")),
+    Mistake("eval.split=val", ("eval.split=", "mode=evaluate")),
+    Mistake("eval.dataset=cub", ("eval.dataset=", "mode=evaluate")),
+    Mistake("eval.inner_loop=[1,5]", ("eval.inner_loop=[1,5]", "mode=evaluate")),
     Mistake("adapted_weights=true", ("adapted_weights=", "mode=predict")),
     Mistake("--multirun resume=a,b", ("resume=a,b",)),
     Mistake("--multirun resume=runs seed=0,1", ("resume=runs", "--multirun")),
@@ -186,6 +213,9 @@ MODES = [
 PATHS = [
     Mistake("resume=nowhere", ("resume=nowhere", "checkpoints")),
     Mistake("resume=plain", ("resume=plain",), "plain"),
+    Mistake("start=nowhere", ("start=nowhere", "no such file", "run folder")),
+    Mistake("start=own", ("start=own", "checkpoints/"), "own"),
+    Mistake("start=", ("start=", "has no value")),
     Mistake("resume=", ("resume=", "has no value")),
     Mistake("mode=evaluate checkpoint=gone", ("checkpoint=gone", "no such")),
     Mistake("mode=evaluate checkpoint=own", ("checkpoint=own", "no such"), "own"),
@@ -224,7 +254,18 @@ OWN = [  # experiments of one's own
     Mistake("--config-dir own experiment=typ", ("experiment=typ", "'type'"), "own"),
 ]
 
-CONFIG = [*KEYS, *CHOICES, *VALUES, *TOGETHER, *MODES, *PATHS, *FLAGS, *OWN]
+REPORTS = [
+    Mistake("mode=report", ("mode=report", "runs=DIR")),
+    Mistake("mode=report runs=[]", ("runs=[]", "a folder or a list of them")),
+    Mistake("mode=report runs=7", ("runs=7", "needs quotes")),
+    Mistake("mode=report runs=gone", ("runs=gone", "no such folder")),
+    Mistake("mode=report runs=plain", ("runs=plain", "no such folder"), "plain"),
+    Mistake("mode=report runs=[own,gone]", ("runs=own", "no run is there", "result.json", "metrics.jsonl"), "own"),
+    Mistake("mode=report runs=damaged seed=3", ("seed", "mode=report reads runs= alone"), "runs"),
+    Mistake("runs=damaged", ("runs=", "mode=report"), "runs"),
+]
+
+CONFIG = [*KEYS, *CHOICES, *VALUES, *TOGETHER, *MODES, *PATHS, *FLAGS, *OWN, *REPORTS]
 
 CHECKPOINTS = [
     Mistake("mode=evaluate checkpoint=plain", ("checkpoint plain", "cannot be read"), "plain"),
@@ -237,9 +278,24 @@ CHECKPOINTS = [
     Mistake("mode=evaluate checkpoint=newer.pt", ("newer.pt", "this version"), "checkpoints"),
     Mistake("mode=evaluate checkpoint=thin.pt", ("thin.pt", "another architecture"), "checkpoints"),
     Mistake("mode=evaluate checkpoint=run seed=7", ("checkpoint=run", "seed=7"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=run eval.shots=[]", ("eval.shots=[]", "names none"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=run eval.shots=[1,1]", ("eval.shots=[1,1]", "names one twice"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=run eval.shots=[1,0]", ("eval.shots=0", "1 or more"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=run eval.split=[val,tset]", ("eval.split=tset", "'test'"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=run eval.split=null", ("eval.split=null", "needs a value"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=run eval.dataset=[cub,cubb]", ("eval.dataset=cubb", "'cub'"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=run eval.dataset=folder", ("eval.dataset=folder", "dataset.root"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=run eval.dataset=glyphs", ("dataset=glyphs", "learned sinusoid"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=run eval.ways=[3,5]", ("eval.ways=3", "no classes"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=run eval.details=true", ("eval.details=true", "no classes"), "checkpoints"),
+    Mistake(
+        "mode=evaluate checkpoint=run eval.dataset=cub eval.shots=[1,50]",
+        ("eval.shots=50", "60 at most"),
+        "checkpoints",
+    ),
     Mistake("mode=evaluate checkpoint=run backbone.filters=3", ("backbone.filters",), "checkpoints"),
     Mistake("mode=evaluate checkpoint=run experiment=maml_sinusoid", ("experiment=",), "checkpoints"),
-    Mistake("mode=evaluate checkpoint=run dataset=glyphs ways=200", ("ways=200", "150 is the most"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=run dataset=glyphs ways=500", ("ways=500", "400 is the most"), "checkpoints"),
     Mistake("checkpoint=run", ("checkpoint=", "resume=RUN"), "checkpoints"),
     Mistake("resume=run mode=evaluate checkpoint=run", ("resume=",), "checkpoints"),
     Mistake("resume=run iterations=1", ("iterations=1", "step 2 already"), "checkpoints"),
@@ -252,6 +308,23 @@ CHECKPOINTS = [
     ),
     Mistake("mode=predict checkpoint=run support=gone query=own", ("support=gone",), "checkpoints and own"),
     Mistake("mode=predict checkpoint=run support=own query=gone", ("query=gone",), "checkpoints and own"),
+    Mistake("dataset=sinusoid start=plain", ("start=plain", "plain tensors"), "plain"),
+    Mistake("dataset=sinusoid start=cut.pt", ("start=cut.pt", "cannot be read"), "checkpoints"),
+    Mistake("dataset=sinusoid start=code.pt", ("start=code.pt", "cannot be read"), "checkpoints"),
+    Mistake("dataset=sinusoid start=foreign.pt", ("start=foreign.pt", "layers.0.weight is missing"), "checkpoints"),
+    Mistake(
+        "dataset=sinusoid backbone.hidden=[3] start=run",
+        ("start=run", "layers.0.weight is [4, 1] instead of [3, 1]", "backbone keys"),
+        "checkpoints",
+    ),
+    Mistake("resume=run start=run", ("resume=run", "start=run", "differs"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=run start=run", ("checkpoint=run", "start=run", "differs"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=pretrained inner_loop=3", ("inner_loop=", "method=pretrain"), "checkpoints"),
+    Mistake(
+        "mode=predict checkpoint=pretrained support=own query=own",
+        ("mode=predict", "method=pretrain", "start=RUN"),
+        "checkpoints and own",
+    ),
     Mistake("device=cuda:99 dataset=sinusoid", ("device=cuda:99", "device=cpu")),
 ]
 
@@ -288,4 +361,10 @@ DATA = [
     Mistake("dataset=folder dataset.root=bare.csv", ("bare.csv", "lists no pictures"), "folders"),
 ]
 
-WORK = [*CHECKPOINTS, *DATA]
+RUNS = [
+    Mistake("mode=report runs=damaged", ("runs=damaged", "damaged: result.json is damaged"), "runs"),
+    Mistake("mode=report runs=[other,damaged]", ("other: result.json is of another version", "'settings'"), "runs"),
+    Mistake("mode=report runs=predicted", ("runs=predicted", "only predictions and reports"), "runs"),
+]
+
+WORK = [*CHECKPOINTS, *DATA, *RUNS]

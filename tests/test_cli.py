@@ -61,6 +61,10 @@ NEEDED = {"folder": ["dataset.root=."]}  # keys that have no default
 @pytest.mark.parametrize("method", choices("method"))
 @pytest.mark.parametrize("dataset", choices("dataset"))
 def test_data_sets_and_methods_compose(dataset: str, method: str) -> None:
+    if (dataset, method) == ("sinusoid", "pretrain"):
+        with pytest.raises(UserError, match="method=pretrain: learns to tell classes apart"):
+            composed(f"dataset={dataset}", f"method={method}")
+        return
     chosen = composed(f"dataset={dataset}", f"method={method}", *NEEDED.get(dataset, []))
     assert isinstance(chosen.dataset, GROUPS["dataset"][dataset])
     assert isinstance(chosen.method, GROUPS["method"][method])
@@ -69,20 +73,12 @@ def test_data_sets_and_methods_compose(dataset: str, method: str) -> None:
 @pytest.mark.parametrize("backbone", choices("backbone"))
 @pytest.mark.parametrize("dataset", choices("dataset"))
 def test_a_data_set_composes_with_another_backbone(dataset: str, backbone: str) -> None:
-    if dataset == "sinusoid" and backbone.startswith("conv4"):
-        with pytest.raises(UserError, match="backbone=conv4: takes pictures"):
+    if dataset == "sinusoid" and backbone != "mlp":
+        with pytest.raises(UserError, match=f"backbone={backbone.partition('_')[0]}: takes pictures"):
             composed(f"dataset={dataset}", f"backbone={backbone}")
         return
     chosen = composed(f"dataset={dataset}", f"backbone={backbone}", *NEEDED.get(dataset, []))
     assert isinstance(chosen.backbone, GROUPS["backbone"][backbone.partition("_")[0]])
-
-
-@pytest.mark.parametrize("experiment", choices("experiment"))
-def test_experiments_compose_and_explain_themselves(experiment: str) -> None:
-    composed(f"experiment={experiment}")
-    header = (CONFIGS / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8")
-    for word in ("Paper:", "Expected:", f"metarun experiment={experiment}", "Departures:"):
-        assert word in header
 
 
 def test_every_choice_of_the_schema_is_shipped_and_opens_with_what_it_is() -> None:

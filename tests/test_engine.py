@@ -7,10 +7,11 @@ import torch
 from laws import largest_relative_error
 
 from metarun.backbones import BACKBONES
-from metarun.engine import channels_last, choose_workers
+from metarun.engine import channels_last, choose_threads, choose_workers
 from metarun.meta import MetaLearner, meta_gradient
 from metarun.methods import METHODS
 from metarun.objective import classification
+from metarun.seat import ALONE, JOIN, Seat
 from metarun.task import Task
 
 CPU = torch.device("cpu")
@@ -40,3 +41,25 @@ def test_how_many_processes_share_the_tasks(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_workers(None, True, CPU, 10, 4) == 1  # a short run
     assert choose_workers(None, False, CPU, 10**4, 4) == 1  # small layers
     assert choose_workers(None, True, torch.device("cuda"), 10**4, 4) == 1
+
+
+@pytest.mark.parametrize(
+    ("environment", "seat", "threads"),
+    [
+        ({}, ALONE, 8),
+        ({}, Seat(0, 4, 0, 4), 2),
+        ({"OMP_NUM_THREADS": "8"}, Seat(0, 4, 0, 4), 8),  # torchrun's processes: it says what each takes
+        ({"OMP_NUM_THREADS": "8", JOIN: "file:///meet"}, Seat(0, 4, 0, 4), 2),  # engine.workers': what the run takes
+    ],
+)
+def test_processes_do_not_take_more_threads_than_the_run_has(
+    environment: dict[str, str], seat: Seat, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metarun.engine.ALL_THREADS", 8)
+    taken: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", taken.append)
+    for name in ("OMP_NUM_THREADS", JOIN):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert choose_threads(False, CPU, seat) == threads and taken == [threads]

@@ -9,7 +9,7 @@ import metarun
 
 PACKAGE = Path(metarun.__file__).parent
 APART = ("methods", "backbones", "data")  # never import each other
-COMMAND = ("cli", "__main__", "help", "mistakes", "settings", "typed")
+COMMAND = ("cli", "__main__", "help", "mistakes", "settings", "sweep_progress", "sweeps", "typed")
 
 
 def imports() -> dict[str, set[str]]:

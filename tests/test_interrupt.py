@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 from types import FrameType
@@ -31,23 +32,33 @@ def test_a_second_interrupt_stops_at_once() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_handler_of_another_program_stays() -> None:
-    """submitit requeues a job at SIGUSR1."""
+@pytest.mark.parametrize("theirs", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_a_handler_of_another_program_is_called_where_nothing_is_lost(theirs: signal.Signals) -> None:
+    """submitit's for SIGUSR2 requeues the job, that for SIGTERM lets it go on."""
     seen: list[int] = []
 
     def handler(number: int, frame: FrameType | None) -> None:
         seen.append(number)
 
-    before = signal.signal(signal.SIGUSR1, handler)
+    before = signal.signal(theirs, handler)
     try:
         with noted_signals() as stop:
-            os.kill(os.getpid(), signal.SIGUSR1)
-            assert seen == [signal.SIGUSR1] and stop.number == 0
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert stop.number == signal.SIGTERM
-        assert signal.getsignal(signal.SIGUSR1) is handler
+            os.kill(os.getpid(), theirs)
+            assert seen == [] and stop.number == theirs
+            stop.raise_if_asked("after step 3")
+            assert seen == [theirs]
+            stop.raise_if_asked("after step 4")
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(Stopped, match="SIGINT: stopped after step 5"):
+                stop.raise_if_asked("after step 5")
+        assert signal.getsignal(theirs) is handler and seen == [theirs]
     finally:
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(theirs, before)
+
+
+def test_a_stopped_job_s_error_goes_from_process_to_process() -> None:
+    stopped = pickle.loads(pickle.dumps(Stopped("after step 3", signal.SIGTERM)))
+    assert (str(stopped), stopped.number) == ("after step 3", signal.SIGTERM)
 
 
 def test_a_run_in_a_thread_leaves_signals_alone() -> None:

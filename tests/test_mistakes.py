@@ -6,7 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import Field
+from dataclasses import Field, asdict
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +24,7 @@ from metarun.data.omniglot_splits import SPLITS as OMNIGLOT
 from metarun.data.source import SPLITS
 from metarun.data.splits import published
 from metarun.errors import UserError
-from metarun.groups import GROUPS, Conv4, Mlp
+from metarun.groups import GROUPS, Conv4, Mlp, Resnet12
 from metarun.methods import METHODS
 from metarun.schema import LARGEST, Settings, check, keys
 
@@ -142,9 +142,10 @@ def test_sizes_are_those_of_the_data_sets() -> None:
     assert SIZES["glyphs", ""].images == DRAWINGS
 
 
-@pytest.mark.parametrize("backbone", [Conv4(), Mlp(hidden=[4, 4])])
+@pytest.mark.parametrize("backbone", [Conv4(), Mlp(hidden=[4, 4]), Resnet12(filters=[2, 2, 3, 3])])
 def test_a_warp_can_follow_each_of_the_modules(backbone: Any) -> None:
-    shape = (3, 16, 16) if isinstance(backbone, Conv4) else (1,)
+    shape = (1,) if isinstance(backbone, Mlp) else (3, 16, 16)
     for name in modules(backbone):
-        learned = METHODS["warpgrad"](BACKBONES[backbone.name](shape, 2), 0.1, after=[name]).parameters.phi
+        own = asdict(backbone)
+        learned = METHODS["warpgrad"](BACKBONES[own.pop("name")](shape, 2, **own), 0.1, after=[name]).parameters.phi
         assert any(name.replace(".", "/") in key for key in learned)

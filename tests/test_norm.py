@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from metarun.norm import Norm, batch_statistics, norm_parameters
+from metarun.norm import Norm, batch_statistics, is_transductive, norm_parameters
 
 REFERENCES = {
     "batch": lambda: nn.BatchNorm2d(12),
@@ -30,6 +30,19 @@ def test_norm_parameters_are_found_by_type_not_by_name() -> None:
     )
     assert norm_parameters(model) == {"1.weight", "1.bias", "2.x.weight", "2.x.bias"}
     assert norm_parameters(nn.LayerNorm(3)) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize(
+    ("norm", "expected"),
+    [
+        *((Norm(kind, 4), kind == "batch") for kind in ("batch", "layer", "instance", "group")),
+        *((nn.BatchNorm2d(4), True), (nn.GroupNorm(2, 4), False), (nn.InstanceNorm2d(4), False)),
+    ],
+)
+def test_is_transductive_where_an_image_depends_on_the_others(norm: nn.Module, expected: bool) -> None:
+    x = torch.randn(5, 4, 3, 3)
+    assert is_transductive(nn.Sequential(norm)) is expected
+    assert torch.allclose(norm(x)[:2], norm(x[:2]), atol=1e-5) is not expected
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d(3), nn.InstanceNorm2d(3, track_running_stats=True)])

@@ -76,7 +76,7 @@ def test_bfloat16_leads_where_float32_leads(network: str, vectorised: bool) -> N
 
 
 @both_ways
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"pretrain"}))  # which adapts to no task
 def test_every_method_computes_in_it(method: str, vectorised: bool) -> None:
     one = problem("mlp", method, hidden=[16])
     (plain, _), (found, losses) = (one.judged(precision, vectorised) for precision in ("float32", "bfloat16"))
@@ -94,10 +94,13 @@ def test_every_method_computes_in_it(method: str, vectorised: bool) -> None:
 def test_layers_are_bfloat16_and_norms_and_outputs_are_not(downsample: str) -> None:
     one = problem("conv4", downsample=downsample)
     seen: dict[str, set[torch.dtype]] = {}
+
+    def note(module: nn.Module, inputs: object, output: Tensor) -> None:
+        seen.setdefault(type(module).__name__, set()).add(output.dtype)
+
     for module in one.learner.model.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)) or type(module).__name__ == "Norm":
-            name = type(module).__name__
-            module.register_forward_hook(lambda m, i, output, name=name: seen.setdefault(name, set()).add(output.dtype))
+            module.register_forward_hook(note)
     theta, phi = one.learner.method.parameters
     output = run_model(replace(one.learner, precision="bfloat16"), theta, phi, one.tasks.query_data[0])
     assert seen == {"Conv2d": {torch.bfloat16}, "Norm": {torch.float32}, "Linear": {torch.bfloat16}}

@@ -20,6 +20,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from metarun import backbones, checkpoint, cli
+from metarun import predict as predict_module
 from metarun.data import likeness, noise
 from metarun.data.look import Look, pixels
 from metarun.evaluation import EVALUATION_SEED
@@ -271,6 +272,22 @@ def test_the_queries_of_a_network_with_batch_norm_are_one_batch() -> None:
     assert "transductive" in Path("made/metarun.log").read_text()
 
 
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_queries_are_labelled_in_lots_where_each_is_by_itself(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures(["a", "b"], queries=4)
+    backbone = Conv4(filters=4, downsample="stride", norm=norm)
+    run_file = crafted(zero=False, backbone=backbone, dataset=Glyphs(), name="conv.pt")
+    whole = predict(run_file, "support=known", "query=new")
+    lots: list[int] = []
+    run_lot = predict_module.outputs
+    monkeypatch.setattr(predict_module, "LOT", 3)
+    monkeypatch.setattr(predict_module, "outputs", lambda *given: lots.append(len(given[2])) or run_lot(*given))
+    parts = predict(run_file, "support=known", "query=new")
+    assert lots == ([3, 3, 2] if norm == "layer" else [8])
+    for one, other in zip(whole, parts, strict=True):
+        assert float(one["a"]) == pytest.approx(float(other["a"]), abs=1e-5)
+
+
 def test_a_lone_picture_too_small_for_batch_norm_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     pictures(["a", "b"])
     run_file = crafted(zero=False, backbone=Conv4(filters=4, downsample="stride"), dataset=Glyphs())
@@ -303,7 +320,7 @@ def predict_bytes(query: str) -> list[bytes]:
 # --- more classes than the head has ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "pretrain"])
 def test_every_method_takes_fewer_classes_and_all_but_mtnet_more(
     method: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -58,9 +58,9 @@ def test_lines_reach_the_disk(tmp_path: Path) -> None:
     assert calls["fsync"] == 2  # metrics.jsonl and TensorBoard's file
 
 
-@pytest.mark.parametrize("number", range(1, 6))
+@pytest.mark.parametrize("number", range(1, 5))
 def test_a_full_disk_is_told_wherever_it_is_met(tmp_path: Path, number: int) -> None:
-    """The first two writes are the head of TensorBoard's file, the third a line, then the curves."""
+    """The first two writes are the head of TensorBoard's file, the third a line, the fourth its curves."""
     with (
         failing("write", number, OSError(28, os.strerror(28))),
         pytest.raises(RunFailure, match=r"could not be written \(No space left on device\)") as raised,

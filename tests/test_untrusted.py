@@ -110,6 +110,8 @@ HARMFUL = {
     "a bytearray of 10 GB": name("builtins", "bytearray") + several(number(10**10)) + b"R",
     "a command": name("os", "system") + several(text("touch ran")) + b"R",
     "a state for a tensor": tensor(4, (4,), (1,)) + several(b"N") + b"b",
+    "a state for a dict": b"}}" + text("x") + b"Nsb",
+    "a parameter of too little": name("torch._utils", "_rebuild_parameter") + several(b"N") + b"R",
     "a billion laughs": several(b"]q\0", LAUGHS),
     "a list in itself": b"]q\1h\1a",
     "deep nesting": b"]" * 10**5 + b"a" * (10**5 - 1),

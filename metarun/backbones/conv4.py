@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from metarun.backbones.pictures import image_shape, initialise
 from metarun.errors import UserError
-from metarun.norm import Norm, max_pool
+from metarun.norm import max_pool, norm_layer
 
 BLOCKS = 4
 
@@ -19,7 +20,7 @@ class Block(nn.Module):
         super().__init__()
         self.pool = pool
         self.convolution = nn.Conv2d(channels, filters, 3, stride=1 if pool else 2, padding=1, bias=bias)
-        self.norm = nn.Identity() if norm == "none" else Norm(norm, filters)
+        self.norm = norm_layer(norm, filters)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.convolution(x)
@@ -47,11 +48,7 @@ class Conv4(nn.Module):
         downsample: str = "pool",
     ) -> None:
         super().__init__()
-        if len(input_shape) != 3:
-            raise UserError(
-                f"backbone=conv4 takes images, the data set has inputs of shape {list(input_shape)}: give backbone=mlp"
-            )
-        channels, height, width = input_shape
+        channels, height, width = image_shape("conv4", input_shape)
         self.pool = downsample == "pool"
         scale = 2**BLOCKS
         if self.pool and min(height, width) < scale:
@@ -63,11 +60,7 @@ class Conv4(nn.Module):
             *(Block(filters if number else channels, filters, bias, norm, self.pool) for number in range(BLOCKS))
         )
         self.head = nn.Linear(filters * (height // scale) * (width // scale) if self.pool else filters, outputs)
-        for layer in self.modules():
-            if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                nn.init.xavier_uniform_(layer.weight)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
+        initialise(self)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(x)

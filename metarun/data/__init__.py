@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,8 +29,11 @@ IMAGES = {
 }
 
 
-def load(name: str, places: Places, device: torch.device, **options: Any) -> Source:
+def load(name: str, places: Places, device: torch.device, like: ImageSource | None = None, **options: Any) -> Source:
     """The data set `name`, ready to draw tasks from on `device`.
+
+    Args:
+        like: whose pictures its own are made to look like, normalised in the same way; None: as they are.
 
     Raises:
         UserError: its files are missing or damaged.
@@ -37,4 +41,8 @@ def load(name: str, places: Places, device: torch.device, **options: Any) -> Sou
     if name == "sinusoid":
         return SinusoidSource(device=device, **options)
     drawing = {key: options.pop(key) for key in ("normalise", "augment") if key in options}
-    return ImageSource(IMAGES[name](places, **options), device, **drawing)
+    if like is None:
+        return ImageSource(IMAGES[name](places, **options), device, **drawing)
+    images = IMAGES[name](places, look=like.set.look, **options)
+    drawing["normalise"] = like.normalise
+    return ImageSource(replace(images, mean=like.set.mean, deviation=like.set.deviation), device, **drawing)

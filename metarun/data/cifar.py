@@ -32,18 +32,18 @@ MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
 PARTS = ("train", "test", "meta")
 
 
-def load_cifar_fs(places: Places, split: str) -> ImageSet:
+def load_cifar_fs(places: Places, split: str, look: Look | None = None) -> ImageSet:
     """CIFAR-FS, from any form below data_dir: uint8 [60000, 3, 32, 32].
 
     Raises:
         UserError: files are missing, damaged or not to be fetched; cache_dir cannot be written.
     """
-    return load_known(CIFAR_FS, places, split)
+    return load_known(CIFAR_FS, places, split, look)
 
 
-def load_fc100(places: Places, split: str) -> ImageSet:
+def load_fc100(places: Places, split: str, look: Look | None = None) -> ImageSet:
     """FC100, from any form below data_dir: uint8 [60000, 3, 32, 32]. Raises UserError as `load_cifar_fs`."""
-    return load_known(FC100, places, split)
+    return load_known(FC100, places, split, look)
 
 
 # --- CIFAR-100 itself --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ WORDS_A_BLOCK = 4  # Philox makes four words at each count
 NOISE_STREAM = 2 * len(SPLITS)  # the streams before it are the samplers'
 ORDER_STREAM = NOISE_STREAM + len(SPLITS)
 AUGMENT_STREAM = ORDER_STREAM + 1
+BATCH_STREAM = AUGMENT_STREAM + 1
 CHANGES = 6  # random numbers that an image's augmentation takes
 
 
@@ -48,9 +49,14 @@ def distinct(random_words: np.ndarray, population: np.ndarray) -> np.ndarray:
     return np.take_along_axis(chosen, order, axis=1)
 
 
+def permutation(seed: int, stream: int, index: int, count: int) -> np.ndarray:
+    """A random permutation of range(count), int64, a function of (seed, stream, index)."""
+    return np.argsort(words(seed, stream, index, 1, count)[0], kind="stable")
+
+
 def order(seed: int, index: int, count: int) -> list[int]:
     """A random permutation of range(count), a function of (seed, index)."""
-    return np.argsort(words(seed, ORDER_STREAM, index, 1, count)[0], kind="stable").tolist()
+    return permutation(seed, ORDER_STREAM, index, count).tolist()
 
 
 def augmentation(seed: int, first: int, count: int, images: int) -> torch.Tensor:

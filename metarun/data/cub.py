@@ -33,10 +33,10 @@ KNOWN = Known(
 )
 
 
-def load(places: Places, split: str) -> ImageSet:
+def load(places: Places, split: str, look: Look | None = None) -> ImageSet:
     """CUB-200-2011, from any form below data_dir: uint8 [11788, 3, 84, 84].
 
     Raises:
         UserError: files are missing or damaged; cache_dir cannot be written.
     """
-    return load_known(KNOWN, places, split)
+    return load_known(KNOWN, places, split, look)

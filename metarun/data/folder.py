@@ -23,18 +23,19 @@ log = logging.getLogger(__name__)
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}  # of the classes, where the folder does not divide them
 
 
-def load(places: Places, root: str, size: int, grey: bool, seed: int) -> ImageSet:
+def load(places: Places, root: str, size: int, grey: bool, seed: int, look: Look | None = None) -> ImageSet:
     """Pictures below `root`: uint8 [N, 3 or 1, size, size]. Those that cannot be read are left out with a warning.
 
     Args:
         root: CLASS/*, {train,val,test}/CLASS/*, or a CSV file with the columns path,label[,split].
+        look: of the pictures, instead of `size` and `grey`.
         seed: of the division of the classes, where there is none on disk.
 
     Raises:
         UserError: no such folder, nothing in it, a class in two splits, or cache_dir cannot be written.
     """
     place = existing_root(root)
-    look = Look(size, 1 if grey else 3)
+    look = look or Look(size, 1 if grey else 3)
     try:
         form = find(place)
         stamp = fingerprint(form.name, look, *stamps(form.files))

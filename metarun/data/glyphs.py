@@ -14,7 +14,7 @@ from metarun.data.glyphs_draw import SIZE, STEPS, Character, Hand, Stock, draw
 from metarun.data.images import ImageSet, image_set
 from metarun.data.look import Look
 from metarun.data.on_disk import Places
-from metarun.data.prepare import Contents, prepared
+from metarun.data.prepare import Contents, fingerprint, prepared
 
 VERSION = 1  # raised whenever the same seed would give other pictures: it names the cached file
 LOOK = Look(SIZE, 1, inverted=True)
@@ -27,8 +27,10 @@ HEADINGS = {0: 0.3, 1: 0.1, 2: 0.35, 3: 0.15, 6: 0.1}  # in eighths of a circle 
 KINDS = {"line": 1.2, "arc": 1.2, "ring": 0.5, "hook": 1.2, "wave": 0.5, "corner": 1.2, "zigzag": 0.3}  # how common
 
 
-def load(places: Places, seed: int) -> ImageSet:
+def load(places: Places, seed: int, look: Look = LOOK) -> ImageSet:
     """1000/150/400 characters of 40/6/16 alphabets, 20 drawings each: uint8 [31000, 1, 28, 28], ink = 255.
+
+    Or in another look.
 
     Raises:
         UserError: cache_dir cannot be written.
@@ -44,9 +46,10 @@ def load(places: Places, seed: int) -> ImageSet:
         images = ((f"glyph {i}", drawing) for i, drawing in enumerate(drawings))
         return Contents(names, np.repeat(np.arange(len(names)), DRAWINGS), images)
 
-    found = prepared(places.cache_dir, f"glyphs-{VERSION}-seed{seed}", LOOK, f"seed {seed}", contents)
+    name = f"glyphs-{VERSION}-seed{seed}" + ("" if look == LOOK else f"-{fingerprint(look)}")
+    found = prepared(places.cache_dir, name, look, f"seed {seed}", contents)
     sizes = "/".join(str(len(part)) for part in parts.values())
-    return image_set(found, LOOK, parts, f"glyphs-{sizes}-seed{seed}")
+    return image_set(found, look, parts, f"glyphs-{sizes}-seed{seed}")
 
 
 def alphabet(seed: int, number: int) -> np.ndarray:

@@ -30,8 +30,8 @@ class Known(NamedTuple):
     kept_as: str | None = None  # begins the prepared file's name, where data sets of the same pictures share it
 
 
-def load(known: Known, places: Places, split: str) -> ImageSet:
-    """The data set in the first form that lies there.
+def load(known: Known, places: Places, split: str, look: Look | None = None) -> ImageSet:
+    """The data set in the first form that lies there, its pictures in its own look or in another.
 
     Raises:
         UserError: none does, its files are damaged or not to be fetched, or cache_dir cannot be written.
@@ -43,7 +43,7 @@ def load(known: Known, places: Places, split: str) -> ImageSet:
         found = locate(known, places)
     if found is None:
         raise absent(known.dataset, places.data_dir, below(places.data_dir, known.folders), known.remedy)
-    return load_form(known.dataset, found, places, known.look, split, known.kept_as)
+    return load_form(known.dataset, found, places, look or known.look, split, known.kept_as)
 
 
 def locate(known: Known, places: Places) -> tuple[Path, Form] | None:

@@ -29,10 +29,10 @@ KNOWN = Known(
 )
 
 
-def load(places: Places, split: str) -> ImageSet:
+def load(places: Places, split: str, look: Look | None = None) -> ImageSet:
     """mini-ImageNet, from any form below data_dir: uint8 [60000, 3, 84, 84].
 
     Raises:
         UserError: files are missing or damaged; cache_dir cannot be written.
     """
-    return load_known(KNOWN, places, split)
+    return load_known(KNOWN, places, split, look)

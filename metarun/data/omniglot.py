@@ -22,12 +22,13 @@ LOOK = Look(size=28, channels=1, inverted=True)
 DRAWINGS = 20  # of each character
 
 
-def load(places: Places, split: str, rotations: bool) -> ImageSet:
+def load(places: Places, split: str, rotations: bool, look: Look = LOOK) -> ImageSet:
     """Omniglot from its archives or folders below data_dir: uint8 [N, 1, 28, 28], ink = 255.
 
     Args:
         split: "vinyals", "maml" or "lake"; see `omniglot_splits`.
         rotations: passed on; the sampler turns a class, which stays in its character's split.
+        look: of the pictures, for a network that learned others.
 
     Raises:
         UserError: files are missing, damaged or not to be fetched; cache_dir cannot be written.
@@ -53,10 +54,11 @@ def load(places: Places, split: str, rotations: bool) -> ImageSet:
         images = ((str(drawing.source / drawing.member), reader.read(drawing)) for drawing in drawings)
         return Contents(names.tolist(), labels, images)
 
-    stamp = fingerprint(VERSION, *(f"{drawing.name}/{drawing.file} {drawing.stamp}" for drawing in drawings))
-    found = prepared(places.cache_dir, f"omniglot-{stamp}", LOOK, places.data_dir, contents)
+    other = () if look == LOOK else (look,)
+    stamp = fingerprint(VERSION, *other, *(f"{drawing.name}/{drawing.file} {drawing.stamp}" for drawing in drawings))
+    found = prepared(places.cache_dir, f"omniglot-{stamp}", look, places.data_dir, contents)
     sizes = "/".join(str(len(part)) for part in parts.values())
-    return image_set(found, LOOK, parts, f"omniglot-{split}-{sizes}{'-rotated' if rotations else ''}", rotations)
+    return image_set(found, look, parts, f"omniglot-{split}-{sizes}{'-rotated' if rotations else ''}", rotations)
 
 
 def known(drawings: list[Drawing]) -> list[Drawing]:

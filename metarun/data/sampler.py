@@ -39,7 +39,6 @@ class ImageSource:
         self, image_set: ImageSet, device: torch.device, normalise: bool = False, augment: Sequence[str] = ()
     ) -> None:
         self.set, self.device, self.augment = image_set, device, tuple(augment)
-        self.splits = dict(image_set.splits)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it ever written to
             self.images = torch.from_numpy(image_set.images)
@@ -56,12 +55,12 @@ class ImageSource:
     def check(self, split: str, shape: Shape, names: Sequence[str] = Shape._fields) -> None:
         """Raises UserError where `ways` or `shots` + `queries`, by their `names`, ask for more than the split holds."""
         ways, shots, queries = names
-        if self.set.any_size:
-            self.leave_out_small(split, shape)
-        classes = self.splits[split]
+        classes = self.classes(split, shape)
+        if len(classes) < len(self.set.splits[split]):
+            self.tell_small(split, shape)
         available = len(classes) * self.turns
         if shape.ways > available:
-            most = min(len(part) for part in self.splits.values()) * self.turns
+            most = min(len(self.classes(part, shape)) for part in self.set.splits) * self.turns
             raise UserError(
                 f"{ways}={shape.ways}: the {split} split ({self.class_split}) has {available} classes; "
                 f"{most} is the most that every split can fill"
@@ -74,38 +73,42 @@ class ImageSource:
                 f"class {self.set.names[smallest]!r} of the {split} split has {images}; lower one of the two"
             )
 
-    def leave_out_small(self, split: str, shape: Shape) -> None:
-        classes, wanted = self.splits[split], shape.shots + shape.queries
-        enough = self.set.count[classes] >= wanted
-        if not enough.all():
-            self.splits[split] = classes[enough]
-            log.warning(
-                "%d of %d classes of the %s split are left out: fewer than %d images (shots + queries), as %r",
-                *((~enough).sum(), len(classes), split, wanted, self.set.names[classes[~enough][0]]),
-            )
+    def classes(self, split: str, shape: Shape) -> np.ndarray:
+        """Numbers of the classes that tasks of this shape are drawn from."""
+        classes = self.set.splits[split]
+        return classes[self.set.count[classes] >= shape.shots + shape.queries] if self.set.any_size else classes
+
+    def tell_small(self, split: str, shape: Shape) -> None:
+        classes, wanted = self.set.splits[split], shape.shots + shape.queries
+        small = classes[self.set.count[classes] < wanted]
+        log.warning(
+            "%d of %d classes of the %s split are left out: fewer than %d images (shots + queries), as %r",
+            *(len(small), len(classes), split, wanted, self.set.names[small[0]]),
+        )
 
     def outputs(self, ways: int) -> int:
         return ways
 
+    @property
+    def training_classes(self) -> int:
+        """How many there are to train on; a turned class is one of them."""
+        return len(self.set.splits["train"]) * self.turns
+
     def draw(self, seed: int, split: str, first: int, count: int, shape: Shape) -> Task:
         """Images as float32, [count, ways * images, channels, height, width]; labels 0 .. ways - 1."""
-        classes = self.splits[split]
         ways, each = shape.ways, shape.shots + shape.queries
-        class_stream, image_stream = 2 * SPLITS.index(split), 2 * SPLITS.index(split) + 1
-        number = distinct(
-            words(seed, class_stream, first, count, 2 * ways), np.full(count, len(classes) * self.turns)
-        )  # [count, ways]
-        chosen = classes[number // self.turns].ravel()
+        image_stream = 2 * SPLITS.index(split) + 1  # that before it is of the classes
+        chosen, quarters = self.choose(seed, split, first, count, shape)
+        chosen = chosen.ravel()
         place = distinct(
             words(seed, image_stream, first, count, 2 * ways * each).reshape(count * ways, -1), self.set.count[chosen]
         )  # [count * ways, each]
         index = self.set.first[chosen][:, None] + place
-        images = self.images[torch.from_numpy(index).to(self.images.device)].to(self.device).float().div_(255)
-        images = self.turn(images, (number % self.turns).ravel())
+        random = None
         if self.augment and split == "train":
-            random = augmentation(seed, first, count, ways * each).to(self.device)
-            images = augmented(images.flatten(0, 1), random.flatten(0, 1), self.augment).view_as(images)
-        images = self.normalised(images).unflatten(0, (count, ways))  # [count, ways, each, channels, height, width]
+            random = augmentation(seed, first, count, ways * each).view(count * ways, each, -1)
+        images = self.inputs(index, quarters.ravel(), random)
+        images = images.unflatten(0, (count, ways))  # [count, ways, each, channels, height, width]
         support, query = images.split([shape.shots, shape.queries], dim=2)
         label = torch.arange(ways, device=images.device).expand(count, ways)
         return Task(
@@ -115,12 +118,41 @@ class ImageSource:
             label.repeat_interleave(shape.queries, dim=1),
         )
 
+    def choose(self, seed: int, split: str, first: int, count: int, shape: Shape) -> tuple[np.ndarray, np.ndarray]:
+        """The classes of the same tasks in the order of their labels, and the quarter circles each is turned by.
+
+        Both int64 [count, ways].
+        """
+        classes = self.classes(split, shape)
+        number = distinct(
+            words(seed, 2 * SPLITS.index(split), first, count, 2 * shape.ways),
+            np.full(count, len(classes) * self.turns),
+        )
+        return classes[number // self.turns], number % self.turns
+
+    def inputs(self, index: np.ndarray, quarters: np.ndarray, random: Tensor | None) -> Tensor:
+        """Images of number index [rows, each] as the network is given them: [rows, each, channels, height, width].
+
+        Those of a row are turned by its number of quarter circles; random [rows, each, CHANGES] is what changes them.
+        """
+        images = self.images[torch.from_numpy(index).to(self.images.device)].to(self.device).float().div_(255)
+        images = self.turn(images, quarters)
+        if random is not None:
+            changes = random.to(self.device).flatten(0, 1)
+            images = augmented(images.flatten(0, 1), changes, self.augment).view_as(images)
+        return self.normalised(images)
+
     def normalised(self, images: Tensor) -> Tensor:
         """What the network is given, of images in [0, 1]: [..., channels, height, width]."""
         return (images - self.mean) / self.deviation if self.normalise else images
 
+    def pictures(self, inputs: Tensor) -> Tensor:
+        """What people are shown of the network's inputs: uint8 of the same shape."""
+        images = inputs * self.deviation + self.mean if self.normalise else inputs
+        return images.mul(255).round().clamp(0, 255).byte()
+
     def turn(self, images: Tensor, quarters: np.ndarray) -> Tensor:
-        """Each class's images [classes, each, channels, height, width] turned by its number of quarter circles."""
+        """Each row's images [rows, each, channels, height, width] turned by its number of quarter circles."""
         for quarter in range(1, self.turns):
             rows = torch.from_numpy(np.flatnonzero(quarters == quarter)).to(images.device)
             images[rows] = torch.rot90(images[rows], quarter, (-2, -1))

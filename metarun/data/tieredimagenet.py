@@ -27,10 +27,10 @@ KNOWN = Known(
 )
 
 
-def load(places: Places, split: str) -> ImageSet:
+def load(places: Places, split: str, look: Look | None = None) -> ImageSet:
     """tieredImageNet, from any form below data_dir: uint8 [779165, 3, 84, 84].
 
     Raises:
         UserError: files are missing or damaged; cache_dir cannot be written.
     """
-    return load_known(KNOWN, places, split)
+    return load_known(KNOWN, places, split, look)

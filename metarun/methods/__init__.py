@@ -17,6 +17,7 @@ from metarun.methods.maml import maml
 from metarun.methods.msgd import learn_rates
 from metarun.methods.mtnet import transform
 from metarun.methods.partial import anil, boil
+from metarun.methods.pretrain import pretrain
 from metarun.methods.slots import Method, Parameters, Tensors, divide
 from metarun.methods.warpgrad import warp
 
@@ -49,6 +50,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "l2f": l2f,
     "anil": anil,
     "boil": boil,
+    "pretrain": pretrain,
 }
 
 ARGUMENTS = ("method", "model", "inner_learning_rate")  # of a function that extends a method, before its options

@@ -27,13 +27,22 @@ def forget(method: Method, model: nn.Module) -> Method:
     attenuator = Parts({"0": nn.Linear(size, size), "2": nn.Linear(size, size)})
     added = attach(model, "attenuator", attenuator)
 
+    def attenuation(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors]) -> Tensor:
+        """gamma, [tensors of theta]."""
+        seen = torch.stack([entry.mean() for entry in gradient(theta).values()]).detach()
+        hidden = F.linear(seen, phi["attenuator.0.weight"], phi["attenuator.0.bias"]).relu()
+        return F.linear(hidden, phi["attenuator.2.weight"], phi["attenuator.2.bias"]).sigmoid()
+
     def begin(
         theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor
     ) -> tuple[Tensors, Any]:
-        seen = torch.stack([entry.mean() for entry in gradient(theta).values()]).detach()
-        hidden = F.linear(seen, phi["attenuator.0.weight"], phi["attenuator.0.bias"]).relu()
-        gamma = F.linear(hidden, phi["attenuator.2.weight"], phi["attenuator.2.bias"]).sigmoid()
+        gamma = attenuation(theta, phi, gradient)
         kept = {name: gamma[i] * tensor for i, (name, tensor) in enumerate(theta.items())}
         return method.begin(kept, phi, gradient, noise)
 
-    return replace(method, parameters=method.parameters._replace(phi={**phi, **added}), begin=begin)
+    def shown(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+        gamma = attenuation(theta, phi, gradient)
+        own = {f"gamma/{name}": gamma[i] for i, name in enumerate(theta)}
+        return {**method.shown(theta, phi, gradient, noise), **own}
+
+    return replace(method, parameters=method.parameters._replace(phi={**phi, **added}), begin=begin, shown=shown)

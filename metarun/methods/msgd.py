@@ -9,6 +9,7 @@ The paper takes one step; more are an extension.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -46,4 +47,8 @@ def learn_rates(
 
         return {name: tensor - rate(name) * gradient[name] for name, tensor in theta.items()}
 
-    return replace(method, parameters=method.parameters._replace(phi={**phi, **added}), update=update)
+    def shown(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+        own = {f"inner_learning_rate/{name if alpha != 'scalar' else 'all'}": phi[key[name]] for name in rates}
+        return {**method.shown(theta, phi, gradient, noise), **own}
+
+    return replace(method, parameters=method.parameters._replace(phi={**phi, **added}), update=update, shown=shown)

@@ -91,10 +91,17 @@ def masked(method: Method, model: nn.Module, found: list[Layer], full: bool) -> 
         kept = {name: g * aligned(mask[owner[name]], g) if name in owner else g for name, g in gradient.items()}
         return method.update(theta, kept, phi, before, step)
 
+    def shown(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+        """The share that a draw masks on average, P(M = 0)."""
+        shares = {name: (-phi[f"mask_logits.{spelt(name)}"]).sigmoid().mean() for name in units}
+        own = {f"masked_{'weights' if full else 'units'}/{name}": share for name, share in shares.items()}
+        return {**method.shown(theta, phi, gradient, noise), **own}
+
     return replace(
         method,
         parameters=method.parameters._replace(phi={**phi, **added}),
         begin=begin,
+        shown=shown,
         update=update,
         noise=lambda steps: sum(sizes) * (max(steps, 1) if full else 1),
     )

@@ -9,13 +9,13 @@ from __future__ import annotations
 from torch import nn
 
 from metarun.methods.maml import maml
-from metarun.methods.slots import Method, divide, layers, require_layers
+from metarun.methods.slots import Method, divide, head
 
 
 def anil(model: nn.Module, inner_learning_rate: float) -> Method:
     """Raises UserError where the model has no linear or convolution layer."""
-    head = head_names(model)
-    body = [name for name, _ in model.named_parameters() if name not in head]
+    names = head_names(model)
+    body = [name for name, _ in model.named_parameters() if name not in names]
     return maml(model, inner_learning_rate, divide(model, across=body))
 
 
@@ -26,5 +26,5 @@ def boil(model: nn.Module, inner_learning_rate: float) -> Method:
 
 def head_names(model: nn.Module) -> set[str]:
     """The parameters of the last linear or convolution layer."""
-    last = require_layers(layers(model, dict(model.named_parameters())), "anil and boil")[-1]
+    last = head(model, "anil and boil")
     return {last.weight} if last.bias is None else {last.weight, last.bias}

@@ -65,6 +65,11 @@ def no_noise(steps: int) -> int:
     return 0
 
 
+def shown(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+    """Nothing but what every run shows."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Method:
     """A method, prepared for one model. What is not given is MAML's.
@@ -79,6 +84,8 @@ class Method:
                     meta-objective, see `metarun/offline.py`
     leap            offline: the initialisation follows the tasks' trajectories, or stays
     noise           number of inner steps -> how many uniform numbers in [0, 1) a task is given
+    shown           what begin is given -> what people see of the method in TensorBoard, by "what/of which layer":
+                    scalars as curves of their mean over tasks, larger tensors as the distribution of one task
     """
 
     parameters: Parameters
@@ -89,6 +96,7 @@ class Method:
     offline: Callable[[Tensors, Tensors, TaskFunctions, int], Tensor] | None = None
     leap: bool = True
     noise: Callable[[int], int] = no_noise
+    shown: Callable[[Tensors, Tensors, Callable[[Tensors], Tensors], Tensor], Tensors] = shown
 
 
 def divide(model: nn.Module, across: Iterable[str] | None = None) -> Parameters:
@@ -162,6 +170,11 @@ def layers(model: nn.Module, theta: Tensors) -> list[Layer]:
             bias = f"{prefix}bias"
             found.append(Layer(name, module, f"{prefix}weight", bias if bias in theta else None))
     return found
+
+
+def head(model: nn.Module, method: str) -> Layer:
+    """The last convolution or linear layer. Raises UserError where there is none."""
+    return require_layers(layers(model, dict(model.named_parameters())), method)[-1]
 
 
 def require_choice(option: str, value: str, choices: Iterable[str]) -> None:

@@ -11,6 +11,7 @@ approximation (equation 12) differentiates only L_query's own phi. C is differen
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -30,6 +31,7 @@ from metarun.methods.slots import (
     layers,
     require_choice,
     require_layers,
+    spelt,
 )
 from metarun.norm import Norm
 
@@ -122,7 +124,7 @@ def warp(
         layer = Warp(like, depth, kernel, norm, activation, residual)
         if start == "identity":
             layer.start_as_identity()
-        warps[name.replace(".", "/")] = layer
+        warps[spelt(name)] = layer
     added = attach(model, "warp_layers", warps)
     for name, layer in zip(names, warps.values(), strict=True):
         places[name].register_forward_hook(partial(run_warp, layer))  # a partial is copied along with the model
@@ -147,12 +149,26 @@ def warp(
         both = task.query_loss(step(trajectory[-1], phi, task, last), phi)
         return total + both + both.detach()
 
-    parameters = method.parameters._replace(phi={**phi, **added})
+    method = replace(method, parameters=method.parameters._replace(phi={**phi, **added}), shown=norms(method, names))
     if objective == "unrolled":
-        return replace(method, parameters=parameters)
+        return method
     if objective == "trajectory":
-        return replace(method, parameters=parameters, offline=look_ahead, leap=initialisation == "leap")
-    return replace(method, parameters=parameters, meta_objective=warp_maml)
+        return replace(method, offline=look_ahead, leap=initialisation == "leap")
+    return replace(method, meta_objective=warp_maml)
+
+
+def norms(method: Method, names: list[str]) -> Callable[..., Tensors]:
+    """What the method shows, and the norm of each warp layer's parameters."""
+
+    def shown(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+        own = {}
+        for name in names:
+            prefix = f"warp_layers.{spelt(name)}."
+            entries = [tensor.flatten() for key, tensor in phi.items() if key.startswith(prefix)]
+            own[f"warp_norm/{name}"] = torch.cat(entries).norm()
+        return {**method.shown(theta, phi, gradient, noise), **own}
+
+    return shown
 
 
 def run_warp(layer: nn.Module, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -1,0 +1,28 @@
+"""What the backbones for pictures share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from metarun.errors import UserError
+
+
+def image_shape(backbone: str, input_shape: Sequence[int]) -> tuple[int, int, int]:
+    """Channels, height and width. Raises UserError where the inputs are no images."""
+    if len(input_shape) != 3:
+        raise UserError(
+            f"backbone={backbone} takes images, the data set has inputs of shape {list(input_shape)}: give backbone=mlp"
+        )
+    channels, height, width = input_shape
+    return channels, height, width
+
+
+def initialise(model: nn.Module) -> None:
+    """Convolutions and linear layers begin with Glorot's uniform weights and no bias, as in MAML's and L2F's code."""
+    for layer in model.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

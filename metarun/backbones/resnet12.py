@@ -1,0 +1,83 @@
+"""ResNet-12, the field's larger network: four stages of three convolutions beside a shortcut, and a linear head.
+
+Mishra et al. 2018 (SNAIL), arXiv 1707.03141, and Oreshkin et al. 2018 (TADAM), arXiv 1805.10123, in the two forms that
+are used: narrow (64-128-256-512, ReLU, max-pools behind the first three stages: the code of L2F, ALFA and MeTAL) and
+wide (64-160-320-640, LeakyReLU, max-pools behind all four: the code of MetaOptNet). Neither of their drop-block nor
+dropout is here.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.backbones.pictures import image_shape, initialise
+from metarun.errors import UserError
+from metarun.norm import norm_layer
+
+STAGES = 4
+SLOPES = {"relu": 0.0, "leaky_relu": 0.1}  # of an activation's negative side
+
+
+class Stage(nn.Module):
+    """Three 3x3 convolutions with norms, plus a 1x1 convolution with a norm; activations; a 2x2 max-pool or none."""
+
+    def __init__(self, channels: int, filters: int, norm: str, slope: float, pool: bool) -> None:
+        super().__init__()
+        self.slope, self.pool = slope, pool
+        inwards = (channels, filters, filters)
+        self.convolutions = nn.ModuleList(nn.Conv2d(width, filters, 3, padding=1, bias=False) for width in inwards)
+        self.norms = nn.ModuleList(norm_layer(norm, filters) for _ in inwards)
+        self.shortcut = nn.Conv2d(channels, filters, 1, bias=False)
+        self.shortcut_norm = norm_layer(norm, filters)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x
+        for number, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
+            y = norm(convolution(y if number == 0 else self.activation(y)))
+        y = y + self.shortcut_norm(self.shortcut(x))
+        if self.pool:
+            y = F.max_pool2d(y, 2)
+        return self.activation(y)  # after the pool, where it is the same and touches a quarter of the elements
+
+    def activation(self, x: Tensor) -> Tensor:
+        return F.leaky_relu(x, self.slope) if self.slope else x.relu()
+
+
+class ResNet12(nn.Module):
+    """[batch, channels, height, width] -> [batch, outputs]; the last stage's features are averaged over the image.
+
+    Raises:
+        UserError: the input is no image, or too small to be halved by `pools` max-pools; not four widths.
+    """
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        outputs: int,
+        filters: Sequence[int] = (64, 128, 256, 512),
+        activation: str = "relu",
+        pools: int = 3,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        channels, height, width = image_shape("resnet12", input_shape)
+        if len(filters) != STAGES:
+            raise UserError(f"backbone.filters={list(filters)}: resnet12 has {STAGES} stages; give a number for each")
+        if min(height, width) < (least := 2**pools):
+            raise UserError(
+                f"backbone.pools={pools}: images of {height}x{width} are too small, {least}x{least} is the least; "
+                "give fewer pools"
+            )
+        widths = itertools.pairwise([channels, *filters])
+        self.blocks = nn.Sequential(
+            *(Stage(*pair, norm, SLOPES[activation], number < pools) for number, pair in enumerate(widths))
+        )
+        self.head = nn.Linear(filters[-1], outputs)
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.blocks(x).mean((2, 3)))

@@ -1,0 +1,113 @@
+"""torchvision's classifiers by their names there, in the house's way: nothing random, and norms of each batch's own.
+
+Dropout and stochastic depth are taken out, since a network's forward pass draws nothing here; batch norms become
+`Norm`s without running statistics. Parameters keep torchvision's names, so that its files of weights fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarun.backbones.pictures import image_shape
+from metarun.errors import UserError, nearest
+from metarun.norm import Norm
+
+COLOURS = 3
+OPTIONS: dict[str, dict[str, Any]] = {  # one output instead of three; and the weights that their papers begin with
+    name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
+}
+
+
+def torchvision_model(input_shape: Sequence[int], outputs: int, network: str = "resnet18") -> nn.Module:
+    """[batch, 1 or 3, height, width] -> [batch, outputs], with random weights; grey is repeated for three colours.
+
+    Raises:
+        UserError: torchvision cannot be imported, has no such classifier, or it does not take pictures of this size.
+    """
+    channels, height, width = image_shape("torchvision", input_shape)
+    if channels not in (1, COLOURS):
+        raise UserError(f"backbone=torchvision takes grey pictures or colours, the data set has {channels} channels")
+    models = torchvision_models(network)
+    # RegNets reckon their widths with tensors, which those without memory ("meta") cannot
+    with torch.device("cpu") if network.startswith("regnet") else nullcontext():
+        model = models.get_model(network, weights=None, num_classes=outputs, **OPTIONS.get(network, {}))
+    keep_house(model)
+    if channels == 1:
+        model.register_forward_pre_hook(in_colours)
+    require_fits(model, network, (2, channels, height, width))
+    return model
+
+
+def torchvision_models(network: str) -> Any:
+    """torchvision.models, which has this classifier. Raises UserError where it has not, or cannot be imported."""
+    try:
+        from torchvision import models  # takes two seconds
+    except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: built for another torch
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"backbone=torchvision: torchvision cannot be imported ({reason}); install the one that belongs to torch "
+            f"{torch.__version__}, or give another backbone"
+        ) from error
+    known = models.list_models(module=models)
+    if network not in known:
+        raise UserError(
+            f"backbone.network={network}: torchvision has no classifier of that name; it has {len(known)}, "
+            f"such as resnet18, mobilenet_v3_small, densenet121{nearest(network, known)}"
+        )
+    return models
+
+
+def weights_url(network: str) -> str:
+    """Where torchvision's own weights of a classifier lie, learned on ImageNet; nothing is downloaded."""
+    return torchvision_models(network).get_model_weights(network).DEFAULT.url
+
+
+def keep_house(module: nn.Module) -> None:
+    """Take out what is random, put `Norm`s for batch norms, with their affine, and what can be differentiated twice."""
+    from torchvision.ops import StochasticDepth
+
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            norm = Norm("batch", child.num_features, child.eps)
+            norm.load_state_dict({"weight": child.weight, "bias": child.bias}, assign=True)
+            setattr(module, name, norm)
+        elif isinstance(child, (nn.modules.dropout._DropoutNd, StochasticDepth)):
+            setattr(module, name, nn.Identity())
+        elif isinstance(child, nn.Hardsigmoid):
+            setattr(module, name, HardSigmoid())
+        else:
+            keep_house(child)
+
+
+class HardSigmoid(nn.Module):
+    """nn.Hardsigmoid, whose second derivative torch does not have."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu6(x + 3) / 6
+
+
+def in_colours(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+    """A grey picture as one of three equal colours."""
+    (x,) = inputs
+    return x.expand(-1, COLOURS, -1, -1)
+
+
+def require_fits(model: nn.Module, network: str, shape: Sequence[int]) -> None:
+    """Whether pictures of this shape go through, tried without memory. Raises UserError where they do not."""
+    tensors = {name: t.to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
+    try:
+        functional_call(model, tensors, (torch.empty(*shape, device="meta"),))
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        height, width = shape[-2:]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"backbone.network={network}: does not take pictures of {height}x{width} ({reason}); "
+            "give another network, or pictures of another size"
+        ) from error

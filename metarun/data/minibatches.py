@@ -1,0 +1,38 @@
+"""Mini-batches of all training classes at once, for an ordinary classifier."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun.data.counter import BATCH_STREAM, augmentation, permutation
+from metarun.data.sampler import ImageSource
+
+
+def minibatches(source: ImageSource, seed: int, first: int, count: int, size: int) -> tuple[Tensor, Tensor]:
+    """Mini-batches number first .. first + count - 1: [count, size, channels, height, width], labels [count, size].
+
+    Each training image passes by once an epoch, in an order of that epoch's own; where a class turned by 90 degrees is
+    another class, at each of its turns. A mini-batch is a function of (seed, its number, size).
+    """
+    classes, turns = source.set.splits["train"], source.turns
+    each = source.set.count[classes].repeat(turns)  # images of the class that label l stands for
+    ends = each.cumsum()
+    epoch, place = np.divmod(np.arange(first * size, (first + count) * size), ends[-1])
+    drawn = np.concatenate(
+        [epoch_order(seed, number, int(ends[-1]))[place[epoch == number]] for number in range(epoch[0], epoch[-1] + 1)]
+    )
+    label = np.searchsorted(ends, drawn, side="right")
+    index = source.set.first[classes[label // turns]] + drawn - (ends - each)[label]
+    random = augmentation(seed, first, count, size).flatten(0, 1)[:, None] if source.augment else None
+    images = source.inputs(index[:, None], label % turns, random)
+    labels = torch.from_numpy(label).to(images.device)
+    return images.squeeze(1).unflatten(0, (count, size)), labels.view(count, size)
+
+
+@lru_cache(maxsize=2)  # a mini-batch may end one epoch and begin the next
+def epoch_order(seed: int, epoch: int, images: int) -> np.ndarray:
+    return permutation(seed, BATCH_STREAM, epoch, images)

@@ -1,0 +1,54 @@
+"""A checkpoint's head where an evaluation has other classes a task than training had: part of it, or a wider one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any
+
+from metarun import checkpoint
+from metarun.errors import UserError
+from metarun.groups import Pretrain
+from metarun.methods import Parameters
+from metarun.schema import Settings
+from metarun.widen import Fixed, widened
+
+
+def ways(settings: Settings) -> int:
+    """Classes of an evaluation's task."""
+    return settings.eval.ways or settings.ways
+
+
+def wide(settings: Settings) -> Settings:
+    """With as many `ways` as the network needs outputs."""
+    return replace(settings, ways=max(settings.ways, ways(settings)))
+
+
+def said(settings: Settings) -> str:
+    """Which head an evaluation has, as its result says."""
+    if ways(settings) == settings.ways:
+        return "as trained"
+    return "widened" if ways(settings) > settings.ways else "its first outputs"
+
+
+def fitting(
+    settings: Settings, content: dict[str, Any], wanted: Parameters, network: Collection[str], name: str
+) -> dict[str, Any]:
+    """A checkpoint's content with the parameters in the shapes of `wanted`; its own where the head is wide enough.
+
+    Args:
+        network: names of the network's own parameters, without what the method added.
+
+    Raises:
+        UserError: the method ties the outputs to each other.
+    """
+    if ways(settings) <= settings.ways or isinstance(settings.method, Pretrain):  # which has a head of its own
+        return content
+    saved = Parameters(*(checkpoint.tensors(content, kind, name) for kind in Parameters._fields))
+    try:
+        return {**content, **widened(saved, wanted, network)._asdict()}
+    except Fixed as error:
+        raise UserError(
+            f"eval.ways={ways(settings)}: {settings.ways} are the most for this checkpoint, "
+            f"method={settings.method.name} ({error}); give fewer, or train with ways={ways(settings)}"
+        ) from error

@@ -1,0 +1,187 @@
+"""Which runs are the same but for their seed, and which can be compared with one another."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metarun.errors import nearby
+from metarun.groups import GROUPS
+from metarun.help import show
+from metarun.report.found import Run
+from metarun.report.intervals import over_seeds
+from metarun.schema import ELSEWHERE
+
+NOT_ITS_OWN = ("seed", "eval.details", *ELSEWHERE)  # what may differ within a group, and `save.`, `engine.`
+TASK = ("dataset", "eval.ways", "eval.shots", "metric")  # one of each to a table
+FOLLOWING = ("ways", "shots", "queries", "inner_loop")  # eval.* of these is as in training where it is null
+TESTED_ON = ("eval.split", "class_split", "batch_norm", "eval.tasks", "eval.queries")  # comparable where all are alike
+TRAINING_ONLY = ("dataset.normalise", "dataset.augment")  # all other `dataset.` keys change the test tasks
+NAMING_CLASSES = ("dataset.split", "dataset.seed", "dataset.root")  # a difference in class_split shows in these
+Identity = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs with the same settings, one a seed; their metrics are finite."""
+
+    identity: Identity
+    runs: tuple[Run, ...]
+
+    @property
+    def means(self) -> list[float]:
+        return [run.mean for run in self.runs if run.mean is not None]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.means)
+
+    @property
+    def seeds_interval(self) -> float | None:
+        """Half of the 95 % interval of the mean over seeds; None where there is one seed."""
+        return over_seeds(self.means)
+
+    @property
+    def tasks_interval(self) -> float:
+        """Half of the 95 % interval of a single run over its test tasks: the mean of its seeds'."""
+        return statistics.fmean(run.ci95 or 0.0 for run in self.runs)
+
+    @property
+    def untrained(self) -> float | None:
+        values = [run.untrained for run in self.runs if run.untrained is not None]
+        return statistics.fmean(values) if values else None
+
+    @property
+    def by_step(self) -> list[float | None]:
+        """Mean over seeds after each inner step, from 0; None where one of them is not finite."""
+        columns = zip(*(run.by_step for run in self.runs), strict=False)
+        return [None if None in column else statistics.fmean(v for v in column if v is not None) for column in columns]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Groups of one data set, ways, shots and metric: those that are alike stand together, the best first."""
+
+    name: str
+    metric: str
+    larger_is_better: bool
+    groups: tuple[Group, ...]
+    varied: tuple[str, ...]  # settings that differ among its groups, besides the method
+
+    def label(self, group: Group) -> str:
+        """The method, and what the groups differ in besides."""
+        return label(group.identity, self.varied)
+
+    @property
+    def alike(self) -> list[list[Group]]:
+        """Its groups, apart where they were not tested alike."""
+        parts: dict[str, list[Group]] = {}
+        for group in self.groups:
+            parts.setdefault(key_of(tested_on(group.identity)), []).append(group)
+        return list(parts.values())
+
+    @property
+    def best(self) -> list[Group]:
+        """The best of each part of groups that are alike; all of them where several are equal, none of a single one."""
+        found = []
+        for part in self.alike:
+            if len(part) > 1:
+                first = (max if self.larger_is_better else min)(group.mean for group in part)
+                found += [group for group in part if group.mean == first]
+        return found
+
+
+def label(identity: Identity, varied: Sequence[str]) -> str:
+    chosen = [f"{name}={value_of(identity, name)}" for name in varied if name in identity]
+    return ", ".join([str(identity["method"]), *chosen])
+
+
+def value_of(identity: Identity, name: str) -> str:
+    """As it is typed; nothing where the choice of method or backbone has no such key."""
+    return show(identity[name]) if name in identity else ""
+
+
+def identity_of(run: Run) -> Identity:
+    """Everything that was set but for the seed, paths and how it is computed."""
+    own = {name: value for name, value in run.settings.items() if name not in NOT_ITS_OWN}
+    own = {name: value for name, value in own.items() if not name.startswith(("save.", "engine."))}
+    for name in FOLLOWING:
+        if own.get(f"eval.{name}") is None:
+            own[f"eval.{name}"] = own.get(name)
+    own |= {"dataset": run.dataset, "trained_on": run.trained_on, "method": run.method, "metric": run.metric}
+    own |= {"eval.ways": run.ways, "eval.shots": run.shots, "eval.queries": run.queries, "eval.tasks": run.tasks}
+    own |= {"eval.split": run.split, "class_split": run.class_split, "batch_norm": run.batch_norm}
+    if run.method == "fomaml":
+        own.pop("use_second_order", None)  # which its name says
+    if run.settings.get("mode") == "evaluate" and Path(run.checkpoint).name.startswith("step-"):
+        own["checkpoint's step"] = run.step  # else its best, which is of another step for each seed
+    return own
+
+
+def tested_on(identity: Identity) -> Identity:
+    """The settings that decide which test tasks there are, and how they are measured."""
+    of_data = [name for name in identity if name.startswith("dataset.") and name not in TRAINING_ONLY]
+    return {name: identity.get(name) for name in (*TESTED_ON, *of_data)}
+
+
+def key_of(identity: Identity) -> str:
+    return json.dumps(identity, sort_keys=True, default=str)
+
+
+def blocks(runs: Iterable[Run]) -> tuple[list[Block], list[str]]:
+    """The runs in groups and blocks, and what is to be told of runs that are left out of them."""
+    told = []
+    grouped: dict[str, tuple[Identity, dict[int, Run]]] = {}
+    for run in runs:
+        identity = identity_of(run)
+        if run.mean is None:
+            told.append(f"{nearby(run.folder)}: its test {run.metric} is not finite; it is in no mean")
+            continue
+        seeds = grouped.setdefault(key_of(identity), (identity, {}))[1]
+        if run.seed in seeds:
+            told.append(
+                f"{nearby(run.folder)}: the same settings and seed {run.seed} as {nearby(seeds[run.seed].folder)}; "
+                "it is in no mean"
+            )
+            continue
+        seeds[run.seed] = run
+    parts: dict[tuple[Any, ...], list[Group]] = {}
+    for identity, seeds in grouped.values():
+        group = Group(identity, tuple(seeds[seed] for seed in sorted(seeds)))
+        parts.setdefault(tuple(identity[name] for name in TASK), []).append(group)
+    return [block(groups) for groups in parts.values()], told
+
+
+def block(groups: Sequence[Group]) -> Block:
+    first = groups[0].runs[0]
+    task = f"{first.shots}-shot" if first.ways is None else f"{first.ways}-way {first.shots}-shot"
+    better = -1 if first.larger_is_better else 1
+    places: dict[str, int] = {}
+    for group in groups:
+        places.setdefault(key_of(tested_on(group.identity)), len(places))
+    ordered = sorted(groups, key=lambda group: (places[key_of(tested_on(group.identity))], better * group.mean))
+    names = varied([group.identity for group in groups])
+    return Block(f"{first.dataset}, {task}", first.metric, first.larger_is_better, tuple(ordered), names)
+
+
+def varied(identities: Sequence[Identity]) -> tuple[str, ...]:
+    """The settings that differ; a choice's own keys (`method.alpha`) only where they differ for the same choice."""
+    found = []
+    for name in dict.fromkeys(name for identity in identities for name in identity):
+        values: dict[Any, set[str]] = {}
+        for identity in identities:
+            if name in identity:
+                choice = identity.get(name.partition(".")[0]) if name.partition(".")[0] in GROUPS else None
+                values.setdefault(choice if "." in name else None, set()).add(show(identity[name]))
+        if name not in (*TASK, "method") and any(len(different) > 1 for different in values.values()):
+            found.append(name)
+    for name in FOLLOWING:
+        if f"eval.{name}" in found and all(one.get(f"eval.{name}") == one.get(name) for one in identities):
+            found.remove(f"eval.{name}")
+    if "class_split" in found and set(found) & set(NAMING_CLASSES):
+        found.remove("class_split")
+    return tuple(found)

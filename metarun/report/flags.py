@@ -1,0 +1,70 @@
+"""What is to be told beside the tables: differences that make runs incomparable, or unequal, and what went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from metarun.errors import nearby
+from metarun.report.compare import Block, tested_on, value_of, varied
+from metarun.report.found import Run
+
+NAMED = 5  # rows, in one line
+
+
+def flags(blocks: Sequence[Block], runs: Sequence[Run]) -> list[str]:
+    """One line each, the gravest first."""
+    told = [line for block in blocks for line in incomparable(block)]
+    told += [line for block in blocks for line in unequal(block)]
+    versions = counted(run.version for run in runs)
+    if len(versions) > 1:
+        told.append(f"written by several versions of metarun: {listed(versions)}")
+    return told + [line for run in runs for line in not_finite(run)]
+
+
+def not_finite(run: Run) -> Iterator[str]:
+    validations = [entry.get(run.metric) for entry in run.metrics if entry["split"] == "val"]
+    if None in validations:
+        count = f"{validations.count(None)} of its {len(validations)} validations"
+        yield f"{nearby(run.folder)}: {count} were not finite; curves leave such steps out"
+    if run.skipped:
+        yield f"{nearby(run.folder)}: {run.skipped} of its steps were not finite and were skipped"
+
+
+def incomparable(block: Block) -> list[str]:
+    return [
+        f"{block.name}: {name} differs ({divided(block, name)}): not comparable with one another; "
+        "the best is marked among those that are alike"
+        for name in varied([tested_on(group.identity) for group in block.groups])
+    ]
+
+
+def unequal(block: Block) -> list[str]:
+    told = []
+    if "iterations" in block.varied:
+        told.append(f"{block.name}: iterations differ ({divided(block, 'iterations')}): trained unequally long")
+    seeds = {block.label(group): ", ".join(str(run.seed) for run in group.runs) for group in block.groups}
+    counts = counted(seeds.values())
+    usual = max(counts, key=lambda chosen: counts[chosen])
+    others = [f"{name}: {chosen}" for name, chosen in seeds.items() if chosen != usual]
+    if others:
+        more = "; ..." if len(others) > NAMED else ""
+        told.append(f"{block.name}: seeds {usual}, but {'; '.join(others[:NAMED])}{more}")
+    return told
+
+
+def divided(block: Block, name: str) -> str:
+    """Each value of a setting, and how many runs have it."""
+    return listed(
+        counted(value_of(group.identity, name) or "none" for group in block.groups for _ in group.runs), " runs"
+    )
+
+
+def counted(values: Iterable[str]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for value in values:
+        counts[value] = counts.get(value, 0) + 1
+    return counts
+
+
+def listed(counts: dict[str, int], unit: str = "") -> str:
+    return "; ".join(f"{value}: {count}{unit.rstrip('s') if count == 1 else unit}" for value, count in counts.items())

@@ -1,0 +1,285 @@
+"""The runs below some folders, as their files tell of them: finished, unfinished, and what cannot be read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from metarun.errors import UserError
+from metarun.run_files import METRICS, RESULT, parsed
+
+SIGNS = (RESULT, METRICS, "checkpoints", ".hydra")  # of a run folder: one of them is in it
+MARKED = re.compile(r"step-(\d+)\.pt")
+TESTED = ("train", "evaluate")  # modes that end with a test
+TASKS = "tasks.csv"
+MOST = 16 * 2**20  # bytes of a result.json or config.yaml: what is larger is none
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run; metrics as they are in result.json, accuracy as a fraction, None where not finite."""
+
+    folder: Path
+    settings: Mapping[str, Any]  # by dotted name, and each group's choice by the group's
+    command: str  # what was typed
+    dataset: str
+    method: str
+    ways: int | None
+    shots: int
+    queries: int
+    seed: int
+    metric: str  # "accuracy" or "mse"
+    mean: float | None
+    ci95: float | None  # half of the interval over test tasks
+    tasks: int
+    by_step: Sequence[float | None]
+    untrained: float | None
+    split: str  # "test", or what was evaluated instead
+    trained_on: str  # the data set
+    tasks_file: str  # in its folder: the metric of each test task
+    class_split: str | None
+    batch_norm: str
+    step: int  # of the checkpoint that was tested
+    checkpoint: str
+    seconds: float
+    skipped: int
+    version: str
+    metrics: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl; none after an evaluation
+
+    @property
+    def larger_is_better(self) -> bool:
+        return self.metric == "accuracy"
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    folder: Path
+    command: str
+    state: str  # how far it has come
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    folder: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Found:
+    runs: tuple[Run, ...]
+    unfinished: tuple[Unfinished, ...]
+    unreadable: tuple[Unreadable, ...]
+
+
+class Fault(ValueError):
+    """Why a run folder cannot be read."""
+
+
+def folders(places: str | Sequence[str]) -> list[Path]:
+    """The run folders that are, or lie below, `places`: each once, in the order of their names.
+
+    Raises:
+        UserError: a place that is none and has none below it.
+    """
+    found: dict[Path, Path] = {}
+    for place in [places] if isinstance(places, str) else places:
+        top = Path(place).expanduser()
+        if not top.is_dir():
+            raise UserError(f"runs={place}: no such folder; give the folder of a run or of a sweep")
+        below = list(search(top))
+        if not below:
+            raise UserError(
+                f"runs={place}: no run is there: neither it nor a folder below it has {', '.join(SIGNS[:-1])} "
+                f"or {SIGNS[-1]}; give the folder of a run or of a sweep"
+            )
+        for folder in below:
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def search(top: Path) -> Iterator[Path]:
+    """Run folders at or below `top`; not those within a run folder, in hidden folders or behind links."""
+    if any((top / sign).exists() for sign in SIGNS):
+        yield top
+        return
+    try:
+        inside = [Path(entry.path) for entry in os.scandir(top) if entry.is_dir(follow_symlinks=False)]
+    except OSError as error:
+        raise UserError(f"runs={top}: cannot be read ({error.strerror})") from error
+    for folder in sorted(inside, key=natural):
+        if not folder.name.startswith("."):
+            yield from search(folder)
+
+
+def natural(path: Path) -> list[tuple[bool, int, str]]:
+    """Sorts job 2 before job 10."""
+    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", path.name)]
+
+
+def read(run_folders: Sequence[Path]) -> Found:
+    """What is in each of them; predictions and reports, which test nothing, are left out."""
+    runs, unfinished, unreadable = [], [], []
+    for folder in run_folders:
+        try:
+            settings = typed_settings(folder)
+            if settings.get("mode", "train") not in TESTED:
+                continue
+            if (folder / RESULT).is_file():
+                runs += finished(folder)
+            else:
+                unfinished.append(Unfinished(folder, command(folder), state(folder, settings)))
+        except Fault as fault:
+            unreadable.append(Unreadable(folder, str(fault)))
+    return Found(tuple(runs), tuple(unfinished), tuple(unreadable))
+
+
+# --- a finished run ----------------------------------------------------------------------------------------
+
+
+def finished(folder: Path) -> list[Run]:
+    """Its result, or its results where one evaluation had several.
+
+    Raises:
+        Fault: result.json is damaged or lacks what this version writes.
+    """
+    try:
+        content = json.loads(text(folder / RESULT))
+    except (ValueError, RecursionError) as error:
+        raise Fault(f"{RESULT} is damaged ({str(error)[:80]})") from error
+    if not isinstance(content, dict):
+        raise Fault(f"{RESULT} is damaged (no object)")
+    results = content.get("results", [content])
+    if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
+        raise Fault(f"{RESULT} is damaged (its results are no list)")
+    return [run_of(folder, result) for result in results]
+
+
+def run_of(folder: Path, result: Mapping[str, Any]) -> Run:
+    take = taker(result, f"{RESULT} is of another version of metarun ({result.get('metarun', 'unknown')})")
+    settings = take("settings", dict)
+    untrained = result.get("untrained")
+    return Run(
+        folder=folder,
+        settings={str(name): value for name, value in settings.items()},
+        command=command(folder),
+        dataset=take("dataset", str),
+        method=take("method", str),
+        ways=take("ways", int, type(None)),
+        shots=take("shots", int),
+        queries=take("queries", int),
+        seed=take("seed", int),
+        metric=take("metric", str),
+        mean=take("mean", float, int, type(None)),
+        ci95=take("ci95", float, int, type(None)),
+        tasks=take("tasks", int),
+        by_step=[value if isinstance(value, (int, float)) else None for value in take("by_step", list)],
+        untrained=taker(untrained, RESULT)("mean", float, int, type(None)) if isinstance(untrained, dict) else None,
+        split=take("split", str),
+        trained_on=result.get("trained_on", take("dataset", str)),
+        tasks_file=Path(str(result.get("tasks_file", TASKS))).name,
+        class_split=take("class_split", str, type(None)),
+        batch_norm=take("batch_norm", str),
+        step=take("iterations", int),
+        checkpoint=take("checkpoint", str),
+        seconds=take("seconds", float, int),
+        skipped=take("skipped_steps", int),
+        version=take("metarun", str),
+        metrics=metrics(folder),
+    )
+
+
+def taker(content: Mapping[str, Any], what: str) -> Callable[..., Any]:
+    """A function that takes an entry out of `content` and raises Fault where it is missing or of another type."""
+
+    def take(name: str, *kinds: type) -> Any:
+        if name not in content:
+            raise Fault(f"{what}: it has no {name!r}")
+        value = content[name]
+        if type(value) not in kinds:
+            raise Fault(f"{what}: its {name!r} is {str(value)[:40]!r}")
+        return value
+
+    return take
+
+
+def text(path: Path) -> str:
+    """Raises Fault where it cannot be read."""
+    try:
+        if path.stat().st_size > MOST:
+            raise Fault(f"{path.name} is too large to be one that metarun wrote")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
+        raise Fault(f"{path.name} cannot be read ({reason})") from error
+
+
+# --- what was typed, and how far it came -------------------------------------------------------------------
+
+
+def typed_settings(folder: Path) -> dict[str, Any]:
+    """What Hydra wrote down, by dotted name; nothing where it wrote nothing. Raises Fault where it is damaged."""
+    content = hydra_file(folder, "config.yaml", dict)
+    flat: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": entry for key, entry in value.items() if key != "name"}
+            if "name" in value:
+                flat[str(name)] = value["name"]
+        else:
+            flat[str(name)] = value
+    return flat
+
+
+def command(folder: Path) -> str:
+    """What was typed, as a shell takes it."""
+    return shlex.join(["metarun", *map(str, hydra_file(folder, "overrides.yaml", list))])
+
+
+def hydra_file(folder: Path, name: str, kind: type) -> Any:
+    path = folder / ".hydra" / name
+    if not path.is_file():
+        return kind()
+    try:
+        content = yaml.safe_load(text(path))
+    except (yaml.YAMLError, RecursionError) as error:
+        raise Fault(f".hydra/{name} is damaged ({str(error).splitlines()[0][:80]})") from error
+    if not isinstance(content, kind):
+        raise Fault(f".hydra/{name} is damaged (no {kind.__name__})")
+    return content
+
+
+def state(folder: Path, settings: Mapping[str, Any]) -> str:
+    """How far an unfinished run has come."""
+    if settings.get("mode") == "evaluate":
+        return "the evaluation is not finished"
+    marks = [MARKED.fullmatch(path.name) for path in (folder / "checkpoints").glob("step-*.pt")]
+    saved = max((int(mark[1]) for mark in marks if mark), default=None)
+    steps = [line["step"] for line in metrics(folder)]
+    if not steps and saved is None:
+        return "has not begun to train, or failed before its first step was recorded"
+    at = max(steps[-1] if steps else 0, saved or 0)
+    of = f" of {settings['iterations']}" if isinstance(settings.get("iterations"), int) else ""
+    kept = "no checkpoint yet" if saved is None else f"saved at step {saved}"
+    written = max(path.stat().st_mtime for path in (folder, folder / METRICS, folder / "checkpoints") if path.exists())
+    return f"at step {at}{of}, {kept}, last written {datetime.fromtimestamp(written):%Y-%m-%d %H:%M}"
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that can be read. Raises Fault where the file cannot."""
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    try:
+        with path.open("rb") as file:
+            return [entry for line in file if (entry := parsed(line))]
+    except OSError as error:
+        raise Fault(f"{METRICS} cannot be read ({error.strerror})") from error

@@ -1,0 +1,45 @@
+"""Means and their 95 % intervals: over seeds, over test tasks, and of differences task by task."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from functools import cache
+
+NORMAL = 1.96  # standard deviations, as result.json has it
+
+
+@cache
+def student_t(freedom: int) -> float:
+    """The t that a Student variable of so many degrees of freedom exceeds in size in 5 % of cases."""
+    low, high = 0.0, 13.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if within(middle, freedom) < 0.95 else (low, middle)
+    return (low + high) / 2
+
+
+def within(t: float, freedom: int) -> float:
+    """The probability that a Student variable lies between -t and t (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, square = math.sin(angle), math.cos(angle) ** 2
+    odd = freedom % 2
+    term = math.cos(angle) if odd else 1.0
+    total = 0.0
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= square * k / (k + 1)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total
+
+
+def over_seeds(values: Sequence[float]) -> float | None:
+    """Half of the 95 % interval of the mean by Student's t; None for a single value."""
+    if len(values) < 2:
+        return None
+    return student_t(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+def over_tasks(values: Sequence[float]) -> float:
+    """Half of the 95 % interval of the mean over test tasks, as `Evaluation.ci95` has it."""
+    return NORMAL * statistics.pstdev(values) / math.sqrt(len(values))

@@ -1,0 +1,39 @@
+"""Several evaluations side by side: for people, and as results.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from metarun.evaluation import spelt
+from metarun.records import csv_table
+
+TABLE = "results.csv"
+VARIED = ("dataset", "split", "ways", "shots", "inner_loop")
+COLUMNS = (
+    *VARIED,
+    *("queries", "metric", "mean", "ci95", "tasks", "loss", "calibration_error"),
+    *("untrained_mean", "untrained_ci95", "head"),
+)
+
+
+def as_csv(results: Sequence[dict[str, Any]]) -> bytes:
+    """A line for each evaluation; empty where it has no such value."""
+    rows = []
+    for result in results:
+        untrained = {f"untrained_{name}": result["untrained"][name] for name in ("mean", "ci95")}
+        found = {**result, **untrained}
+        rows.append(["" if found.get(name) is None else found[name] for name in COLUMNS])
+    return csv_table(COLUMNS, rows)
+
+
+def as_text(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Aligned lines, the first of which names the columns."""
+    metric = results[0]["metric"]
+    varied = [name for name in VARIED if results[0][name] is not None]
+    rows = [[*varied, metric, "untrained"]]
+    for result in results:
+        means = (spelt(metric, part["mean"], part["ci95"]) for part in (result, result["untrained"]))
+        rows.append([*(str(result[name]) for name in varied), *means])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip() for row in rows]

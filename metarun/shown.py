@@ -1,0 +1,113 @@
+"""What a run shows in TensorBoard beside its loss and metric: at each validation, and after the test.
+
+Nothing of it reaches the run: no random number is drawn, no parameter changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+
+from metarun import closeup
+from metarun.curves import Picture, Shown
+from metarun.data.sampler import ImageSource
+from metarun.evaluation import Evaluation, evaluation_tasks
+from metarun.meta import MetaLearner, evaluate_tasks, one_by_one
+from metarun.schema import Settings
+from metarun.task import Task
+from metarun.task_pictures import fits, images, metric_by_step
+from metarun.work import Work
+
+PICTURED = 3  # tasks of the validation
+TASKS = 8  # of the validation, whose mean is shown
+TRAIN_TASKS = 8  # of the last meta-batch, at most
+PICTURES = 10  # of a kind and run: TensorBoard shows as many
+STEPS = 10  # inner steps that are shown beside the start
+POINTS = 200  # of a curve
+
+
+def of_validation(work: Work, step: int, found: Evaluation) -> dict[str, Shown]:
+    """What there is to see at outer step `step`, whose validation found this; by its name in TensorBoard."""
+    judged = {"training": last_meta_batch(work, step), "validation": found}
+    shown: dict[str, Shown] = {}
+    for name, one in judged.items():
+        for k in spread(one.steps):
+            shown[f"{one.metric}_by_inner_step/{name}_{k}"] = one.by_step[k]
+    learner = replace(work.learner, inner_loop=work.eval_inner_loop)
+    shown.update(of_method(work, learner))
+    if pictured(work.settings, step):
+        shown["by_inner_step/validation"] = Picture(metric_by_step(f"at step {step}", judged))
+        shown.update(of_tasks(work, learner, step))
+    return shown
+
+
+def of_test(tested: Evaluation, untrained: Evaluation | None, best: dict[str, Any] | None) -> dict[str, Shown]:
+    """What there is to see of a run's end; `Result` stands first in TensorBoard's table of runs."""
+    known = {"trained": tested, **({"untrained": untrained} if untrained else {})}
+    curves = metric_by_step(f"on {len(tested.values)} test tasks", known)
+    shown: dict[str, Shown] = {
+        f"Result/test_{tested.metric}": tested.mean,
+        "Result/test_ci95": tested.ci95,
+        "by_inner_step/test": Picture(curves),
+    }
+    if best is not None:
+        shown[f"Result/validation_best_{tested.metric}"] = float(best["mean"])
+    return shown
+
+
+def last_meta_batch(work: Work, step: int) -> Evaluation:
+    """The tasks that outer step `step` learned from, judged after it."""
+    count = min(work.settings.meta_batch, TRAIN_TASKS)
+    tasks, own = work.tasks((step - 1) * work.settings.meta_batch, count)
+    losses, measures = evaluate_tasks(work.learner, work.parameters, tasks, own, work.vectorised)
+    metric = work.source.metric
+    return Evaluation(metric, measures[metric].double().cpu(), losses.double().cpu())
+
+
+def of_method(work: Work, learner: MetaLearner) -> dict[str, Shown]:
+    """Scalars by their mean over tasks; larger tensors as the first task's distribution, and its mean as a curve."""
+    tasks, own = evaluation_tasks(learner, work.source, "val", 0, TASKS, work.eval_shape)
+    seen = closeup.shown(learner, work.parameters, tasks, own)
+    shown: dict[str, Shown] = {}
+    for name, first in seen[0].items():
+        if first.dim() == 0:
+            shown[name] = fmean(float(one[name]) for one in seen)
+        else:
+            shown[name] = first.cpu().numpy()
+            shown[f"mean_{name}"] = float(first.mean())
+    return shown
+
+
+def of_tasks(work: Work, learner: MetaLearner, step: int) -> dict[str, Shown]:
+    """Pictures of the first validation tasks: images with the classes found, or a curve and its fits."""
+    shape, source = work.eval_shape, work.source
+    steps = [learner.inner_loop]
+    if not isinstance(source, ImageSource):
+        shape, steps = shape._replace(queries=POINTS), spread(learner.inner_loop)
+    tasks, own = evaluation_tasks(learner, source, "val", 0, PICTURED, shape)
+    outputs = closeup.outputs(learner, work.parameters, tasks, own, steps, work.vectorised).float().cpu()
+    if isinstance(source, ImageSource):
+        support, query = source.pictures(tasks.support_data), source.pictures(tasks.query_data)
+        tasks = tasks._replace(support_data=support, query_data=query)
+    shown: dict[str, Shown] = {}
+    for number, (task, said) in enumerate(zip(one_by_one(Task(*map(Tensor.cpu, tasks))), outputs, strict=True)):
+        title = f"validation task {number} at step {step}"
+        if isinstance(source, ImageSource):
+            shown[f"tasks/{number}"] = Picture(images(title, task, said[-1].argmax(-1)))
+        else:
+            shown[f"tasks/{number}"] = Picture(fits(title, task, said, steps))
+    return shown
+
+
+def pictured(settings: Settings, step: int) -> bool:
+    """Whether the validation at `step` has pictures: the last one, and others so that PICTURES are drawn at most."""
+    before = step - settings.eval.every
+    return step * PICTURES // settings.iterations > before * PICTURES // settings.iterations
+
+
+def spread(last: int) -> list[int]:
+    """0 .. last, or where that is more than STEPS, some of them at equal distances."""
+    return sorted({round(number * last / STEPS) for number in range(STEPS + 1)})

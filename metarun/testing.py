@@ -1,0 +1,152 @@
+"""The final test: the test tasks with the best parameters and with untrained ones, and what is left of it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from metarun import __version__, checkpoint, chosen, heads, hparams, shown
+from metarun.curves import Curves
+from metarun.data import Shape
+from metarun.data.sampler import ImageSource
+from metarun.details import Details
+from metarun.evaluation import Evaluation
+from metarun.groups import Pretrain, Sinusoid
+from metarun.interrupt import noted_signals
+from metarun.paired import DRAWN, TASKS, write_tasks
+from metarun.records import write_result
+from metarun.schema import Settings, flat
+from metarun.team import Team
+from metarun.work import Work
+
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def testing(tasks: int, where: Callable[[], str]) -> Iterator[Callable[[int], None]]:
+    """What is to be told of each lot of tasks, of which there are `tasks`, trained and untrained.
+
+    It raises Stopped where a signal asks for it, with what `where` adds.
+    """
+    with noted_signals() as stop, tqdm(total=2 * tasks, desc="testing", unit="task", disable=None) as bar:
+
+        def progress(done: int) -> None:
+            bar.update(done)
+            stop.raise_if_asked(f"in the final test{where()}")
+
+        yield progress
+
+
+def test(
+    team: Team, folder: Path, path: Path, untrained: dict[str, Any] | None, progress: Callable[[int], None]
+) -> dict[str, Any]:
+    """The test tasks with a checkpoint's parameters and with untrained ones: what result.json holds, and tables."""
+    content = checkpoint.load(path)
+    work = team.work
+    split, tasks = work.settings.eval.split, work.settings.eval.tasks
+    details = None
+    if work.settings.eval.details and isinstance(work.source, ImageSource):
+        details = Details(work.source, split, work.eval_shape)
+    work.restore(work.fitting(content, str(path)), str(path))
+    tested = team.evaluate(split, tasks, progress, *([details.add] if details else []))
+    baseline = None
+    if untrained is not None:
+        work.restore(untrained, "untrained")
+        baseline = team.evaluate(split, tasks, progress)
+    write_tasks(folder / TASKS, tested.metric, tested.values[:, -1].tolist())
+    found = {**result(work, content, path, tested, baseline), "engine": chosen.in_short(team)}
+    with closing(Curves(folder / "tensorboard", first=None)) as curves:
+        curves.add(shown.of_test(tested, baseline, content["best"]), int(content["step"]))
+        curves.sync()
+    if details:
+        details.write(folder)
+        found |= details.summary()
+    log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
+    what, which = title(work, few_shot(work, work.eval_shape)), "test" if split == "test" else "validation"
+    log.info("%s: %s %s on %d tasks (untrained: %s)", what, which, tested, tasks, baseline or "not known")
+    return found
+
+
+def finish(folder: Path, settings: Settings, found: dict[str, Any], began: float) -> dict[str, Any]:
+    """Write what was found, with the time that it took; returns both."""
+    seconds = time.perf_counter() - began
+    hparams.write(folder, settings, seconds)
+    result = {**found, "seconds": round(seconds, 3)}
+    write_result(folder, result)
+    return result
+
+
+def few_shot(work: Work, shape: Shape) -> str:
+    return f"{shape.ways}-way {shape.shots}-shot" if work.source.metric == "accuracy" else f"{shape.shots}-shot"
+
+
+def trained_on(work: Work) -> str:
+    if isinstance(work.settings.method, Pretrain) and isinstance(work.source, ImageSource):
+        return f"{work.source.training_classes} classes"
+    return few_shot(work, work.train_shape)
+
+
+def title(work: Work, task: str) -> str:
+    """What is learned, in words."""
+    s = work.settings
+    order = "" if s.use_second_order else "first-order "
+    norm = "" if work.batch_norm == "none" else f", {work.batch_norm} batch norm"
+    network = getattr(s.backbone, "network", s.backbone.name)
+    precision = "" if s.engine.precision == "float32" else f", {s.engine.precision}"
+    return f"{order}{s.method.name} on {s.dataset.name}, {task}, {network}{norm}{precision}"
+
+
+def drawn_from(work: Work) -> str:
+    """What the test tasks are a function of, besides their number: where it is the same, so are they."""
+    shape, s = work.eval_shape, work.settings
+    classes = f"{work.source.class_split}, {shape.ways}-way " if work.source.class_split else ""
+    curves = f"frequency {s.dataset.frequency}, " if isinstance(s.dataset, Sinusoid) else ""
+    return f"{s.dataset.name} {classes}{curves}{shape.shots}-shot, {shape.queries} queries, {s.eval.split}"
+
+
+def result(
+    work: Work, content: dict[str, Any], path: Path, tested: Evaluation, untrained: Evaluation | None
+) -> dict[str, Any]:
+    """What result.json holds; accuracy is a fraction."""
+    s = work.settings
+    classes = work.source.metric == "accuracy"
+    return {
+        "dataset": s.dataset.name,
+        "method": s.method.name,
+        "backbone": s.backbone.name,
+        "network": getattr(s.backbone, "network", None),
+        "ways": work.eval_shape.ways if classes else None,
+        "shots": work.eval_shape.shots,
+        "queries": work.eval_shape.queries,
+        "split": s.eval.split,
+        "class_split": work.source.class_split,
+        "inner_loop": work.eval_inner_loop,
+        "inner_learning_rate": s.inner_learning_rate,
+        "use_second_order": s.use_second_order,
+        "metric": tested.metric,
+        **tested.summary(),
+        "loss": tested.loss,
+        "untrained": untrained and untrained.summary(),
+        "start": s.start,
+        "validation": content["best"],
+        "trained_on": content["config"]["dataset"]["name"],
+        "trained_ways": s.ways if classes else None,
+        "head": heads.said(s) if classes else "as trained",
+        DRAWN: drawn_from(work),
+        "batch_norm": work.batch_norm,
+        "seed": s.seed,
+        "iterations": content["step"],
+        "skipped_steps": content["skipped"],
+        "checkpoint": str(path.resolve()),
+        "seconds": 0.0,
+        "metarun": __version__,
+        "torch": str(torch.__version__),
+        "settings": flat(s),
+    }

@@ -1,0 +1,79 @@
+"""Intervals against published tables and against their own definition."""
+
+from __future__ import annotations
+
+import random
+import statistics
+
+import pytest
+from report_runs import run, tasks
+
+from metarun.report import found, paired
+from metarun.report.compare import blocks
+from metarun.report.intervals import over_seeds, over_tasks, student_t
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"), [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (30, 2.042), (1000, 1.962)]
+)
+def test_student_s_t_is_that_of_the_tables(freedom: int, expected: float) -> None:
+    assert student_t(freedom) == pytest.approx(expected, abs=5e-4)
+
+
+def test_the_interval_over_seeds_holds_the_mean_in_95_of_100_cases() -> None:
+    draw = random.Random(0)
+    held = 0
+    for _ in range(4000):
+        seeds = [draw.gauss(7, 2) for _ in range(3)]
+        interval = over_seeds(seeds)
+        assert interval is not None
+        held += abs(statistics.fmean(seeds) - 7) <= interval
+    assert held / 4000 == pytest.approx(0.95, abs=0.012)
+    assert over_seeds([1.0]) is None
+
+
+def test_differences_are_task_by_task_over_the_mean_of_the_seeds(tmp_path) -> None:
+    draw = random.Random(1)
+    hard = [draw.gauss(0.5, 0.2) for _ in range(50)]
+    values = {}
+    for method, gain in (("maml", 0.0), ("l2f", 0.05)):
+        for seed in (0, 1):
+            own = [task + gain + draw.gauss(0, 0.02) for task in hard]
+            folder = run(tmp_path / f"{method}{seed}", seed, statistics.fmean(own), method, tasks=50)
+            tasks(folder, own)
+            values[method, seed] = own
+    (block,), _ = blocks(found.read(found.folders(str(tmp_path))).runs)
+    (pair,), told = paired.differences(block)
+    each = [
+        (values["maml", 0][i] + values["maml", 1][i] - values["l2f", 0][i] - values["l2f", 1][i]) / 2 for i in range(50)
+    ]
+    assert (block.label(pair.best), block.label(pair.other), pair.tasks, told) == ("l2f", "maml", 50, [])
+    assert pair.mean == pytest.approx(statistics.fmean(each))
+    assert pair.interval == pytest.approx(over_tasks(each))
+    assert pair.clear and pair.interval < 0.3 * min(pair.best_interval, pair.other_interval)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "is missing"),
+        ("task,mse\n0,1\n", "does not begin with task,accuracy"),
+        ("", "does not begin"),
+        ("task,accuracy\n0,1\n2,1\n", "line 3 is not task 1"),
+        ("task,accuracy\n0,nan\n", "line 2 is not task 0 with a finite"),
+        ("task,accuracy\n0,1,2\n", "line 2 is not task 0"),
+        ("task,accuracy\n0,0.5\n", "has 1 tasks of 4"),
+        ("task,accuracy\n0,0.5\n1,0.5\n2,0.5\n3,0.6\n", "is of another test, its mean is 0.525 and the result's 0.5"),
+    ],
+)
+def test_a_table_of_tasks_that_cannot_be_used_is_told(tmp_path, content: str | None, reason: str) -> None:
+    for method in ("maml", "l2f"):
+        mean = 0.5 if method == "maml" else 0.6
+        tasks(run(tmp_path / method, method=method, mean=mean), [mean] * 4)
+    if content is None:
+        (tmp_path / "maml/tasks.csv").unlink()
+    else:
+        (tmp_path / "maml/tasks.csv").write_text(content)
+    (block,), _ = blocks(found.read(found.folders(str(tmp_path))).runs)
+    pairs, told = paired.differences(block)
+    assert not pairs and len(told) == 1 and "maml/tasks.csv" in told[0] and reason in told[0]

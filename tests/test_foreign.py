@@ -1,0 +1,67 @@
+"""Data sets that a network did not learn, brought into the form of what it did."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import small_data
+import torch
+from PIL import Image
+
+from metarun.data import IMAGES, Places, load
+from metarun.data.look import Look, pixels
+from metarun.errors import UserError
+from metarun.foreign import form_for, form_learned
+from metarun.groups import CifarFs, Folder, Glyphs, Sinusoid
+
+CPU = torch.device("cpu")
+PICTURES = {"size": 9, "channels": 1, "inverted": True, "normalise": True, "mean": [0.25], "deviation": [0.5]}
+
+
+def content(pictures: Any = PICTURES, **dataset: Any) -> dict[str, Any]:
+    return {"config": {"dataset": dataset}, "pictures": pictures}
+
+
+def test_pictures_look_like_those_that_were_learned(tmp_path: Path) -> None:
+    small_data.pictures(tmp_path / "own", [f"class {i}" for i in range(5)])
+    like = form_for(Folder(root=str(tmp_path / "own")), content(name="glyphs"), "run", CPU)
+    assert like is not None
+    places = Places(tmp_path, tmp_path / "cache", False)
+    options = {"root": str(tmp_path / "own"), "size": 64, "grey": False, "seed": 0, "normalise": False, "augment": []}
+    found: Any = load("folder", places, CPU, like, **options)
+    assert found.input_shape == (1, 9, 9) and found.normalise
+    assert (found.set.mean, found.set.deviation) == ((0.25,), (0.5,))
+    file = tmp_path / "own" / "class 3" / "1.png"
+    number = found.set.names.index("class 3")
+    expected = pixels(file, Look(9, 1, inverted=True))
+    np.testing.assert_array_equal(found.set.images[found.set.first[number] + 1], expected)
+    assert expected.mean() != np.asarray(Image.open(file)).mean()
+    own: Any = load("folder", places, CPU, **options)  # is kept beside it
+    assert own.input_shape == (3, 64, 64) and not own.normalise
+
+
+def test_what_was_learned_stays_as_it_is() -> None:
+    assert form_for(CifarFs(split="mine.json"), content(name="cifar_fs", root=None), "run", CPU) is None
+    assert form_for(Folder(root="a", size=9), content(name="folder", root="a"), "run", CPU) is None
+    assert form_for(Folder(root="b"), content(name="folder", root="a"), "run", CPU) is not None
+
+
+def test_curves_are_no_pictures() -> None:
+    for dataset, name in ((Glyphs(), "sinusoid"), (Sinusoid(), "glyphs")):
+        with pytest.raises(UserError, match=rf"dataset={dataset.name}: checkpoint run learned {name}"):
+            form_for(dataset, content(None, name=name), "run", CPU)
+
+
+def test_a_checkpoint_that_does_not_say() -> None:
+    with pytest.raises(UserError, match="does not say what its pictures look like"):
+        form_learned({}, "run", CPU)
+    with pytest.raises(UserError, match="is damaged"):
+        form_learned(content({**PICTURES, "size": 0}), "run", CPU)
+
+
+def test_every_data_set_of_pictures_can_be_brought_into_another_form() -> None:
+    assert all("look" in inspect.signature(read).parameters for read in IMAGES.values())

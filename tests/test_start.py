@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from metarun import checkpoint, start
+from metarun.backbones import MLP
+from metarun.errors import UserError
+from metarun.groups import Maml, Mlp, Sinusoid
+from metarun.schema import Settings
+from metarun.team import Team
+from metarun.training import Training
+from metarun.work import Work, build
+
+
+def work(method: object = None, **backbone: object) -> Work:
+    options = {"hidden": [4, 3], **backbone}
+    return build(
+        Settings(dataset=Sinusoid(), backbone=Mlp(**options), method=method or Maml(), inner_loop=1, device="cpu")  # type: ignore[arg-type]
+    )
+
+
+def other(hidden: tuple[int, ...] = (4, 3), outputs: int = 7) -> dict[str, Tensor]:
+    """The weights of another network, with a head of its own."""
+    torch.manual_seed(5)
+    return MLP((1,), outputs, hidden).state_dict()
+
+
+class Normed(nn.Sequential):
+    """A state_dict with the buffers of a norm beside its weights."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("form", ["state_dict", "parameters", "older torch", "nested", "safetensors"])
+def test_a_file_of_weights_gives_the_body(tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture) -> None:
+    path, weights = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pt"), other()
+    if form == "safetensors":
+        save_file(weights, path)
+    elif form == "parameters":
+        torch.save({name: nn.Parameter(tensor) for name, tensor in weights.items()}, path)
+    else:
+        torch.save({"state_dict": weights} if form == "nested" else weights, path)
+    if form == "older torch":
+        content = path.read_bytes()  # a part of another name is none
+        path.write_bytes(content.replace(b"w/byteorder", b"w/bytewhat?"))
+    one = work()
+    head = {name: tensor.clone() for name, tensor in one.parameters.theta.items() if name.startswith("layers.2")}
+    with caplog.at_level("INFO"):
+        start.take(one, path)
+    for name, tensor in one.parameters.theta.items():
+        assert torch.equal(tensor, head[name] if name in head else weights[name]), name
+    assert "beginning with the body of" in caplog.text
+
+
+def test_the_statistics_of_norms_are_left_out() -> None:
+    names = {name for name, _ in Normed().named_parameters()}
+    assert set(start.weights(Normed().state_dict(), "start=x")) == names
+
+
+def test_what_a_method_learned_beside_is_left_out_or_refused(tmp_path: Path) -> None:
+    from metarun.groups import L2f, Msgd, Mtnet, Warpgrad
+
+    names = [name for name in other() if not name.startswith("layers.2")]
+    for method in (L2f(), Msgd(), Mtnet(), Warpgrad()):
+        training = Training(Team(work(method)), tmp_path)
+        checkpoint.save(tmp_path / "run.pt", training.content())
+        taking = work()
+        if isinstance(method, (Mtnet, Warpgrad)):
+            with pytest.raises(UserError, match=f"run.pt: was learned by method={method.name}, .* another method"):
+                start.take(taking, tmp_path / "run.pt")
+        else:
+            with torch.no_grad():
+                training.work.parameters.theta[names[0]].fill_(7)
+            checkpoint.save(tmp_path / "run.pt", training.content())
+            start.take(taking, tmp_path / "run.pt")
+            assert (taking.parameters.theta[names[0]] == 7).all()
+
+
+REFUSED = {
+    "narrow": (lambda: other((4, 2)), r"layers.1.weight is \[2, 4\] instead of \[3, 4\]; layers.1.bias is \[2\]"),
+    "shallow": (lambda: other((4,)), r"layers.1.weight is \[7, 4\] instead of"),
+    "deep": (lambda: other((4, 3, 3)), r"layers.3.weight is unknown"),
+    "counts": (
+        lambda: {"layers.0.weight": torch.ones(4, 1, dtype=torch.int64)},
+        "layers.0.weight is no tensor of weights",
+    ),
+    "words": (lambda: {"epoch": 3, **other()}, "epoch is no tensor of weights"),
+    "list": (lambda: [torch.ones(2)], "holds no weights by their names"),
+    "old": (lambda: {"theta": {}, "format": 1}, "nor a run of this version"),
+    "none": (lambda: {}, "layers.0.weight is missing"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_not_the_body_s_is_told_by_its_tensors(tmp_path: Path, name: str) -> None:
+    make, told = REFUSED[name]
+    torch.save(make(), tmp_path / f"{name}.pt")
+    one = work()
+    before = one.snapshot()
+    with pytest.raises(UserError, match=rf"start=.*{name}.pt: .*{told}"):
+        start.take(one, tmp_path / f"{name}.pt")
+    assert all(torch.equal(tensor, before["theta"][name]) for name, tensor in one.parameters.theta.items())
+
+
+def test_torch_s_old_form_is_told(tmp_path: Path) -> None:
+    torch.save(other(), tmp_path / "w.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(UserError, match=r"w.pth: .*torch's old form, .*torch.save\(torch.load\(FILE\), FILE\)"):
+        start.take(work(), tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("suffix", ["pt", "safetensors"])
+def test_a_damaged_file_is_told(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"w.{suffix}").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    save = save_file if suffix == "safetensors" else torch.save
+    save(other(), tmp_path / f"w.{suffix}")  # type: ignore[operator]
+    content = (tmp_path / f"w.{suffix}").read_bytes()
+    (tmp_path / f"w.{suffix}").write_bytes(content[:-9])
+    with pytest.raises(UserError, match=rf"start=.*w.{suffix}: "):
+        start.take(work(), tmp_path / f"w.{suffix}")
+
+
+def test_a_network_that_computes_something_else_is_refused(tmp_path: Path) -> None:
+    training = Training(Team(work()), tmp_path)
+    content = training.content()
+    content["config"]["backbone"]["colour"] = 3  # a key that both have
+    checkpoint.save(tmp_path / "run.pt", content)
+    start.take(work(), tmp_path / "run.pt")
+    content["config"]["backbone"]["hidden"] = [4, 3, 3]
+    checkpoint.save(tmp_path / "run.pt", content)
+    with pytest.raises(UserError, match=r"backbone.hidden=\[4, 3, 3\], here it is \[4, 3\]; give the same"):
+        start.take(work(), tmp_path / "run.pt")
+    checkpoint.save(tmp_path / "run.pt", {**content, "config": 3})
+    with pytest.raises(UserError, match="its settings are damaged"):
+        start.take(work(), tmp_path / "run.pt")
+
+
+def test_a_head_alone_has_no_body(tmp_path: Path) -> None:
+    torch.save(other(), tmp_path / "w.pt")
+    with pytest.raises(UserError, match="the network is a head alone"):
+        start.take(work(hidden=[]), tmp_path / "w.pt")
