@@ -324,6 +324,10 @@ def of_engine(s: Settings) -> Iterator[str]:
         yield f"engine.segment={engine.segment}: is read by engine.meta_gradient=mixed only; leave it out, or give both"
     if engine.tasks == "compiled" and engine.meta_gradient == "mixed":
         yield "engine.tasks=compiled: engine.meta_gradient=mixed is not compiled; leave out one of the two"
+    if engine.tasks == "compiled" and engine.precision != "float32":
+        yield f"engine.tasks=compiled: engine.precision={engine.precision} is not compiled; leave out one of the two"
+    if engine.precision == "tf32" and s.device == "cpu":
+        yield "engine.precision=tf32: is of GPUs, and device=cpu is none; give engine.precision=float32 or bfloat16"
     if not isinstance(method, Warpgrad) or s.mode != "train":
         return
     if engine.tasks not in ("auto", "looped") and method.objective == "trajectory":

@@ -1,4 +1,4 @@
-"""How a run computes: chosen from the model and the device, or forced by `engine.*`; never changes what is computed."""
+"""How a run computes: chosen from the model and the device, or forced by `engine.*`; changes nothing but rounding."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from metarun.errors import UserError
 from metarun.methods import Method, Tensors
 from metarun.norm import BatchNorm, batch_statistics, recorded
 from metarun.objective import Objective, State
+from metarun.precision import full, layers_in
 
 Measures = dict[str, Tensor]
 
@@ -28,6 +29,17 @@ class MetaLearner:
     inner_loop: int = 5
     use_second_order: bool = True
     norm: BatchNorm = BatchNorm()
+    precision: str = "float32"  # of the network's layers: `engine.precision`
+    tied: bool = field(init=False)  # whether a tensor of the model has two names; looked up here, not at each forward
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tied", has_tied_tensors(self.model))
+
+
+def has_tied_tensors(model: nn.Module) -> bool:
+    parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
+    tensors = [id(tensor) for _, tensor in (*parameters, *buffers)]
+    return len(set(tensors)) < len(tensors)
 
 
 def support_weights(learner: MetaLearner, theta: Tensors, phi: Tensors, taken: int) -> Tensors:
@@ -48,8 +60,9 @@ def query_weights(learner: MetaLearner, theta: Tensors, phi: Tensors, support_da
 
 def run_model(learner: MetaLearner, weights: Tensors, data: Any) -> Any:
     """The network's output on `data`."""
-    with batch_statistics(learner.model):
-        return functional_call(learner.model, weights, (data,))
+    with batch_statistics(learner.model), layers_in(learner.precision, next(iter(weights.values()))):
+        output = functional_call(learner.model, weights, (data,), tie_weights=learner.tied)
+    return full(output) if learner.precision == "bfloat16" else output
 
 
 def evaluate_objective(

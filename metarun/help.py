@@ -22,7 +22,7 @@ HEADINGS = {  # the key that each part of the list begins with
     "runs": "Report",
     "eval.tasks": "Evaluation",
     "save.every": "Checkpoints",
-    "engine.tasks": "Engine: how it computes, never what",
+    "engine.tasks": "Engine: how it computes; precision alone changes what",
 }
 
 OPENING = """\

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun import on_cpu
+from metarun.precision import full
 
 Tensors = dict[str, Tensor]
 
@@ -43,6 +44,7 @@ class Norm(nn.Module):
         self.seen: list[Tensor] | None = None  # mean and variance of what it is given, while they are recorded
 
     def forward(self, x: Tensor) -> Tensor:
+        x = full(x)  # statistics of bfloat16 would have its error
         if self.running_mean is not None and self.running_var is not None:
             scale = self.weight * (self.running_var + self.eps).rsqrt()
             return x * scale[:, None, None] + (self.bias - self.running_mean * scale)[:, None, None]
@@ -64,8 +66,8 @@ def max_pool(x: Tensor, norm: nn.Module) -> Tensor:
         return F.max_pool2d(norm(x), 2)
     if not isinstance(norm, Norm) or norm.groups is not None or norm._forward_hooks:  # such as a warp layer's
         return on_cpu.max_pool(norm(x))
-    sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0).to(x.dtype)  # the maximum of -x is not that of x
-    pooled = on_cpu.max_pool(on_cpu.batch_norm(x, norm.eps, sign))
+    sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0).to(norm.weight.dtype)  # the maximum of -x is not that of x
+    pooled = on_cpu.max_pool(on_cpu.batch_norm(full(x), norm.eps, sign))
     return pooled * (norm.weight * sign)[:, None, None] + norm.bias[:, None, None]
 
 

@@ -28,6 +28,7 @@ from metarun.methods import Parameters, Tensors
 from metarun.norm import is_transductive
 from metarun.objective import classification_among
 from metarun.own_pictures import Pictures, listed, read_query, read_support
+from metarun.precision import set_precision
 from metarun.records import csv_table
 from metarun.schema import Settings
 from metarun.task import Task
@@ -88,6 +89,7 @@ def prediction(settings: Settings, content: dict[str, Any], path: str) -> Predic
         name = "inner_loop" if settings.eval.inner_loop is None else "eval.inner_loop"
         raise UserError(f"{name}=0: mode=predict learns its classes in the inner loop; give it one step or more")
     device = choose_device(settings.device)
+    set_precision(settings.engine.precision, device)
     source = source_of(content, settings, path, device)
     classes, support = read_support(str(settings.support), source.set.look)
     places = settings.query if isinstance(settings.query, list) else [settings.query]

@@ -62,6 +62,11 @@ class Engine:
     workers: int | None = key(
         None, "processes that share the tasks; null: as many as pay; torchrun starts its own", least=1, most=1024
     )
+    precision: str = key(
+        "float32",
+        "of the network's layers; all but float32 change the result beyond rounding, tf32 is for GPUs",
+        choices=("float32", "tf32", "bfloat16"),
+    )
 
 
 @dataclass

@@ -173,7 +173,8 @@ def require_same(now: Settings, folder: Path) -> None:
         return
     saved = flat(rebuild(saved_config(checkpoint.newest(folder)), str(folder)))
     for name, value in flat(now).items():
-        if name not in ELSEWHERE and not name.startswith("engine.") and saved.get(name) != value:
+        free = name in ELSEWHERE or (name.startswith("engine.") and name != "engine.precision")
+        if not free and saved.get(name) != value:
             raise UserError(
                 f"resume=auto: the run in {nearby(folder)} has {name}={saved.get(name)}, not {value}; "
                 "start it with the same settings, or in another folder"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import platform
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,12 +16,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from metarun import __version__, processes
+from metarun import processes
 from metarun.data import likeness
 from metarun.data.source import SPLITS
 from metarun.errors import RunFailure
@@ -48,20 +46,6 @@ class Team:
         on_gpu = seat.size > 1 and work.device.type == "cuda"
         self.midway = False  # in a step that all share
         self.group: Any = dist.new_group(backend="nccl", timeout=NCCL_PATIENCE) if on_gpu else None
-
-    def how(self) -> dict[str, Any]:
-        """What the last bits of the result depend on, as a checkpoint holds it."""
-        return {
-            "device": self.work.device.type,
-            "tasks": "vectorised" if self.work.compiled and self.work.compiled.failed else self.work.how_tasks,
-            "meta_gradient": self.work.settings.engine.meta_gradient,
-            "processes": self.seat.size,
-            "threads": self.work.threads,
-            "metarun": __version__,
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        }
 
     def compiles(self, step: int, second_order: bool) -> bool:
         """Whether the meta-batch of that step and order is compiled first."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from metarun import __version__, checkpoint, ensemble, heads, hparams, shown
+from metarun import __version__, checkpoint, chosen, ensemble, heads, hparams, shown
 from metarun.curves import Curves
 from metarun.data import Shape
 from metarun.data.sampler import ImageSource
@@ -69,7 +69,8 @@ def test(
         work.restore(untrained, "untrained")
         baseline = team.evaluate(split, tasks, progress)
     write_tasks(folder / TASKS, tested.metric, tested.values[:, -1].tolist())
-    found = {**result(work, content, path, tested, baseline), "ensemble": len(members) or 1}
+    found = result(work, content, path, tested, baseline)
+    found |= {"ensemble": len(members) or 1, "engine": chosen.in_short(team)}
     with closing(Curves(folder / "tensorboard", first=None)) as curves:
         curves.add(shown.of_test(tested, baseline, content["best"]), int(content["step"]))
         curves.sync()
@@ -109,7 +110,8 @@ def title(work: Work, task: str) -> str:
     norm = "" if work.batch_norm == "none" else f", {work.batch_norm} batch norm"
     network = getattr(s.backbone, "network", s.backbone.name)
     rates = f" with learned rates ({s.learn_lr})" if s.learn_lr else ""
-    return f"{order}{s.method.name}{rates} on {s.dataset.name}, {task}, {network}{norm}"
+    precision = "" if s.engine.precision == "float32" else f", {s.engine.precision}"
+    return f"{order}{s.method.name}{rates} on {s.dataset.name}, {task}, {network}{norm}{precision}"
 
 
 def drawn_from(work: Work) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun import checkpoint, ensemble, generators, health, offline, shown
+from metarun import checkpoint, chosen, ensemble, generators, health, offline, shown
 from metarun.compiled import Compiled
 from metarun.data import likeness, order
 from metarun.errors import RunFailure, UserError
@@ -57,7 +57,8 @@ class Training:
     def content(self) -> dict[str, Any]:
         return {
             "config": dataclasses.asdict(self.work.settings),
-            "how": self.team.how(),
+            "how": chosen.how(self.team),
+            "why": chosen.why(self.team),  # for people; nothing reads it
             "pictures": likeness.of(self.work.source),
             "step": self.step,
             "best": self.best,
@@ -101,7 +102,7 @@ class Training:
             self.skipped, self.skipped_in_a_row = int(content["skipped"]), int(content["skipped_in_a_row"])
             generators.restore(content["generators"])
             self.restore_optimizer(content["optimizer"])
-            self.tell_differences(dict(content["how"]))
+            self.tell_differences({"precision": "float32", **content["how"]})  # older ones do not say
             alike = judged_alike(content["config"]["eval"], dataclasses.asdict(self.work.settings.eval))
             best = content["best"] and validation(content["best"])
             top = [validation(entry) for entry in content.get("top", ())]
@@ -126,14 +127,15 @@ class Training:
 
     def tell_differences(self, before: dict[str, Any]) -> None:
         """Say where the run computes otherwise than it did, so that it does not end equal to the last bit."""
-        now = self.team.how()
+        now = chosen.how(self.team)
         differ = [
             f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value
         ]
         if differ:
+            within = "only within rounding" if before["precision"] == now["precision"] else "and not within rounding"
             log.warning(
-                "from here on the run is not exactly what it would have been, only within rounding: %s",
-                "; ".join(differ),
+                "from here on the run is not exactly what it would have been, %s: %s",
+                *(within, "; ".join(differ)),
             )
 
     def outer_step(self) -> dict[str, float]:

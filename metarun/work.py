@@ -29,6 +29,7 @@ from metarun.mixed import MixedTask
 from metarun.norm import BatchNorm, is_transductive, per_step
 from metarun.objective import classification, classification_by, regression
 from metarun.outer_step import outer_step
+from metarun.precision import set_precision
 from metarun.running import Running
 from metarun.schema import Settings
 from metarun.seat import ALONE, Seat
@@ -47,6 +48,7 @@ class Work:
     parameters: Parameters  # the model's own tensors, which training changes in place
     device: torch.device
     how_tasks: str  # "looped", "vectorised" or "compiled"
+    why_tasks: str  # the reason, in a few words
     threads: int  # of each operation
     batch_norm: str  # what the norm layers' statistics are; stands beside every result
     compiled: Compiled | None  # the outer step
@@ -218,6 +220,7 @@ def build(
         UserError: the device, the data or the shape of the tasks cannot be had, or the checkpoint does not fit.
     """
     device = choose_device(settings.device, seat)
+    set_precision(settings.engine.precision, device)
     keep_freed_memory()
     content = {} if taking is None else checkpoint.load(taking)
     like = None if form is None else likeness.source_like(form, device)
@@ -233,18 +236,20 @@ def build(
         require_same_shapes(settings, source, content, str(taking))
     learner = build_learner(heads.wide(settings), source, device)
     mixed = settings.engine.meta_gradient == "mixed"
-    compilable = settings.mode == "train" and learner.method.offline is None and not mixed and seat.size == 1
+    alone = not mixed and settings.engine.precision == "float32" and seat.size == 1
+    compilable = settings.mode == "train" and learner.method.offline is None and alone
     tasks, reason = choose_tasks(settings.engine.tasks, learner.model, device, settings.iterations if compilable else 0)
     threads = choose_threads(tasks != "looped", device, seat)
     who = f"{seat.size} processes, each on {device}" if seat.size > 1 else str(device)
     how = f"{tasks}, meta-gradient mixed" if mixed else tasks
+    how += "" if settings.engine.precision == "float32" else f", in {settings.engine.precision}"
     if tell:
         log.info("%s with %d thread%s, tasks %s: %s", who, threads, "s" if threads > 1 else "", how, reason)
     parameters, norm = learner.method.parameters, batch_norm(settings, learner.model)
     step = partial(outer_step, metric=source.metric, clip=settings.outer_clip)
     compiled = Compiled(learner, step) if tasks == "compiled" else None
     found = running.empty(learner) if learner.norm.rule == "per_step" else None
-    return Work(settings, source, learner, parameters, device, tasks, threads, norm, compiled, found)
+    return Work(settings, source, learner, parameters, device, tasks, reason, threads, norm, compiled, found)
 
 
 def load_source(settings: Settings, device: torch.device, like: Any = None) -> Source:
@@ -277,7 +282,8 @@ def build_learner(settings: Settings, source: Source, device: torch.device) -> M
         method = prepare(chosen.pop("name"), model, rate, settings.learn_lr, steps, **chosen)
     objective = OBJECTIVES[source.metric]
     steps = 0 if isinstance(settings.method, Pretrain) else settings.inner_loop
-    return MetaLearner(model, method, objective, objective, steps, settings.use_second_order, norm)
+    order, precision = settings.use_second_order, settings.engine.precision
+    return MetaLearner(model, method, objective, objective, steps, order, norm, precision)
 
 
 def require_same_shapes(settings: Settings, source: Source, content: dict[str, Any], name: str) -> None:

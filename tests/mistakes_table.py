@@ -58,6 +58,7 @@ CHOICES = [
     Mistake("batch_norm=running", ("batch_norm=running", "transductive, support, per_step")),
     Mistake("engine.meta_gradient=mix", ("engine.meta_gradient=mix", "unrolled, mixed")),
     Mistake("engine.meta_gradient=mixed engine.segment=0", ("engine.segment=0", "1 or more")),
+    Mistake("engine.precision=float16", ("engine.precision=float16", "float32, tf32, bfloat16")),
     Mistake("engine.tasks=loop", ("engine.tasks=loop", "vectorised, looped", "'looped'")),
     Mistake("learn_lr=true", ("learn_lr=True", "element, tensor, tensor_step, scalar")),
     Mistake("learn_lr=layer_step", ("learn_lr=layer_step", "'tensor_step'")),
@@ -163,6 +164,8 @@ TOGETHER = [
         "method=warpgrad method.objective=unrolled method.approximate=true",
         ("method.approximate=true", "method.objective=unrolled"),
     ),
+    Mistake("engine.tasks=compiled engine.precision=bfloat16", ("engine.precision=bfloat16", "not compiled")),
+    Mistake("engine.precision=tf32 device=cpu", ("engine.precision=tf32", "device=cpu", "float32 or bfloat16")),
     Mistake("engine.segment=10", ("engine.segment=10", "engine.meta_gradient=mixed")),
     Mistake(
         "method=warpgrad engine.meta_gradient=mixed engine.segment=10",

@@ -51,6 +51,21 @@ class Tanh(nn.Module):
         return self.second(self.first(x).tanh())
 
 
+class Twice(nn.Module):
+    """One layer, used twice; `tied`: written as two, whose weight is one tensor with two names."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3, bias=False, dtype=torch.float64)
+        self.tied = tied
+        if tied:
+            self.second = nn.Linear(3, 3, bias=False, dtype=torch.float64)
+            self.second.weight = self.first.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.second if self.tied else self.first)(self.first(x).tanh())
+
+
 class Normed(nn.Module):
     """A convolution, a norm layer with a random affine, and a linear head; smooth."""
 

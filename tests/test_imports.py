@@ -53,5 +53,5 @@ def test_hydra_stays_with_the_command_line() -> None:
 
 
 def test_the_meta_learner_knows_nothing_of_data_backbones_or_runs() -> None:
-    allowed = {"errors", "methods", "methods.slots", "norm", "objective", "task"}
+    allowed = {"errors", "methods", "methods.slots", "norm", "objective", "precision", "task"}
     assert imports()["forward"] <= allowed and imports()["meta"] <= allowed | {"forward"}

@@ -8,7 +8,7 @@ from functools import partial
 import pytest
 import torch
 from laws import finite_differences, largest_relative_error, no_noise
-from problems import NORMS, Normed, Quadratic, Tanh, quadratic_loss, quadratic_tasks, regression_tasks
+from problems import NORMS, Normed, Quadratic, Tanh, Twice, quadratic_loss, quadratic_tasks, regression_tasks
 from torch import nn
 from torch.utils._pytree import tree_map
 
@@ -104,6 +104,16 @@ def test_vectorised_is_looped(steps: int, order: bool) -> None:
     assert largest_relative_error(one, two) < 1e-12
     one, two = (evaluate_tasks(learner, parameters, tasks, vectorised) for vectorised in (True, False))
     assert largest_relative_error(one, two) < 1e-12
+
+
+@both_ways
+def test_a_tensor_with_two_names_is_one(vectorised: bool) -> None:
+    tasks, model, plain = regression_tasks(3, outputs=3), Twice(tied=True), Twice(tied=False)
+    plain.first.load_state_dict(model.first.state_dict())
+    learners = [learner_for(each) for each in (model, plain)]
+    assert [learner.tied for learner in learners] == [True, False]
+    one, two = (meta_gradient(learner, learner.method.parameters, tasks, vectorised) for learner in learners)
+    assert one[0].theta.keys() == {"first.weight"} and largest_relative_error(one, two) < 1e-12
 
 
 @both_ways

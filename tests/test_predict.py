@@ -30,7 +30,7 @@ from metarun.methods import METHODS, Parameters
 from metarun.own_pictures import Pictures
 from metarun.predict_picture import RIGHT, WRONG, draw
 from metarun.runner import run
-from metarun.schema import Eval, Settings
+from metarun.schema import Engine, Eval, Settings
 from metarun.widen import widened
 from metarun.work import build, build_learner
 
@@ -251,6 +251,15 @@ def test_what_cannot_be_read_is_left_out_of_the_query() -> None:
     assert Path("made/adapted.safetensors").read_bytes() == Path("whole/adapted.safetensors").read_bytes()
     told = Path("made/metarun.log").read_text()
     assert "left out, as they cannot be read: 2, new/a/0000.png (" in told and "new/b/zz.jpg (" in told
+
+
+def test_pictures_are_labelled_in_the_precision_of_the_run_or_in_another() -> None:
+    pictures(["a", "b"])
+    run_file = crafted(zero=False, engine=Engine(precision="bfloat16"))
+    half = predict(run_file, "support=known", "query=new")
+    full = predict(run_file, "support=known", "query=new", "engine.precision=float32")
+    assert half == predict(run_file, "support=known", "query=new", "engine.precision=bfloat16") != full
+    assert [float(row["a"]) for row in half] == pytest.approx([float(row["a"]) for row in full], abs=0.02)
 
 
 def test_the_queries_of_a_network_with_batch_norm_are_one_batch() -> None:

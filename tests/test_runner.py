@@ -39,6 +39,19 @@ def test_a_run_folder_explains_itself(tmp_path: Path) -> None:
     assert any((folder / "tensorboard").iterdir())
 
 
+def test_what_the_engine_chose_is_kept_with_its_reason(tmp_path: Path) -> None:
+    run(small(tmp_path, iterations=20, engine=Engine(tasks="looped", precision="bfloat16")), tmp_path / "run")
+    chosen = json.loads((tmp_path / "run" / "result.json").read_text())["engine"]
+    assert chosen.pop("threads") >= 1
+    assert chosen == {"tasks": "looped", "reason": "as asked for", "processes": 1, "precision": "bfloat16"}
+    path = checkpoint.newest(tmp_path / "run")
+    content = checkpoint.load(path)
+    assert content.pop("why") == "as asked for"
+    checkpoint.save(path, content)  # as one from before
+    run(small(tmp_path, iterations=40, resume="x"), tmp_path / "run")
+    assert "small layers" in checkpoint.load(checkpoint.newest(tmp_path / "run"))["why"]
+
+
 def test_a_run_repeats_to_the_bit_and_another_seed_differs(tmp_path: Path) -> None:
     for name, seed in [("one", 0), ("two", 0), ("three", 1)]:
         run(small(tmp_path, seed=seed), tmp_path / name)
