@@ -25,6 +25,7 @@ from metarun.forward import MetaLearner, query_weights, run_model
 from metarun.groups import Sinusoid
 from metarun.meta import OneTask, tape_gradient
 from metarun.methods import Parameters, Tensors
+from metarun.network import batch_norm, build_learner, build_model, require_same_shapes
 from metarun.norm import is_transductive
 from metarun.objective import classification_among
 from metarun.own_pictures import Pictures, listed, read_query, read_support
@@ -33,7 +34,7 @@ from metarun.records import csv_table
 from metarun.schema import Settings
 from metarun.task import Task
 from metarun.widen import Fixed, widened
-from metarun.work import batch_norm, build_learner, build_model, eval_inner_loop, require_same_shapes
+from metarun.work import eval_inner_loop
 
 log = logging.getLogger(__name__)
 

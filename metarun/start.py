@@ -20,7 +20,8 @@ from metarun.errors import UserError, nearby
 from metarun.groups import Torchvision
 from metarun.methods import Tensors
 from metarun.methods.partial import head_names
-from metarun.work import Work, build_model
+from metarun.network import build_model
+from metarun.work import Work
 
 log = logging.getLogger(__name__)
 

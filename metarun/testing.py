@@ -23,7 +23,7 @@ from metarun.groups import Pretrain, Sinusoid
 from metarun.interrupt import noted_signals
 from metarun.paired import DRAWN, TASKS, write_tasks
 from metarun.records import write_result
-from metarun.schema import Settings, flat
+from metarun.schema import PRESENT, Settings, flat
 from metarun.team import Team
 from metarun.work import Work
 
@@ -161,5 +161,5 @@ def result(
         "seconds": 0.0,
         "metarun": __version__,
         "torch": str(torch.__version__),
-        "settings": flat(s),
+        "settings": {name: value for name, value in flat(s).items() if name not in PRESENT},
     }

@@ -21,7 +21,7 @@ from metarun.meta import Measures
 from metarun.methods import Parameters
 from metarun.outer_step import moments
 from metarun.records import Records
-from metarun.schema import Settings
+from metarun.schedule import learning_rate
 from metarun.task import Task
 from metarun.team import Team
 
@@ -303,11 +303,3 @@ def judged_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
 
 def numbers(content: dict[str, Any], *names: str) -> dict[str, float]:
     return {name: float(content[name]) for name in names}
-
-
-def learning_rate(settings: Settings, step: int) -> float:
-    """Of the outer optimiser before its step number `step` (from 0); cosine falls to its end."""
-    if settings.outer_schedule == "constant":
-        return settings.outer_learning_rate
-    end = settings.outer_learning_rate_end
-    return end + (settings.outer_learning_rate - end) * 0.5 * (1 + math.cos(math.pi * step / settings.iterations))

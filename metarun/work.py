@@ -10,24 +10,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarun import checkpoint, class_means, ensemble, heads, multi_step, running
-from metarun.backbones import BACKBONES
 from metarun.compiled import Compiled
 from metarun.data import Places, Shape, Source, likeness, load, noise
 from metarun.data.minibatches import minibatches
 from metarun.data.sampler import ImageSource
 from metarun.engine import channels_last, choose_device, choose_tasks, choose_threads, keep_freed_memory
-from metarun.errors import UserError
 from metarun.evaluation import EVALUATION_SEED, TASKS_AT_ONCE, evaluation_tasks
 from metarun.foreign import form_for
 from metarun.groups import Pretrain
 from metarun.meta import Kind, Measures, MetaLearner, OneTask, evaluate_tasks, meta_gradient
-from metarun.methods import Parameters, Tensors, prepare
+from metarun.methods import Parameters, Tensors
 from metarun.mixed import MixedTask
-from metarun.norm import BatchNorm, is_transductive, per_step
-from metarun.objective import classification, classification_by, regression
+from metarun.network import batch_norm, build_learner, build_model, options, require_same_shapes
+from metarun.objective import classification_by
 from metarun.outer_step import outer_step
 from metarun.precision import set_precision
 from metarun.running import Running
@@ -36,8 +34,6 @@ from metarun.seat import ALONE, Seat
 from metarun.task import Task
 
 log = logging.getLogger(__name__)
-
-OBJECTIVES = {"accuracy": classification, "mse": regression}
 
 
 @dataclass(frozen=True)
@@ -269,60 +265,11 @@ def require_tasks(settings: Settings, source: Source) -> None:
         source.check(split, eval_shape(settings), eval_names(settings))
 
 
-def build_learner(settings: Settings, source: Source, device: torch.device) -> MetaLearner:
-    """The network for a source's tasks, with its initial weights, and how it learns."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings.seed)
-        model = build_model(settings, source).to(device)
-        chosen = options(settings.method)
-        norm = BatchNorm("transductive" if batch_norm(settings, model) == "none" else settings.batch_norm)
-        if norm.rule == "per_step":
-            norm = per_step(model, settings.inner_loop)
-        rate, steps = settings.inner_learning_rate, settings.inner_loop
-        method = prepare(chosen.pop("name"), model, rate, settings.learn_lr, steps, **chosen)
-    objective = OBJECTIVES[source.metric]
-    steps = 0 if isinstance(settings.method, Pretrain) else settings.inner_loop
-    order, precision = settings.use_second_order, settings.engine.precision
-    return MetaLearner(model, method, objective, objective, steps, order, norm, precision)
-
-
-def require_same_shapes(settings: Settings, source: Source, content: dict[str, Any], name: str) -> None:
-    """Whether a checkpoint's parameters fit its settings, before a network is made: they may ask for any size.
-
-    Raises:
-        UserError: they do not.
-    """
-    saved = {kind: checkpoint.tensors(content, kind, name) for kind in Parameters._fields}
-    layers = len(getattr(settings.backbone, "hidden", ()))
-    if layers > len(saved["theta"]) + len(saved["phi"]):
-        raise UserError(
-            f"checkpoint {name}: of another architecture: backbone.hidden has {layers} layers, it has fewer"
-        )
-    with torch.device("meta"):  # shapes without memory
-        learner = build_learner(settings, source, torch.device("meta"))
-    for kind, tensors in learner.method.parameters._asdict().items():
-        checkpoint.require_same_shapes(tensors, saved[kind], name)
-
-
-def build_model(settings: Settings, source: Source) -> nn.Module:
-    backbone = options(settings.backbone)
-    outputs = source.outputs(settings.ways)
-    if isinstance(settings.method, Pretrain):
-        assert isinstance(source, ImageSource)
-        outputs = source.training_classes
-    return BACKBONES[backbone.pop("name")](source.input_shape, outputs, **backbone)
-
-
 def pretraining_tasks(source: Source, seed: int, first: int, count: int, size: int) -> tuple[Task, Tensor]:
     """Mini-batches of all training classes as the query sets of tasks without support."""
     assert isinstance(source, ImageSource)
     images, labels = minibatches(source, seed, first, count, size)
     return Task(images[:, :0], labels[:, :0], images, labels), images.new_empty(count, 0)
-
-
-def batch_norm(settings: Settings, model: nn.Module) -> str:
-    """What the norm layers' statistics are, or "none" where there is no batch norm."""
-    return settings.batch_norm if is_transductive(model) else "none"
 
 
 def train_shape(settings: Settings) -> Shape:
@@ -343,8 +290,3 @@ def eval_inner_loop(settings: Settings) -> int:
 def eval_names(settings: Settings) -> list[str]:
     """The keys that the sizes of an evaluation's tasks come from."""
     return [f"eval.{name}" if getattr(settings.eval, name) else name for name in ("ways", "shots", "queries")]
-
-
-def options(group: Any) -> dict[str, Any]:
-    """A group's keys as plain arguments."""
-    return dataclasses.asdict(group)

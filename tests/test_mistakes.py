@@ -18,7 +18,7 @@ from mistakes_files import prepare
 from mistakes_table import CONFIG, WORK, Mistake
 
 from metarun.backbones import BACKBONES
-from metarun.combinations import SIZES, modules
+from metarun.combinations import SIZES
 from metarun.data.glyphs import ALPHABETS, CHARACTERS, DRAWINGS
 from metarun.data.omniglot_splits import SPLITS as OMNIGLOT
 from metarun.data.source import SPLITS
@@ -26,6 +26,7 @@ from metarun.data.splits import published
 from metarun.errors import UserError
 from metarun.groups import GROUPS, Conv4, Mlp, Resnet12
 from metarun.methods import METHODS
+from metarun.network_combinations import modules
 from metarun.schema import LARGEST, Settings, check, keys
 
 RECORDS = (".lock", "metarun.log", "metrics.jsonl")  # of a run that was refused by what it read

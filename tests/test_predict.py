@@ -27,12 +27,13 @@ from metarun.evaluation import EVALUATION_SEED
 from metarun.groups import GROUPS, Conv4, Folder, Glyphs, Maml, Mlp, Sinusoid
 from metarun.meta import evaluate_tasks
 from metarun.methods import METHODS, Parameters
+from metarun.network import build_learner
 from metarun.own_pictures import Pictures
 from metarun.predict_picture import RIGHT, WRONG, draw
 from metarun.runner import run
 from metarun.schema import Engine, Eval, Settings
 from metarun.widen import widened
-from metarun.work import build, build_learner
+from metarun.work import build
 
 pytestmark = pytest.mark.usefixtures("alone")
 

@@ -20,8 +20,8 @@ from metarun import checkpoint, untrusted
 from metarun.data import likeness
 from metarun.errors import UserError
 from metarun.groups import Anil, Boil, Conv4, Glyphs, L2f, Maml, Mlp, Msgd, Mtnet, Warpgrad
+from metarun.network import build_learner, require_same_shapes
 from metarun.schema import Settings
-from metarun.work import build_learner, require_same_shapes
 
 MEBIBYTE = 2**20
 HARMLESS = {

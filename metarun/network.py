@@ -1,0 +1,77 @@
+"""A run's network and how it learns, made from its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from metarun import checkpoint
+from metarun.backbones import BACKBONES
+from metarun.data import Source
+from metarun.data.sampler import ImageSource
+from metarun.errors import UserError
+from metarun.forward import MetaLearner
+from metarun.groups import Pretrain
+from metarun.methods import Parameters, prepare
+from metarun.norm import BatchNorm, is_transductive, per_step
+from metarun.objective import classification, regression
+from metarun.schema import Settings
+
+OBJECTIVES = {"accuracy": classification, "mse": regression}
+
+
+def build_learner(settings: Settings, source: Source, device: torch.device) -> MetaLearner:
+    """The network for a source's tasks, with its initial weights, and how it learns."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        model = build_model(settings, source).to(device)
+        chosen = options(settings.method)
+        norm = BatchNorm("transductive" if batch_norm(settings, model) == "none" else settings.batch_norm)
+        if norm.rule == "per_step":
+            norm = per_step(model, settings.inner_loop)
+        rate, steps = settings.inner_learning_rate, settings.inner_loop
+        method = prepare(chosen.pop("name"), model, rate, settings.learn_lr, steps, **chosen)
+    objective = OBJECTIVES[source.metric]
+    steps = 0 if isinstance(settings.method, Pretrain) else settings.inner_loop
+    order, precision = settings.use_second_order, settings.engine.precision
+    return MetaLearner(model, method, objective, objective, steps, order, norm, precision)
+
+
+def require_same_shapes(settings: Settings, source: Source, content: dict[str, Any], name: str) -> None:
+    """Whether a checkpoint's parameters fit its settings, before a network is made: they may ask for any size.
+
+    Raises:
+        UserError: they do not.
+    """
+    saved = {kind: checkpoint.tensors(content, kind, name) for kind in Parameters._fields}
+    layers = len(getattr(settings.backbone, "hidden", ()))
+    if layers > len(saved["theta"]) + len(saved["phi"]):
+        raise UserError(
+            f"checkpoint {name}: of another architecture: backbone.hidden has {layers} layers, it has fewer"
+        )
+    with torch.device("meta"):  # shapes without memory
+        learner = build_learner(settings, source, torch.device("meta"))
+    for kind, tensors in learner.method.parameters._asdict().items():
+        checkpoint.require_same_shapes(tensors, saved[kind], name)
+
+
+def build_model(settings: Settings, source: Source) -> nn.Module:
+    backbone = options(settings.backbone)
+    outputs = source.outputs(settings.ways)
+    if isinstance(settings.method, Pretrain):
+        assert isinstance(source, ImageSource)
+        outputs = source.training_classes
+    return BACKBONES[backbone.pop("name")](source.input_shape, outputs, **backbone)
+
+
+def batch_norm(settings: Settings, model: nn.Module) -> str:
+    """What the norm layers' statistics are, or "none" where there is no batch norm."""
+    return settings.batch_norm if is_transductive(model) else "none"
+
+
+def options(group: Any) -> dict[str, Any]:
+    """A group's keys as plain arguments."""
+    return dataclasses.asdict(group)
