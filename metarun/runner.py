@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from metarun import checkpoint, hparams, processes, results_table, start, whole_files
+from metarun import checkpoint, processes, results_table, start, whole_files
 from metarun.data import Source
 from metarun.errors import RunFailure, UserError, nearby, pasteable
 from metarun.predict import predict
@@ -100,7 +100,6 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
         untrained = start.untrained(work, folder / "checkpoints", begins=resume_from is None)
         what = title(work, trained_on(work))
         log.info("training %s for %d iterations in %s", what, settings.iterations, nearby(folder))
-        hparams.write(folder, settings)
         best = train(team, folder, resume_from)
         if best is None:
             raise FloatingPointError(

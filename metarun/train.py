@@ -9,6 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from metarun import hparams
 from metarun.errors import nearby, pasteable
 from metarun.interrupt import noted_signals
 from metarun.records import Records
@@ -32,6 +33,7 @@ def train(team: Team, folder: Path, resume_from: Path | None = None) -> float | 
     if resume_from is not None:
         training.restore(resume_from)
         log.info("going on from %s", nearby(resume_from))
+    hparams.write(folder, settings)
     sitting, before = time.perf_counter(), training.seconds
     bar = tqdm(total=settings.iterations, initial=training.step, desc="training", unit="step", disable=None)
     go_on = f"which is saved; go on with {pasteable('resume', nearby(folder))}"
