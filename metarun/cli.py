@@ -69,17 +69,9 @@ def main() -> int:
         print(f"metarun: {str(stopped) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(stopped, "number", signal.SIGINT)
     except Exception as error:
-        if sweeps.was_told(error):
-            return worst(failures or [error])
-        if failure := plain(error):  # Hydra could not write down what was typed
-            tell(str(failure))
-            return 1
-        job_of_error = sweeps.of_job(error)
-        if not isinstance(error, TOLD if job_of_error else MISTAKES):
-            raise
-        tell(job_of_error + explain(error))
-        give_up(claimed)
-        return worst([error]) if job_of_error else 2
+        if not sweeps.was_told(error):
+            return refuse(error)
+        failures[:] = failures or [error]
     finally:
         sys.argv, os.environ["HYDRA_FULL_ERROR"] = typed, before
     try:
@@ -88,6 +80,19 @@ def main() -> int:
         failures.append(error)
         tell(str(error))
     return worst(failures)
+
+
+def refuse(error: Exception) -> int:
+    """Tell what ended the command, where a job has not yet; the exit status. Raises what is no mistake."""
+    if failure := plain(error):  # Hydra could not write down what was typed
+        tell(str(failure))
+        return 1
+    job_of_error = sweeps.of_job(error)
+    if not isinstance(error, TOLD if job_of_error else MISTAKES):
+        raise error
+    tell(job_of_error + explain(error))
+    give_up(claimed)
+    return worst([error]) if job_of_error else 2
 
 
 def job(config: DictConfig) -> float | None:

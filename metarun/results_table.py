@@ -21,7 +21,7 @@ def as_csv(results: Sequence[dict[str, Any]]) -> bytes:
     """A line for each evaluation; empty where it has no such value."""
     rows = []
     for result in results:
-        untrained = {f"untrained_{name}": result["untrained"][name] for name in ("mean", "ci95")}
+        untrained = {f"untrained_{name}": value for name, value in (result["untrained"] or {}).items()}
         found = {**result, **untrained}
         rows.append(["" if found.get(name) is None else found[name] for name in COLUMNS])
     return csv_table(COLUMNS, rows)
@@ -33,7 +33,8 @@ def as_text(results: Sequence[dict[str, Any]]) -> list[str]:
     varied = [name for name in VARIED if results[0][name] is not None]
     rows = [[*varied, metric, "untrained"]]
     for result in results:
-        means = (spelt(metric, part["mean"], part["ci95"]) for part in (result, result["untrained"]))
+        parts = (result, result["untrained"])
+        means = (spelt(metric, part["mean"], part["ci95"]) if part else "not known" for part in parts)
         rows.append([*(str(result[name]) for name in varied), *means])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip() for row in rows]
