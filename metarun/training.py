@@ -106,6 +106,7 @@ class Training:
             alike = judged_alike(content["config"]["eval"], dataclasses.asdict(self.work.settings.eval))
             best = content["best"] and validation(content["best"])
             top = [validation(entry) for entry in content.get("top", ())]
+            self.judged = validation(content["judged"]) if content.get("judged") else None
         if self.step > self.work.settings.iterations:
             raise UserError(f"iterations={self.work.settings.iterations}: the run is at step {self.step} already")
         if alike and best is not None and (lost := checkpoint.set_aside_if_damaged(checkpoint.best_path(self.folder))):
