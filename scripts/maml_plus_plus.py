@@ -99,7 +99,7 @@ def main() -> None:
             ends = [*words, f"iterations={steps}"]
             places |= dict(zip(scheduled, pool.map(lambda name: run(name, ends), scheduled), strict=True))
         results = dict(zip(places, pool.map(tested, places.values()), strict=True))
-    print("| | test | outer steps | of the best |\n| --- | --- | --- | --- |")
+    print("| | test | outer steps (to the last line of metrics) | of the best |\n| --- | --- | --- | --- |")
     for name, result in results.items():
         print(row(name, result))
         if name == "MAML":
