@@ -7,11 +7,10 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.func import vmap
 from torch.utils._pytree import tree_map
 
 from metarun.forward import MetaLearner, query_weights, run_model
-from metarun.meta import OneTask, functional_gradient, one_by_one, tape_gradient
+from metarun.meta import OneTask, functional_gradient, map_tasks, one_by_one, tape_gradient
 from metarun.methods import Parameters, Tensors
 from metarun.task import Task
 
@@ -29,10 +28,7 @@ def outputs(
         weights = [query_weights(learner, iterates[step], parameters.phi, task.support_data, step) for step in steps]
         return torch.stack([run_model(learner, each, task.query_data) for each in weights])
 
-    with torch.no_grad():  # which keeps no graph
-        if vectorised:
-            return vmap(of_task)(tasks, noise)
-        return torch.stack([of_task(task, own) for task, own in zip(one_by_one(tasks), noise, strict=True)])
+    return map_tasks(of_task, tasks, noise, vectorised)
 
 
 def shown(learner: MetaLearner, parameters: Parameters, tasks: Task, noise: Tensor) -> list[Tensors]:

@@ -24,6 +24,11 @@ def wide(settings: Settings) -> Settings:
     return replace(settings, ways=max(settings.ways, ways(settings)))
 
 
+def widens(settings: Settings) -> bool:
+    """Whether a checkpoint's head is too narrow; that of pretraining takes no part."""
+    return ways(settings) > settings.ways and not isinstance(settings.method, Pretrain)
+
+
 def said(settings: Settings) -> str:
     """Which head an evaluation has, as its result says."""
     if ways(settings) == settings.ways:
@@ -34,7 +39,7 @@ def said(settings: Settings) -> str:
 def fitting(
     settings: Settings, content: dict[str, Any], wanted: Parameters, network: Collection[str], name: str
 ) -> dict[str, Any]:
-    """A checkpoint's content with the parameters in the shapes of `wanted`; its own where the head is wide enough.
+    """A checkpoint's content with the parameters in the shapes of `wanted`, where the head is too narrow.
 
     Args:
         network: names of the network's own parameters, without what the method added.
@@ -42,8 +47,6 @@ def fitting(
     Raises:
         UserError: the method ties the outputs to each other.
     """
-    if ways(settings) <= settings.ways or isinstance(settings.method, Pretrain):  # which has a head of its own
-        return content
     saved = Parameters(*(checkpoint.tensors(content, kind, name) for kind in Parameters._fields))
     try:
         return {**content, **widened(saved, wanted, network)._asdict()}

@@ -16,7 +16,7 @@ import numpy as np
 
 from metarun import whole_files
 from metarun.errors import UserError, nearby
-from metarun.records import RESULT, read_result
+from metarun.run_files import RESULT, read_result
 
 TASKS = "tasks.csv"
 DRAWN = "test_tasks"  # of result.json: what they are drawn from
@@ -62,18 +62,26 @@ def read_tasks(path: Path) -> tuple[str, list[float]]:
         UserError: the file is missing, cannot be read or is no such table.
     """
     try:
-        head, *lines = path.read_text(encoding="utf-8").splitlines()
-        first, metric = head.split(",")
-        rows = [line.split(",") for line in lines]
-        if first != "task" or [number for number, _ in rows] != [str(i) for i in range(len(rows))] or not rows:
-            raise ValueError("its lines are not those of tasks 0, 1, ...")
-        return metric, [float(value) for _, value in rows]
+        return parsed(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(
             f"{nearby(path)}: cannot be read ({error.strerror}); metarun mode=evaluate checkpoint=RUN writes one"
         ) from error
     except ValueError as error:
         raise UserError(f"{nearby(path)}: no table of test tasks ({error}); evaluate the run again") from error
+
+
+def parsed(text: str) -> tuple[str, list[float]]:
+    """The same of a file's text. Raises ValueError where it is no such table."""
+    head, *lines = text.splitlines() or [""]
+    first, _, metric = head.partition(",")
+    rows = [line.split(",") for line in lines]
+    if first != "task" or not metric or not rows:
+        raise ValueError("does not begin with task,METRIC and a line for each task")
+    for number, row in enumerate(rows):
+        if len(row) != 2 or row[0] != str(number):
+            raise ValueError(f"line {number + 2} is not of task {number}")
+    return metric, [float(value) for _, value in rows]
 
 
 def difference(one: Path, other: Path) -> Difference:

@@ -105,10 +105,6 @@ def readable(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     return found
 
 
-def read_result(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / RESULT).read_text(encoding="utf-8"))
-
-
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     whole_files.write(folder / RESULT, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
 

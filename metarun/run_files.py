@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.jsonl"
@@ -17,3 +18,8 @@ def parsed(line: bytes) -> dict[str, Any] | None:
         return None
     known = isinstance(entry, dict) and type(entry.get("step")) is int and entry.get("split") in ("train", "val")
     return entry if known else None
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """Raises OSError or ValueError where it is missing or damaged."""
+    return json.loads((folder / RESULT).read_text(encoding="utf-8"))

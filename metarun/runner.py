@@ -16,8 +16,8 @@ from metarun import checkpoint, processes, results_table, start, whole_files
 from metarun.data import Source
 from metarun.errors import RunFailure, UserError, nearby, pasteable
 from metarun.predict import predict
-from metarun.records import read_result, write_result
-from metarun.run_files import RESULT
+from metarun.records import write_result
+from metarun.run_files import RESULT, read_result
 from metarun.schema import AUTO, Settings
 from metarun.several import expanded
 from metarun.sharing import workers

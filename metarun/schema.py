@@ -209,23 +209,19 @@ def check_pictures(settings: Settings) -> None:
         raise UserError("mode=predict needs support=DIR, a folder with a folder of pictures for each class")
     if settings.query is None:
         raise UserError("mode=predict needs query=DIR or query=[FILE,FILE], the pictures to label")
-    places = settings.query if isinstance(settings.query, list) else [settings.query]
-    if not places or not all(isinstance(place, str) for place in places):
-        raise UserError(
-            f"query={settings.query}: must be a folder, a file or a list of them, [FILE,FILE]; "
-            "a number as a name needs quotes, as in \"query='7'\""
-        )
+    check_places("query", settings.query, "a folder, a file or a list of them, [FILE,FILE]")
 
 
 def check_runs(settings: Settings) -> None:
     if settings.runs is None:
         raise UserError("mode=report needs runs=DIR or runs=[DIR,DIR], folders of runs or of sweeps")
-    folders = settings.runs if isinstance(settings.runs, list) else [settings.runs]
-    if not folders or not all(isinstance(folder, str) for folder in folders):
-        raise UserError(
-            f"runs={settings.runs}: must be a folder or a list of them, [DIR,DIR]; "
-            "a number as a name needs quotes, as in \"runs='7'\""
-        )
+    check_places("runs", settings.runs, "a folder or a list of them, [DIR,DIR]")
+
+
+def check_places(name: str, value: Any, wanted: str) -> None:
+    places = value if isinstance(value, list) else [value]
+    if not places or not all(isinstance(place, str) for place in places):
+        raise UserError(f"{name}={value}: must be {wanted}; a number as a name needs quotes, as in \"{name}='7'\"")
 
 
 def is_range(values: list[float]) -> bool:

@@ -49,8 +49,8 @@ class Team:
 
     def compiles(self, step: int, second_order: bool) -> bool:
         """Whether the meta-batch of that step and order is compiled first."""
-        multi_step = self.work.loss_weights(step) is not None
-        return self.work.compiled is not None and self.work.compiled.compiles(second_order, multi_step)
+        compiled = self.work.compiled
+        return compiled is not None and compiled.compiles(second_order, self.work.loss_weights(step) is not None)
 
     # --- the leader's side ---
 

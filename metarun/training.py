@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metarun import checkpoint, chosen, ensemble, generators, health, offline, shown
+from metarun.ahead import Ahead
 from metarun.compiled import Compiled
 from metarun.data import likeness, order
 from metarun.errors import RunFailure, UserError
@@ -22,13 +23,11 @@ from metarun.methods import Parameters
 from metarun.outer_step import moments
 from metarun.records import Records
 from metarun.schedule import learning_rate
-from metarun.task import Task
 from metarun.team import Team
 
 log = logging.getLogger(__name__)
 
 TRAIN_LINE_EVERY = 20  # outer steps that one training line of metrics.jsonl averages over
-DRAWN_AHEAD = 10  # meta-batches of a compiled step: ten at once take twice the time of one
 SKIPPED_IN_A_ROW = 100  # with skip_not_finite, so many end the run: it no longer learns
 
 
@@ -51,7 +50,7 @@ class Training:
         self.skipped_in_a_row = 0
         self.seconds = 0.0  # spent up to this step, over all sittings of this run
         self.optimizer = torch.optim.Adam(self.work.tensors, lr=self.work.settings.outer_learning_rate, fused=True)
-        self.drawn: dict[int, tuple[Task, Tensor]] = {}  # by step, a compiled one's tasks and noise
+        self.ahead = Ahead(self.work)  # the tasks of compiled steps
         generators.seed_all(self.work.settings.seed)
 
     def content(self) -> dict[str, Any]:
@@ -162,22 +161,13 @@ class Training:
         rate = self.set_learning_rate()
         state = self.work.parameters, moments(self.optimizer), torch.tensor(rate, device=self.work.device)
         weights = self.work.loss_weights(self.step)
-        told = compiled(self.second_order, *self.next_tasks(), *state, loss_weights=weights)
+        told = compiled(self.second_order, *self.ahead(self.step), *state, loss_weights=weights)
         finite, loss, value = told.tolist()
         if not finite:
             return {}
         self.work.parameters_change()
         self.step += 1
         return {"loss": loss, self.work.source.metric: value}
-
-    def next_tasks(self) -> tuple[Task, Tensor]:
-        """The step's tasks and noise, of which those of some steps are drawn at once."""
-        if self.step not in self.drawn:
-            count = self.work.settings.meta_batch
-            many, own = self.work.tasks(self.step * count, DRAWN_AHEAD * count)
-            lots = zip(*(side.split(count) for side in many), own.split(count), strict=True)
-            self.drawn = {self.step + number: (Task(*lot), noise) for number, (*lot, noise) in enumerate(lots)}
-        return self.drawn[self.step]
 
     def offline_step(self) -> dict[str, float]:
         """The same for a method that learns from stored iterates: a step of phi for each, then one of theta."""

@@ -179,7 +179,10 @@ class Work:
 
     def fitting(self, content: dict[str, Any], name: str) -> dict[str, Any]:
         """A checkpoint's content for the head that the evaluation has. Raises UserError where the method ties it."""
-        network = dict(build_model(heads.wide(self.settings), self.source).named_parameters())
+        if not heads.widens(self.settings):
+            return content
+        with torch.device("meta"):  # its names alone
+            network = dict(build_model(heads.wide(self.settings), self.source).named_parameters())
         return heads.fitting(self.settings, content, self.parameters, network, name)
 
     def restore(self, content: dict[str, Any], name: str) -> None:

@@ -26,7 +26,7 @@ from metarun.groups import CifarFs, Conv4, Folder, Maml, Mtnet
 from metarun.interrupt import Stopped
 from metarun.meta import OneTask, tape_gradient
 from metarun.paired import difference, read_tasks
-from metarun.records import read_result
+from metarun.run_files import read_result
 from metarun.runner import run
 from metarun.schema import Engine, Eval, Settings
 from metarun.work import build

@@ -19,7 +19,7 @@ from metarun.data.minibatches import minibatches
 from metarun.groups import Anil, Conv4, Folder, Maml, Mlp, Mtnet, Pretrain
 from metarun.interrupt import Stopped
 from metarun.meta import meta_gradient
-from metarun.records import read_result
+from metarun.run_files import read_result
 from metarun.runner import run
 from metarun.schema import Engine, Eval, Save, Settings
 from metarun.work import build

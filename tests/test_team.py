@@ -18,7 +18,7 @@ from metarun import checkpoint
 from metarun.engine import choose_device
 from metarun.errors import RunFailure, UserError
 from metarun.groups import Warpgrad
-from metarun.records import read_result
+from metarun.run_files import read_result
 from metarun.runner import run
 from metarun.schema import Engine
 from metarun.seat import Seat

@@ -20,7 +20,6 @@ from metarun.run_files import METRICS, RESULT, parsed
 SIGNS = (RESULT, METRICS, "checkpoints", ".hydra")  # of a run folder: one of them is in it
 MARKED = re.compile(r"step-(\d+)\.pt")
 TESTED = ("train", "evaluate")  # modes that end with a test
-TASKS = "tasks.csv"
 MOST = 16 * 2**20  # bytes of a result.json or config.yaml: what is larger is none
 
 
@@ -45,7 +44,6 @@ class Run:
     untrained: float | None
     split: str  # "test", or what was evaluated instead
     trained_on: str  # the data set
-    tasks_file: str  # in its folder: the metric of each test task
     class_split: str | None
     batch_norm: str
     step: int  # of the checkpoint that was tested
@@ -185,7 +183,6 @@ def run_of(folder: Path, result: Mapping[str, Any]) -> Run:
         untrained=taker(untrained, RESULT)("mean", float, int, type(None)) if isinstance(untrained, dict) else None,
         split=take("split", str),
         trained_on=result.get("trained_on", take("dataset", str)),
-        tasks_file=Path(str(result.get("tasks_file", TASKS))).name,
         class_split=take("class_split", str, type(None)),
         batch_norm=take("batch_norm", str),
         step=take("iterations", int),

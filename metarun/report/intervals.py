@@ -1,4 +1,4 @@
-"""Means and their 95 % intervals: over seeds, over test tasks, and of differences task by task."""
+"""The 95 % interval of a mean over seeds."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import math
 import statistics
 from collections.abc import Sequence
 from functools import cache
-
-NORMAL = 1.96  # standard deviations, as result.json has it
 
 
 @cache
@@ -38,8 +36,3 @@ def over_seeds(values: Sequence[float]) -> float | None:
     if len(values) < 2:
         return None
     return student_t(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-
-
-def over_tasks(values: Sequence[float]) -> float:
-    """Half of the 95 % interval of the mean over test tasks, as `Evaluation.ci95` has it."""
-    return NORMAL * statistics.pstdev(values) / math.sqrt(len(values))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from metarun.paired import TASKS, paired, parsed
 from metarun.report.compare import Block, Group
 from metarun.report.found import Fault, Run, text
-from metarun.report.intervals import over_tasks
 
 ROUNDING = 1e-4  # of a mean over tasks in single precision, and to spare
 
@@ -57,8 +56,8 @@ def differences(block: Block) -> tuple[list[Difference], list[str]]:
 def difference(best: Group, other: Group, of_best: Sequence[float], of_other: Sequence[float]) -> Difference:
     """Of the metrics of the same tasks, in order."""
     each = [b - a for a, b in zip(of_best, of_other, strict=True)]
-    intervals = over_tasks(each), over_tasks(of_best), over_tasks(of_other)
-    return Difference(best, other, statistics.fmean(each), *intervals, len(each))
+    mean, interval = paired(each)
+    return Difference(best, other, mean, interval, paired(of_best)[1], paired(of_other)[1], len(each))
 
 
 def of_group(group: Group) -> list[float]:
@@ -69,21 +68,15 @@ def of_group(group: Group) -> list[float]:
 
 def of_run(run: Run) -> list[float]:
     """Its tasks.csv: each task's final metric. Raises Fault where it is missing, damaged or not of this run's test."""
-    path = run.folder / run.tasks_file
+    path = run.folder / TASKS
     if not path.is_file():
         raise Fault(f"{path} is missing")
-    rows = list(csv.reader(text(path).splitlines()))
-    if not rows or rows[0] != ["task", run.metric]:
-        raise Fault(f"{path}: does not begin with task,{run.metric}")
-    values = []
-    for number, row in enumerate(rows[1:]):
-        try:
-            task, value = row
-            if int(task) != number or not math.isfinite(float(value)):
-                raise ValueError
-        except ValueError:
-            raise Fault(f"{path}: line {number + 2} is not task {number} with a finite {run.metric}") from None
-        values.append(float(value))
+    try:
+        metric, values = parsed(text(path))
+    except ValueError as error:
+        raise Fault(f"{path}: {error}") from error
+    if metric != run.metric or not all(map(math.isfinite, values)):
+        raise Fault(f"{path}: is not of finite {run.metric}")
     if len(values) != run.tasks:
         raise Fault(f"{path}: has {len(values)} tasks of {run.tasks}")
     mean = statistics.fmean(values)

@@ -8,9 +8,10 @@ import statistics
 import pytest
 from report_runs import run, tasks
 
+from metarun.paired import paired as over
 from metarun.report import found, paired
 from metarun.report.compare import blocks
-from metarun.report.intervals import over_seeds, over_tasks, student_t
+from metarun.report.intervals import over_seeds, student_t
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_differences_are_task_by_task_over_the_mean_of_the_seeds(tmp_path) -> No
     ]
     assert (block.label(pair.best), block.label(pair.other), pair.tasks, told) == ("l2f", "maml", 50, [])
     assert pair.mean == pytest.approx(statistics.fmean(each))
-    assert pair.interval == pytest.approx(over_tasks(each))
+    assert pair.interval == pytest.approx(over(each)[1])
     assert pair.clear and pair.interval < 0.3 * min(pair.best_interval, pair.other_interval)
 
 
@@ -57,11 +58,11 @@ def test_differences_are_task_by_task_over_the_mean_of_the_seeds(tmp_path) -> No
     ("content", "reason"),
     [
         (None, "is missing"),
-        ("task,mse\n0,1\n", "does not begin with task,accuracy"),
+        ("task,mse\n0,1\n", "is not of finite accuracy"),
         ("", "does not begin"),
-        ("task,accuracy\n0,1\n2,1\n", "line 3 is not task 1"),
-        ("task,accuracy\n0,nan\n", "line 2 is not task 0 with a finite"),
-        ("task,accuracy\n0,1,2\n", "line 2 is not task 0"),
+        ("task,accuracy\n0,1\n2,1\n", "line 3 is not of task 1"),
+        ("task,accuracy\n0,nan\n", "is not of finite accuracy"),
+        ("task,accuracy\n0,1,2\n", "line 2 is not of task 0"),
         ("task,accuracy\n0,0.5\n", "has 1 tasks of 4"),
         ("task,accuracy\n0,0.5\n1,0.5\n2,0.5\n3,0.6\n", "is of another test, its mean is 0.525 and the result's 0.5"),
     ],
