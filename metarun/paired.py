@@ -7,12 +7,11 @@ is narrower than the runs' own suggest.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from metarun import whole_files
 from metarun.errors import UserError, nearby
@@ -45,8 +44,9 @@ class Difference:
 
 def paired(differences: Sequence[float]) -> tuple[float, float]:
     """Mean and half of its 95 % interval: 1.96 standard deviations over tasks / sqrt(tasks)."""
-    values = np.asarray(differences, dtype=float)
-    return float(values.mean()), float(1.96 * values.std() / math.sqrt(len(values)))
+    mean = statistics.fmean(differences)
+    square = statistics.fmean((each - mean) * (each - mean) for each in differences)
+    return mean, 1.96 * math.sqrt(square / len(differences))
 
 
 def write_tasks(path: Path, metric: str, values: Iterable[float]) -> None:
