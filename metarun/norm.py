@@ -43,6 +43,11 @@ class Norm(nn.Module):
         self.register_buffer("running_var", None)
         self.seen: list[Tensor] | None = None  # mean and variance of what it is given, while they are recorded
 
+    @property
+    def by_batch(self) -> bool:
+        """Whether it uses the statistics of the batch it is given and records none."""
+        return self.groups is None and self.running_mean is None and self.seen is None
+
     def forward(self, x: Tensor) -> Tensor:
         x = full(x)  # statistics of bfloat16 would have its error
         if self.running_mean is not None and self.running_var is not None:
@@ -53,22 +58,32 @@ class Norm(nn.Module):
             self.seen[:] = mean, variance
         if self.groups is not None:
             normal = F.group_norm(x, self.groups, eps=self.eps)
-        elif on_cpu.large(x):
-            normal = on_cpu.batch_norm(x, self.eps)
+        elif on_cpu.fits(x):
+            return on_cpu.normalised(x, self.weight, self.bias, self.eps, pool=False, slope=1.0)
         else:
             normal = F.batch_norm(x, None, None, training=True, eps=self.eps)
         return normal * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-def max_pool(x: Tensor, norm: nn.Module) -> Tensor:
-    """F.max_pool2d(norm(x), 2); where it is faster, the affine comes after the pool and touches a quarter of x."""
-    if not on_cpu.large(x):
-        return F.max_pool2d(norm(x), 2)
-    if not isinstance(norm, Norm) or norm.groups is not None or norm._forward_hooks:  # such as a warp layer's
-        return on_cpu.max_pool(norm(x))
-    sign = torch.where(norm.weight.detach() < 0, -1.0, 1.0).to(norm.weight.dtype)  # the maximum of -x is not that of x
-    pooled = on_cpu.max_pool(on_cpu.batch_norm(full(x), norm.eps, sign))
-    return pooled * (norm.weight * sign)[:, None, None] + norm.bias[:, None, None]
+def convolve(x: Tensor, layer: nn.Conv2d, norm: nn.Module) -> Tensor:
+    """layer(x), without the bias that `norm` behind it takes out again; its gradient is then exactly 0."""
+    if layer.bias is None or not (isinstance(norm, Norm) and norm.by_batch) or layer._forward_hooks:
+        return layer(x)
+    return layer._conv_forward(x, layer.weight, None)
+
+
+def block(x: Tensor, norm: nn.Module, pool: bool = False, slope: float = 0.0) -> Tensor:
+    """leaky_relu(max_pool2d(norm(x), 2), slope); pool: whether there is one."""
+    if isinstance(norm, Norm) and norm.by_batch and not norm._forward_hooks:  # such as a warp layer's
+        x = full(x)
+        if on_cpu.fits(x):
+            return on_cpu.normalised(x, norm.weight, norm.bias, norm.eps, pool, slope)
+    x = norm(x)
+    if pool and on_cpu.fits(x):
+        return on_cpu.pooled(x, slope)
+    if pool:
+        x = F.max_pool2d(x, 2)
+    return F.leaky_relu(x, slope) if slope else x.relu()  # behind the pool it is the same, on a quarter of the elements
 
 
 def norm_layer(kind: str, channels: int) -> nn.Module:

@@ -17,7 +17,7 @@ from metarun.compiled import Compiled
 from metarun.data import Places, Shape, Source, likeness, load, noise
 from metarun.data.minibatches import minibatches
 from metarun.data.sampler import ImageSource
-from metarun.engine import channels_last, choose_device, choose_tasks, choose_threads, keep_freed_memory
+from metarun.engine import choose_device, choose_tasks, choose_threads, keep_freed_memory
 from metarun.evaluation import EVALUATION_SEED, TASKS_AT_ONCE, evaluation_tasks
 from metarun.foreign import form_for
 from metarun.groups import Pretrain
@@ -138,10 +138,6 @@ class Work:
         norm = dataclasses.replace(learner.norm, statistics=self.running.tensors if self.running else None)
         learner = dataclasses.replace(learner, inner_loop=self.eval_inner_loop, norm=norm)
         tasks, own = evaluation_tasks(learner, self.source, split, first, count, self.eval_shape)
-        if not self.vectorised and self.device.type == "cpu" and tasks.query_data.dim() == 5:
-            tasks = tasks._replace(
-                support_data=channels_last(tasks.support_data), query_data=channels_last(tasks.query_data)
-            )
         if isinstance(self.settings.method, Pretrain):
             return class_means.evaluate(learner, self.parameters, tasks, self.eval_shape.ways)
         return evaluate_tasks(learner, self.parameters, tasks, own, self.vectorised)

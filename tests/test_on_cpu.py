@@ -1,23 +1,36 @@
-"""Batch norm and max-pool for large images: torch's values and derivatives of first and second order."""
+"""Batch norm, max-pool and activation as one operation: torch's values and derivatives of first and second order."""
 
 from __future__ import annotations
 
+import builtins
+import itertools
+import logging
 from collections.abc import Callable
+from typing import Any
 
+import numba
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun import on_cpu
-from metarun.norm import Norm, max_pool
+from metarun import kernels, on_cpu
+from metarun.norm import Norm, block, convolve
 
 SHAPE = (3, 4, 9, 7)  # of which the last row and column are in no square
-SIGN = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=torch.float64)
+EPS = 1e-5
+FORMS = list(itertools.product((True, False), (0.0, 0.1, 1.0)))  # with a max-pool or none, slope
+
+Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def torch_norm(x: Tensor) -> Tensor:
-    return F.batch_norm(x, None, None, training=True, eps=1e-5)
+def torchs(x: Tensor, weight: Tensor, bias: Tensor, pool: bool, slope: float) -> Tensor:
+    y = F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
+    return F.leaky_relu(F.max_pool2d(y, 2) if pool else y, slope)
+
+
+def ours(x: Tensor, weight: Tensor, bias: Tensor, pool: bool, slope: float) -> Tensor:
+    return on_cpu.normalised(x, weight, bias, EPS, pool, slope)
 
 
 def ties(x: Tensor) -> Tensor:
@@ -25,74 +38,210 @@ def ties(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
-PAIRS = {
-    "batch_norm": (lambda x: on_cpu.batch_norm(x, 1e-5), torch_norm),
-    "signed": (lambda x: on_cpu.batch_norm(x, 1e-5, SIGN), lambda x: torch_norm(x) * SIGN[:, None, None]),
-    "max_pool": (on_cpu.max_pool, lambda x: F.max_pool2d(x, 2)),
-    "ties": (lambda x: on_cpu.max_pool(ties(x)), lambda x: F.max_pool2d(ties(x), 2)),
-    "flat": (lambda x: on_cpu.max_pool(0 * x), lambda x: F.max_pool2d(0 * x, 2)),
-}
-
-
-def derivatives(function: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """The value, a gradient, and the gradient of a smooth function of that gradient."""
+def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """x, a weight of either sign, a bias."""
     torch.manual_seed(0)
-    x = torch.randn(SHAPE, dtype=torch.float64, requires_grad=True)
-    y = function(x)
-    (first,) = torch.autograd.grad((y * torch.randn_like(y) + y**3).sum(), x, create_graph=True)
-    (second,) = torch.autograd.grad((first * torch.randn_like(x) + first**2).sum(), x)
-    return [y, first, second]
+    given = torch.randn(SHAPE), torch.tensor([1.0, -0.5, 2.0, -1.5]), torch.randn(4)
+    return [tensor.to(dtype).requires_grad_() for tensor in given]
 
 
-@pytest.mark.parametrize("name", PAIRS)
-def test_it_is_torchs(name: str) -> None:
-    ours, theirs = PAIRS[name]
-    for found, expected in zip(derivatives(ours), derivatives(theirs), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+def derivatives(function: Function, dtype: torch.dtype = torch.float64) -> list[Tensor]:
+    """The value, its gradients, and those of a smooth function of the gradients."""
+    given = inputs(dtype)
+    y = function(*given)
+    first = torch.autograd.grad((y * torch.randn(y.shape, dtype=dtype) + y**3).sum(), given, create_graph=True)
+    again = sum((entry * torch.randn(entry.shape, dtype=dtype) + entry**2).sum() for entry in first)
+    assert isinstance(again, Tensor)
+    return [y, *first, *torch.autograd.grad(again, given)]
 
 
-@pytest.mark.parametrize("name", ["batch_norm", "max_pool"])
-def test_it_is_torchs_for_each_of_many(name: str) -> None:
-    ours, theirs = PAIRS[name]
-    x = torch.randn(2, *SHAPE, dtype=torch.float64)
-    found, expected = (
-        torch.func.vmap(torch.func.grad(lambda x, f=f: f(x).square().mul(torch.arange(4.0)[:, None, None]).sum()))(x)
-        for f in (ours, theirs)
+def require_same(one: Function, other: Function) -> None:
+    for found, expected in zip(derivatives(one), derivatives(other), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(("pool", "slope"), FORMS)
+@pytest.mark.parametrize("of", [lambda x: x, ties], ids=["", "ties"])
+def test_it_is_torchs(pool: bool, slope: float, of: Callable[[Tensor], Tensor]) -> None:
+    require_same(
+        lambda x, w, b: ours(of(x), w, b, pool, slope),
+        lambda x, w, b: torchs(of(x), w, b, pool, slope),
     )
-    torch.testing.assert_close(found, expected)
 
 
-def test_a_nan_stays() -> None:
-    for place in range(4):
-        x = torch.zeros(1, 1, 2, 2)
-        x.view(-1)[place] = float("nan")
-        assert on_cpu.max_pool(x).isnan().all()
+@pytest.mark.parametrize("slope", [0.0, 0.1])
+def test_a_pool_without_a_norm_is_torchs(slope: float) -> None:
+    require_same(
+        lambda x, w, b: on_cpu.pooled(ties(x * w[:, None, None] + b[:, None, None]), slope),
+        lambda x, w, b: F.leaky_relu(F.max_pool2d(ties(x * w[:, None, None] + b[:, None, None]), 2), slope),
+    )
 
 
-@pytest.mark.parametrize("weight", [torch.tensor([1.0, -0.5, 2.0, 0.0]), torch.ones(4)])
+@pytest.mark.parametrize(("pool", "slope"), FORMS)
+def test_finite_differences(pool: bool, slope: float) -> None:
+    given = inputs()
+    assert torch.autograd.gradcheck(lambda x, w, b: ours(x, w, b, pool, slope), given)
+    assert torch.autograd.gradgradcheck(lambda x, w, b: ours(x, w, b, pool, slope), given)
+
+
+def test_single_precision_where_the_mean_is_a_hundred_deviations() -> None:
+    def errors(function: Function) -> list[float]:
+        found, exact = (derivatives(each, torch.float32) for each in (far(function), far(in_double(function))))
+        return [float(((one - other).norm() / other.norm()).detach()) for one, other in zip(found, exact, strict=True)]
+
+    def far(function: Function) -> Function:
+        return lambda x, w, b: function(x + 100, w, b)
+
+    def in_double(function: Function) -> Function:
+        return lambda x, w, b: function(x.double(), w.double(), b.double()).float()
+
+    own, theirs = (errors(lambda x, w, b, f=f: f(x, w, b, True, 0.0)) for f in (ours, torchs))
+    assert all(one <= 4 * other + 1e-6 for one, other in zip(own, theirs, strict=True)), (own, theirs)
+
+
+def test_threads_share_the_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = derivatives(lambda x, w, b: ours(x, w, b, True, 0.0))
+    monkeypatch.setattr(on_cpu, "WORTH_SHARING", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    shared = derivatives(lambda x, w, b: ours(x, w, b, True, 0.0))
+    assert all(torch.equal(*pair) for pair in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("pool", [True, False])
+def test_a_nan_stays(place: int, pool: bool) -> None:
+    x = torch.zeros(1, 1, 2, 2)
+    x.view(-1)[place] = float("nan")
+    assert on_cpu.normalised(x, torch.ones(1), torch.zeros(1), EPS, pool, 0.0).isnan().all()
+
+
+@pytest.mark.parametrize("place", range(4))
+def test_a_nan_stays_without_a_norm(place: int) -> None:
+    x = torch.zeros(1, 1, 2, 2)
+    x.view(-1)[place] = float("nan")
+    assert on_cpu.pooled(x, 0.0).isnan().all()
+
+
+def test_gradients_and_inputs_of_any_layout() -> None:
+    def transposed(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        y = ours(x, w, b, True, 0.0)
+        return y.transpose(2, 3).contiguous().transpose(2, 3) * 2
+
+    require_same(transposed, lambda x, w, b: 2 * torchs(x, w, b, True, 0.0))
+    x = inputs()[0].transpose(2, 3)
+    assert not on_cpu.fits(x) and on_cpu.fits(x.contiguous())
+
+
+@pytest.mark.parametrize(("function", "message"), [(ours, "no third derivative"), (torchs, "3rd")])
+def test_a_third_derivative_is_refused_as_torchs_is(function: Callable[..., Tensor], message: str) -> None:
+    given = inputs()
+    y = function(*given, True, 0.0)
+    for _ in range(2):
+        y = torch.autograd.grad((y**3).sum(), given[0], create_graph=True)[0]
+    with pytest.raises(RuntimeError, match=message):
+        torch.autograd.grad((y**3).sum(), given[0])
+
+
+# --- which operation is taken ------------------------------------------------------------------------------
+
+
+def test_torch_func_and_compilers_see_torchs_operations() -> None:
+    norm = Norm("batch", 4)
+    x = torch.randn(2, *SHAPE)
+    seen = []
+
+    def loss(x: Tensor) -> Tensor:
+        seen.append(on_cpu.fits(x))
+        return block(x, norm, pool=True).square().sum()
+
+    found = torch.func.vmap(torch.func.grad(loss))(x)
+    assert seen == [False] and on_cpu.fits(x[0])
+    for one, gradient in zip(x, found, strict=True):
+        leaf = one.clone().requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(loss(leaf), leaf)[0], gradient)
+
+
 @pytest.mark.parametrize("hooked", [False, True])
-def test_the_pool_before_the_affine_is_the_pool_behind_it(
-    monkeypatch: pytest.MonkeyPatch, weight: Tensor, hooked: bool
+@pytest.mark.parametrize("kind", ["batch", "group", "none"])
+@pytest.mark.parametrize(("pool", "slope"), [(True, 0.0), (False, 0.1)])
+def test_a_block_is_its_parts(
+    monkeypatch: pytest.MonkeyPatch, kind: str, hooked: bool, pool: bool, slope: float
 ) -> None:
-    norm = Norm("batch", 4).double()
-    norm.weight = nn.Parameter(weight.double())
-    norm.bias = nn.Parameter(torch.randn(4, dtype=torch.float64))
+    norm = nn.Identity() if kind == "none" else Norm(kind, 4)
     if hooked:
         norm.register_forward_hook(lambda module, inputs, output: output.sin())
-    x, outwards = torch.randn(SHAPE, dtype=torch.float64), torch.randn(3, 4, 4, 3, dtype=torch.float64)
-    found = []
-    for least in (0, 10**9):
-        monkeypatch.setattr(on_cpu, "LARGE", least)
-        y = max_pool(x, norm)
-        found.append([y, *torch.autograd.grad((y * outwards).sum(), [norm.bias, norm.weight])])
-    for one, other in zip(found[0], found[1], strict=True):
-        if weight[3] == 0:  # every element is a maximum: where the gradient goes is open
-            one, other = one[..., :3] if one.dim() == 1 else one, other[..., :3] if other.dim() == 1 else other
-        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    norm.double()
+
+    def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        run = {} if kind == "none" else {"weight": w, "bias": b}
+        normal = torch.func.functional_call(Block(norm, pool, slope), {f"norm.{k}": v for k, v in run.items()}, (x,))
+        return normal + 0 * (w.sum() + b.sum())
+
+    def parts(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        with monkeypatch.context() as context:
+            context.setattr(on_cpu, "fits", lambda x: False)
+            return function(x, w, b)
+
+    require_same(function, parts)
 
 
-@pytest.mark.parametrize("norm", [nn.Identity(), Norm("group", 4)])
-def test_other_norms_are_pooled_as_they_are(monkeypatch: pytest.MonkeyPatch, norm: nn.Module) -> None:
-    monkeypatch.setattr(on_cpu, "LARGE", 0)
-    x = torch.randn(SHAPE)
-    torch.testing.assert_close(max_pool(x, norm), F.max_pool2d(norm(x), 2))
+class Block(nn.Module):
+    def __init__(self, norm: nn.Module, pool: bool, slope: float) -> None:
+        super().__init__()
+        self.norm, self.pool, self.slope = norm, pool, slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return block(x, self.norm, self.pool, self.slope)
+
+
+def test_a_bias_before_batch_norm_is_left_out_where_nothing_else_sees_it() -> None:
+    x, norm = torch.randn(2, 3, 6, 6), Norm("batch", 4)
+    layer = nn.Conv2d(3, 4, 3)
+    assert layer.bias is not None
+    inner = convolve(x, layer, norm)
+    torch.testing.assert_close(inner + layer.bias[:, None, None], layer(x))
+    torch.testing.assert_close(block(inner, norm), norm(layer(x)).relu())
+    for other in (nn.Identity(), Norm("group", 4)):
+        assert torch.equal(convolve(x, layer, other), layer(x))
+    norm.seen = []
+    assert torch.equal(convolve(x, layer, norm), layer(x))
+    norm.seen = None
+    layer.register_forward_hook(lambda module, inputs, output: output.square())
+    assert torch.equal(convolve(x, layer, norm), layer(x))
+
+
+# --- numba -------------------------------------------------------------------------------------------------
+
+
+def test_without_numba_it_is_torchs_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = builtins.__import__
+
+    def without(name: str, scope: Any = None, *others: Any) -> Any:
+        if name == "metarun" and others[1] == ("kernels",):
+            raise ImportError("Numba needs NumPy 2.4 or less")
+        return given(name, scope, *others)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    on_cpu.kernels.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING):
+            assert not on_cpu.fits(torch.zeros(SHAPE)) and not on_cpu.fits(torch.zeros(SHAPE))
+    finally:
+        on_cpu.kernels.cache_clear()
+    assert [record.message for record in caplog.records] == [
+        "batch norm and max-pool are torch's own, which is slower: Numba needs NumPy 2.4 or less"
+    ]
+
+
+def test_kernels_need_no_place_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = numba.njit
+
+    def nowhere(function: Any, cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compiled(function, **options)
+
+    monkeypatch.setattr(numba, "njit", nowhere)
+    assert kernels.kernel(lambda x: x + 1)(1) == 2

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from metarun.backbones.pictures import image_shape, initialise
 from metarun.errors import UserError
-from metarun.norm import max_pool, norm_layer
+from metarun.norm import block, convolve, norm_layer
 
 BLOCKS = 4
 
@@ -23,9 +23,7 @@ class Block(nn.Module):
         self.norm = norm_layer(norm, filters)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.convolution(x)
-        x = max_pool(x, self.norm) if self.pool else self.norm(x)
-        return x.relu()  # after the pool, where it is the same and touches a quarter of the elements
+        return block(convolve(x, self.convolution, self.norm), self.norm, self.pool)
 
 
 class Conv4(nn.Module):

@@ -11,12 +11,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.pictures import image_shape, initialise
 from metarun.errors import UserError
-from metarun.norm import norm_layer
+from metarun.norm import block, norm_layer
 
 STAGES = 4
 SLOPES = {"relu": 0.0, "leaky_relu": 0.1}  # of an activation's negative side
@@ -36,15 +35,11 @@ class Stage(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
-        for number, (convolution, norm) in enumerate(zip(self.convolutions, self.norms, strict=True)):
-            y = norm(convolution(y if number == 0 else self.activation(y)))
-        y = y + self.shortcut_norm(self.shortcut(x))
-        if self.pool:
-            y = F.max_pool2d(y, 2)
-        return self.activation(y)  # after the pool, where it is the same and touches a quarter of the elements
-
-    def activation(self, x: Tensor) -> Tensor:
-        return F.leaky_relu(x, self.slope) if self.slope else x.relu()
+        *inner, (convolution, norm) = zip(self.convolutions, self.norms, strict=True)
+        for each, its_norm in inner:
+            y = block(each(y), its_norm, slope=self.slope)
+        y = norm(convolution(y)) + self.shortcut_norm(self.shortcut(x))
+        return block(y, nn.Identity(), self.pool, self.slope)
 
 
 class ResNet12(nn.Module):

@@ -80,7 +80,7 @@ def test_methods_learn_all_of_it_vectorised_as_looped(method: str) -> None:
     learned = METHODS[method](model, 1e-3, **options)
     one = learning(model, learned, regression_tasks(2, (1, 28, 28), outputs=2, each=4), 1)
     looped = one.judged(False)
-    assert largest_relative_error(one.judged(True), looped) < 1e-7
+    assert largest_relative_error(one.judged(True), looped) < 1e-5  # weights moved by 4e-16 move it by as much
     assert all(float(tensor.abs().max()) > 0 for tensor in tree_leaves(looped[0]))
 
 
