@@ -112,7 +112,7 @@ def competing(work: Work, peers: Iterable[str]) -> list[str]:
     """The contenders of those peers that can do this work."""
     if work.kind == "draw":
         return []
-    names = [name for peer in peers for name in PEERS[peer]]
+    names = [name for peer in peers if peer != "jax" or work.jax for name in PEERS[peer]]
     if work.kind == "evaluate":
         return [name for name in names if name in EVALUATED]
     return [name for name in names if name != "JAX, scanned" or not work.convolutional]

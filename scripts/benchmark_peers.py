@@ -5,7 +5,6 @@ The affine of norm layers does not adapt, here as in metarun; all of it is learn
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from importlib import import_module
@@ -14,61 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benchmark_contender import Contender, Problem, read
+from benchmark_contender import Contender, read
+from benchmark_networks import network
 from torch import Tensor, nn
 from torch.func import functional_call
 
 Task = tuple[Tensor, Tensor, Tensor, Tensor]  # support data and target, query data and target
 Tensors = dict[str, Tensor]
-
-
-# --- the networks, their weights under metarun's names -----------------------------------------------------
-
-
-class Block(nn.Module):
-    def __init__(self, channels: int, filters: int) -> None:
-        super().__init__()
-        self.convolution = nn.Conv2d(channels, filters, 3, padding=1)
-        self.norm = nn.BatchNorm2d(filters, track_running_stats=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(F.relu(self.norm(self.convolution(x))), 2)
-
-
-class Conv4(nn.Module):
-    def __init__(self, channels: int, size: int, filters: int, outputs: int) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*(Block(filters if number else channels, filters) for number in range(4)))
-        self.head = nn.Linear(filters * (size // 16) ** 2, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(x).flatten(1))
-
-
-class Mlp(nn.Module):
-    def __init__(self, widths: list[int]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(widths[i], widths[i + 1]) for i in range(len(widths) - 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        *hidden, last = self.layers
-        for layer in hidden:
-            x = F.relu(layer(x))
-        return last(x)
-
-
-def network(problem: Problem, device: str) -> nn.Module:
-    """With the weights that metarun starts from."""
-    spec = problem.spec
-    shape, backbone = spec["input_shape"], spec["backbone"]
-    if backbone["name"] == "mlp":
-        if device == "cpu":
-            torch.set_num_threads(1)  # layers as small as these only lose by more
-        made: nn.Module = Mlp([math.prod(shape), *backbone["hidden"], spec["outputs"]])
-    else:
-        made = Conv4(shape[0], shape[1], backbone["filters"], spec["outputs"])
-    made.load_state_dict({name: torch.from_numpy(value) for name, value in problem.parameters.items()})
-    return made.to(device)
 
 
 # --- an outer step, made of what each peer does with a task ------------------------------------------------

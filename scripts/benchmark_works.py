@@ -17,7 +17,11 @@ from metarun.data.source import SPLITS
 from metarun.evaluation import EVALUATION_SEED
 from metarun.work import build
 
-BATCHES = {"mlp": 50, "conv4": 4}  # meta-batches that the peers have ready, and go through again and again
+BATCHES = {
+    "mlp": 50,
+    "conv4": 4,
+    "resnet12": 2,
+}  # meta-batches that the peers go through again and again
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,12 @@ class Work:
 
     @property
     def convolutional(self) -> bool:
-        return any(word.startswith("backbone=conv4") for word in self.words)
+        return any(word.startswith(("backbone=conv4", "backbone=resnet12")) for word in self.words)
+
+    @property
+    def jax(self) -> bool:
+        """Whether its network is written down for JAX."""
+        return "backbone=resnet12" not in self.words
 
 
 SINE = ("dataset=sinusoid", "shots=10", "queries=10", "meta_batch=25", "inner_learning_rate=0.01")
@@ -40,15 +49,19 @@ GLYPHS = ("dataset=glyphs", "backbone=conv4", "shots=1", "queries=5", "eval.quer
 SMALL = (*GLYPHS, "inner_learning_rate=0.01", "outer_schedule=constant")
 FOLDER = ("dataset=folder", "backbone=conv4_narrow", "shots=1", "queries=15", "eval.queries=15", "meta_batch=2")
 LARGE = (*FOLDER, "inner_loop=5", "inner_learning_rate=0.01", "outer_schedule=constant")
+DEEP = ("dataset=folder", "backbone=resnet12", "shots=1", "queries=5", "eval.queries=5", "meta_batch=2", "inner_loop=5")
+RESNET = (*DEEP, "inner_learning_rate=0.01", "outer_schedule=constant")
 FIRST = "use_second_order=false"
 SMALL_TITLE = "Conv4-64, 28x28x1, 5-way 1-shot, 5 queries a class, 4 tasks, 5 steps"
 LARGE_TITLE = "Conv4-32, 84x84x3, 5-way 1-shot, 15 queries a class, 2 tasks, 5 steps"
+DEEP_TITLE = "ResNet-12, 32x32x3, 5-way 1-shot, 5 queries a class, 2 tasks, 5 steps"
 
 WORKS = (
     Work("sine1", "sinusoid, MLP 40-40, 25 tasks, 10 shots, 10 queries, 1 step", (*SINE, "inner_loop=1")),
     Work("sine5", "sinusoid, MLP 40-40, 25 tasks, 10 shots, 10 queries, 5 steps", (*SINE, "inner_loop=5")),
     Work("conv28", SMALL_TITLE, SMALL),
     Work("conv84", LARGE_TITLE, LARGE, pictures=84),
+    Work("resnet12", DEEP_TITLE, RESNET, pictures=32),
     Work("conv28-first-order", f"{SMALL_TITLE}, first order", (*SMALL, FIRST)),
     Work("conv84-first-order", f"{LARGE_TITLE}, first order", (*LARGE, FIRST), pictures=84),
     Work("conv28-evaluate", f"evaluation: {SMALL_TITLE}", SMALL, "evaluate"),
