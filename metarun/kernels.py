@@ -4,34 +4,54 @@
 
 Numba compiles them at the first call and keeps the result on disk. Each acts on channels `first` to `last`, and writes
 into its last arguments. Sums over a plane have the type of x, those over planes are float64. With g the gradient of
-p w + b, S(g) the same put where its elements lie in x, and n, the `count`, the elements of a channel:
+p w + b, S(g) the same put where its elements lie in x, and n the elements of a channel:
 
     d/db = sum g,  d/dw = sum g p,  d/dx = w r (S(g) - (d/db) / n - h (d/dw) / n)
 
-An infinite n makes constants of the statistics. `backward_twice` is the derivative of <v, d/dx> + <vw, d/dw> +
-<vb, d/db>. Each goes through memory twice, for its sums and to write, where torch's operations do some thirty times.
+`backward_twice` is the derivative of <v, d/dx> + <vw, d/dw> + <vb, d/db>. Each goes through memory twice, for its sums
+and to write, where torch's operations do some thirty times. Where two elements of a square are equal, as all are at
+w = 0, the gradient is that of the first of them, which torch may choose otherwise.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import numba
 import numpy as np
 
+log = logging.getLogger(__name__)
+
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums in any order; NaN and infinity stay what they are
 
 
-def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
+def part(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A loop that others call, and that is compiled into them."""
+    return numba.njit(function, fastmath=FAST, error_model="numpy", nogil=True)
+
+
+class Kernel:
     """Compiled at its first call; on disk for the next process where there is a place for that."""
-    try:
-        return numba.njit(function, fastmath=FAST, error_model="numpy", nogil=True, cache=True)
-    except RuntimeError:  # neither beside this file nor in the user's cache folder
-        return numba.njit(function, fastmath=FAST, error_model="numpy", nogil=True)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        try:
+            self.compiled = numba.njit(function, fastmath=FAST, error_model="numpy", nogil=True, cache=True)
+        except RuntimeError:  # neither beside this file nor in the user's cache folder
+            self.compiled = part(function)
+
+    def __call__(self, *given: Any) -> None:
+        try:
+            self.compiled(*given)
+        except Exception as error:  # of the file, before the loops begin, which raise nothing
+            log.warning("numba's cached loops cannot be used, they are compiled anew: %r", error)
+            self.compiled = part(self.function)
+            self.compiled(*given)
 
 
-@kernel
+@part
 def statistics(x, channel, eps):
     """Mean, and 1 / sqrt(variance + eps), plane by plane (Chan, Golub, LeVeque 1979)."""
     zero = x.dtype.type(0)
@@ -53,7 +73,7 @@ def statistics(x, channel, eps):
     return mean, 1 / np.sqrt(squares / (x.shape[0] * size) + eps)
 
 
-@kernel
+@part
 def maxima(plane, width, falling, largest, place):
     """Of each 2x2 square of a plane, where they lie in it: the first of equal ones, row by row. Falling: minima."""
     one, zero, across = np.uint32(1), np.uint32(0), np.uint32(width)
@@ -76,12 +96,12 @@ def maxima(plane, width, falling, largest, place):
             places[column] = start + np.uint32(2 * column) + (below if second else where)
 
 
-@kernel
-def forward(x, width, weight, bias, eps, slope, first, last, place, p, y, mean, reciprocal):
-    """place: None, or that of each square's maximum in its plane, by number. eps: None, and h is x."""
+@Kernel
+def forward(x, width, weight, bias, eps, slope, first, last, y, place, p, mean, reciprocal):
+    """place: None, or that of each square's maximum in its plane, by number."""
     low = x.dtype.type(slope)
     for channel in range(first, last):
-        mean[channel], reciprocal[channel] = (0, 1) if eps is None else statistics(x, channel, eps)
+        mean[channel], reciprocal[channel] = statistics(x, channel, eps)
         w, b, m, r = weight[channel], bias[channel], mean[channel], reciprocal[channel]
         for image in range(x.shape[0]):
             normal = p[image, channel]
@@ -96,13 +116,13 @@ def forward(x, width, weight, bias, eps, slope, first, last, place, p, y, mean, 
                 output[k] = low * z if z < 0 else z
 
 
-@kernel
+@part
 def through(gradient, p, w, b, low):
     """An entry of y's gradient, behind the leaky ReLU."""
     return gradient if p * w + b > 0 else low * gradient
 
 
-@kernel
+@part
 def add(gradient, p, w, b, low, scale, place, output):
     """scale S(g) to a plane."""
     if place is None:
@@ -113,10 +133,19 @@ def add(gradient, p, w, b, low, scale, place, output):
             output[place[k]] += scale * through(gradient[k], p[k], w, b, low)
 
 
-@kernel
-def backward(gy, x, weight, bias, count, slope, place, p, mean, reciprocal, first, last, gx, gw, gb):
+@Kernel
+def pooled(x, width, first, last, place, largest):
+    """The max-pool alone; its gradient goes where the maxima lie."""
+    for channel in range(first, last):
+        for image in range(x.shape[0]):
+            maxima(x[image, channel], width, False, largest[image, channel], place[image, channel])
+
+
+@Kernel
+def backward(gy, slope, x, weight, bias, place, p, mean, reciprocal, first, last, gx, gw, gb):
     kind = x.dtype.type
     low = kind(slope)
+    count = x.shape[0] * x.shape[2]
     for channel in range(first, last):
         w, b = weight[channel], bias[channel]
         by_b, by_w = 0.0, 0.0
@@ -144,13 +173,14 @@ def backward(gy, x, weight, bias, count, slope, place, p, mean, reciprocal, firs
             add(gradient, normal, w, b, low, scale, None if place is None else place[image, channel], output)
 
 
-@kernel
+@Kernel
 def backward_twice(
-    v, vw, vb, gy, x, weight, bias, count, slope, place, p, mean, reciprocal, gw, gb, first, last, d_gy, d_x, d_w
+    v, vw, vb, gw, gb, gy, slope, x, weight, bias, place, p, mean, reciprocal, first, last, d_gy, d_x, d_w
 ):
     """v, vw, vb: the gradients by gx, gw, gb; d_gy, d_x, d_w: those by gy, x and weight."""
     kind = x.dtype.type
     low = kind(slope)
+    count = x.shape[0] * x.shape[2]
     for channel in range(first, last):
         w, b, m, r = weight[channel], bias[channel], mean[channel], reciprocal[channel]
         by_w, by_b = gw[channel], gb[channel]

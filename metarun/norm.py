@@ -67,23 +67,28 @@ class Norm(nn.Module):
 
 def convolve(x: Tensor, layer: nn.Conv2d, norm: nn.Module) -> Tensor:
     """layer(x), without the bias that `norm` behind it takes out again; its gradient is then exactly 0."""
-    if layer.bias is None or not (isinstance(norm, Norm) and norm.by_batch) or layer._forward_hooks:
+    if layer.bias is None or hooked(layer) or not (isinstance(norm, Norm) and norm.by_batch):
         return layer(x)
     return layer._conv_forward(x, layer.weight, None)
 
 
 def block(x: Tensor, norm: nn.Module, pool: bool = False, slope: float = 0.0) -> Tensor:
     """leaky_relu(max_pool2d(norm(x), 2), slope); pool: whether there is one."""
-    if isinstance(norm, Norm) and norm.by_batch and not norm._forward_hooks:  # such as a warp layer's
+    if isinstance(norm, Norm) and norm.by_batch and not hooked(norm):
         x = full(x)
         if on_cpu.fits(x):
             return on_cpu.normalised(x, norm.weight, norm.bias, norm.eps, pool, slope)
     x = norm(x)
-    if pool and on_cpu.fits(x):
-        return on_cpu.pooled(x, slope)
     if pool:
-        x = F.max_pool2d(x, 2)
+        x = on_cpu.pooled(x) if on_cpu.fits(x) else F.max_pool2d(x, 2)
     return F.leaky_relu(x, slope) if slope else x.relu()  # behind the pool it is the same, on a quarter of the elements
+
+
+def hooked(module: nn.Module) -> bool:
+    """Whether something is to see what goes in or comes out of it, such as a warp layer."""
+    return bool(
+        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    )
 
 
 def norm_layer(kind: str, channels: int) -> nn.Module:

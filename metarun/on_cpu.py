@@ -9,12 +9,11 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,21 +27,26 @@ def kernels() -> ModuleType | None:
     """The compiled loops; None, and a line in the log, where numba cannot be imported."""
     try:
         from metarun import kernels
-    except ImportError as error:
-        log.warning("batch norm and max-pool are torch's own, which is slower: %s", error)
+    except Exception as error:  # beside a numpy that it does not know, numba fails in various ways
+        log.warning("batch norm and max-pool are torch's own, which is slower: %r", error)
         return None
     return kernels
 
 
 def fits(x: Tensor) -> bool:
-    """Whether `normalised` takes x: as torch.func and compilers see it, only torch's operations will do."""
+    """Whether `normalised` and `pooled` take x: as torch.func and compilers see it, only torch's operations will do.
+
+    Nor do they take what torch may refuse: nothing at all, and pictures of one pixel.
+    """
     return (
-        x.device.type == "cpu"
-        and x.dim() == 4
-        and x.dtype in (torch.float32, torch.float64)
-        and x.is_contiguous()
+        not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
-        and not torch.compiler.is_compiling()
+        and x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64)
+        and x.dim() == 4
+        and x.is_contiguous()
+        and len(x) > 0
+        and min(x.shape[2:]) > 1
         and kernels() is not None
     )
 
@@ -55,33 +59,32 @@ def normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, 
     return Normalised.apply(x, weight, bias, eps, pool, slope)
 
 
-def pooled(x: Tensor, slope: float) -> Tensor:
-    """leaky_relu(max_pool2d(x, 2)), likewise."""
-    one = x.new_ones(x.shape[1])
-    return Normalised.apply(x, one, torch.zeros_like(one), None, True, slope)
+def pooled(x: Tensor) -> Tensor:
+    """max_pool2d(x, 2), likewise."""
+    largest = x.new_empty(halved(x))
+    place = torch.empty_like(largest, dtype=torch.int64)
+    run("pooled", x, (x, x.shape[3]), (place, largest))
+    return x.flatten(2).gather(2, place.flatten(2)).view(place.shape)
+
+
+def halved(x: Tensor) -> list[int]:
+    return [*x.shape[:2], *(size // 2 for size in x.shape[2:])]
 
 
 class Normalised(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float | None, pool: bool, slope: float
-    ) -> Tensor:
-        batch, channels, height, width = x.shape
-        y = x.new_empty(batch, channels, height // 2, width // 2) if pool else torch.empty_like(x)
-        values, output = planes(x, y)
-        place = np.empty(output.shape, np.uint32) if pool else None
-        p, mean, reciprocal = (np.empty(shape, values.dtype) for shape in (output.shape, channels, channels))
-        given = values, width, *arrays(weight, bias), eps, slope
-        run("forward", values, given, (place, p, output, mean, reciprocal))
-        ctx.save_for_backward(x, weight, bias)
-        count = math.inf if eps is None else float(x.numel() // channels)
-        ctx.found = count, slope, place, p, mean, reciprocal
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, slope: float) -> Tensor:
+        y = x.new_empty(halved(x)) if pool else torch.empty_like(x)
+        place = torch.empty_like(y, dtype=torch.uint32) if pool else None
+        found = place, torch.empty_like(y), torch.empty_like(weight), torch.empty_like(weight)
+        run("forward", x, (x, x.shape[3], weight, bias, eps, slope), (y, *found))
+        ctx.save_for_backward(x, weight, bias, *found)
+        ctx.slope = slope
         return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias = ctx.saved_tensors
-        return *Backward.apply(gradients[0], x, weight, bias, ctx.found), None, None, None
+        return *Backward.apply(*gradients, ctx.slope, *ctx.saved_tensors), None, None, None
 
 
 class Backward(torch.autograd.Function):
@@ -89,64 +92,76 @@ class Backward(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, gy: Tensor, x: Tensor, weight: Tensor, bias: Tensor, found: tuple[Any, ...]
+        ctx: Any, gy: Tensor, slope: float, x: Tensor, weight: Tensor, bias: Tensor, *found: Tensor
     ) -> tuple[Tensor, ...]:
         gx, gw, gb = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
-        ahead, values, output = planes(gy, x, gx)
-        given = ahead, values, *arrays(weight, bias), *found
-        run("backward", values, given, (output, *arrays(gw, gb)))
-        ctx.save_for_backward(gy, x, weight, bias, gw, gb)
-        ctx.found = found
+        run("backward", x, (gy, slope, x, weight, bias, *found), (gx, gw, gb))
+        ctx.save_for_backward(gw.clone(), gb.clone(), gy, x, weight, bias, *found)
+        ctx.slope = slope
         return gx, gw, gb
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *BackwardTwice.apply(*gradients, *ctx.saved_tensors, ctx.found), None, None
+        by_gy, by_x, by_weight = BackwardTwice.apply(*gradients, ctx.slope, *ctx.saved_tensors)
+        return by_gy, None, by_x, by_weight, torch.zeros_like(by_weight), None, None, None, None
 
 
 class BackwardTwice(torch.autograd.Function):
     """The gradients of <gradients, what `Backward` gives> by gy, x and weight."""
 
     @staticmethod
-    def forward(ctx: Any, *given: Any) -> tuple[Tensor, ...]:
-        v, vw, vb, gy, x, weight, bias, gw, gb, found = given
-        by_gy, by_x, by_weight = torch.empty(gy.shape, dtype=gy.dtype), torch.empty_like(x), torch.empty_like(weight)
-        ahead, gradient, values, *outputs = planes(v, gy, x, by_gy, by_x)
-        given = ahead, *arrays(vw, vb), gradient, values, *arrays(weight, bias), *found, *arrays(gw, gb)
-        run("backward_twice", values, given, (*outputs, *arrays(by_weight)))
-        return by_gy, by_x, by_weight
+    def forward(
+        ctx: Any,
+        v: Tensor,
+        vw: Tensor,
+        vb: Tensor,
+        slope: float,
+        gw: Tensor,
+        gb: Tensor,
+        gy: Tensor,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        *found: Tensor,
+    ) -> tuple[Tensor, ...]:
+        outputs = gy.new_empty(gy.shape), torch.empty_like(x), torch.empty_like(weight)
+        run("backward_twice", x, (v, vw, vb, gw, gb, gy, slope, x, weight, bias, *found), outputs)
+        return outputs
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError("batch norm and max-pool have no third derivative, here as in torch")
 
 
-def arrays(*tensors: Tensor) -> list[np.ndarray]:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
-
-
-def planes(*tensors: Tensor) -> list[np.ndarray]:
-    """Each [batch, channels, height * width]."""
-    return [array.reshape(*array.shape[:2], -1) for array in arrays(*tensors)]
-
-
 # --- threads -----------------------------------------------------------------------------------------------
 
 
-def run(name: str, x: np.ndarray, given: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+def run(name: str, x: Tensor, given: tuple[Any, ...], outputs: tuple[Tensor | None, ...]) -> None:
     """A kernel on all channels of x, by as many threads as torch's operations take."""
     function = getattr(kernels(), name)
+    given, outputs = tuple(map(array, given)), tuple(map(array, outputs))
     channels = x.shape[1]
-    threads = min(torch.get_num_threads(), channels) if x.size >= WORTH_SHARING else 1
-    if threads == 1:
-        function(*given, 0, channels, *outputs)
-        return
+    threads = min(torch.get_num_threads(), channels) if x.numel() >= WORTH_SHARING else 1
     bounds = [channels * number // threads for number in range(threads + 1)]
-    parts = [pool(threads).submit(function, *given, *pair, *outputs) for pair in itertools.pairwise(bounds)]
+    *others, own = itertools.pairwise(bounds)
+    parts = [executor(len(others)).submit(function, *given, *pair, *outputs) for pair in others]
+    function(*given, *own, *outputs)
     for part in parts:
         part.result()
 
 
+def array(given: Any) -> Any:
+    """[batch, channels, pixels] or [channels] of a tensor; anything else as it is."""
+    if not isinstance(given, Tensor):
+        return given
+    given = given.detach().contiguous()
+    return (given.flatten(2) if given.dim() == 4 else given).numpy()
+
+
 @functools.cache
-def pool(threads: int) -> ThreadPoolExecutor:
+def executor(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="on_cpu")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=executor.cache_clear)  # a child has none of its parent's threads

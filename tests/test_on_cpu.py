@@ -5,13 +5,18 @@ from __future__ import annotations
 import builtins
 import itertools
 import logging
+import multiprocessing
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numba.core import config
 from torch import Tensor, nn
 
 from metarun import kernels, on_cpu
@@ -69,11 +74,19 @@ def test_it_is_torchs(pool: bool, slope: float, of: Callable[[Tensor], Tensor]) 
     )
 
 
-@pytest.mark.parametrize("slope", [0.0, 0.1])
-def test_a_pool_without_a_norm_is_torchs(slope: float) -> None:
+def test_a_pool_without_a_norm_is_torchs() -> None:
     require_same(
-        lambda x, w, b: on_cpu.pooled(ties(x * w[:, None, None] + b[:, None, None]), slope),
-        lambda x, w, b: F.leaky_relu(F.max_pool2d(ties(x * w[:, None, None] + b[:, None, None]), 2), slope),
+        lambda x, w, b: on_cpu.pooled(ties(x * w[:, None, None] + b[:, None, None])),
+        lambda x, w, b: F.max_pool2d(ties(x * w[:, None, None] + b[:, None, None]), 2),
+    )
+
+
+def test_an_infinity_keeps_its_gradient_to_itself() -> None:
+    x = torch.zeros(1, 1, 4, 4)
+    x[..., 0, 0] = float("inf")
+    x.requires_grad_()
+    torch.testing.assert_close(
+        torch.autograd.grad(on_cpu.pooled(x).sum(), x), torch.autograd.grad(F.max_pool2d(x, 2).sum(), x)
     )
 
 
@@ -119,7 +132,7 @@ def test_a_nan_stays(place: int, pool: bool) -> None:
 def test_a_nan_stays_without_a_norm(place: int) -> None:
     x = torch.zeros(1, 1, 2, 2)
     x.view(-1)[place] = float("nan")
-    assert on_cpu.pooled(x, 0.0).isnan().all()
+    assert on_cpu.pooled(x).isnan().all()
 
 
 def test_gradients_and_inputs_of_any_layout() -> None:
@@ -142,6 +155,40 @@ def test_a_third_derivative_is_refused_as_torchs_is(function: Callable[..., Tens
         torch.autograd.grad((y**3).sum(), given[0])
 
 
+def test_gradients_that_do_not_depend_on_the_bias_are_differentiated_by_it() -> None:
+    x, weight, bias = inputs()
+    (first,) = torch.autograd.grad(ours(x, weight, bias, True, 0.0).sum(), x, create_graph=True)
+    assert not torch.autograd.grad(first.square().sum(), bias)[0].any()
+
+
+# --- memory and processes ----------------------------------------------------------------------------------
+
+
+def test_what_it_keeps_for_the_gradient_goes_with_it() -> None:
+    x, weight, bias = inputs()
+    y = ours(x, weight, bias, True, 0.0)
+    assert y.grad_fn is not None and set(vars(y.grad_fn)) <= {"slope"}
+    y.sum().backward()
+    with pytest.raises(RuntimeError, match="have already been freed"):
+        _ = y.grad_fn.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="a system without forks")
+def test_a_fork_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_cpu, "WORTH_SHARING", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    x, weight, bias = inputs()
+    expected = ours(x, weight, bias, True, 0.0)
+    context = multiprocessing.get_context("fork")
+    found = context.Queue()
+    child = context.Process(target=lambda: found.put(ours(x, weight, bias, True, 0.0).detach().numpy()))
+    child.start()
+    try:
+        assert np.array_equal(found.get(timeout=30), expected.detach().numpy())
+    finally:
+        child.kill()
+
+
 # --- which operation is taken ------------------------------------------------------------------------------
 
 
@@ -161,15 +208,21 @@ def test_torch_func_and_compilers_see_torchs_operations() -> None:
         torch.testing.assert_close(torch.autograd.grad(loss(leaf), leaf)[0], gradient)
 
 
-@pytest.mark.parametrize("hooked", [False, True])
+HOOKS = {
+    "none": lambda norm: None,
+    "output": lambda norm: norm.register_forward_hook(lambda module, inputs, output: output.sin()),
+    "input": lambda norm: norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].sin(),)),
+    "gradient": lambda norm: norm.register_full_backward_hook(lambda module, inputs, outputs: (3 * inputs[0],)),
+    "its gradient": lambda norm: norm.register_full_backward_pre_hook(lambda module, outputs: (3 * outputs[0],)),
+}
+
+
+@pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("kind", ["batch", "group", "none"])
 @pytest.mark.parametrize(("pool", "slope"), [(True, 0.0), (False, 0.1)])
-def test_a_block_is_its_parts(
-    monkeypatch: pytest.MonkeyPatch, kind: str, hooked: bool, pool: bool, slope: float
-) -> None:
+def test_a_block_is_its_parts(monkeypatch: pytest.MonkeyPatch, kind: str, hook: str, pool: bool, slope: float) -> None:
     norm = nn.Identity() if kind == "none" else Norm(kind, 4)
-    if hooked:
-        norm.register_forward_hook(lambda module, inputs, output: output.sin())
+    HOOKS[hook](norm)
     norm.double()
 
     def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -192,6 +245,23 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return block(x, self.norm, self.pool, self.slope)
+
+
+@pytest.mark.parametrize(
+    ("shape", "pool", "message"),
+    [
+        ((1, 4, 1, 1), False, "more than 1 value per channel"),
+        ((2, 4, 1, 4), True, "Output size is too small"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["batch", "none"])
+def test_what_torch_refuses_is_refused(kind: str, shape: tuple[int, ...], pool: bool, message: str) -> None:
+    norm = nn.Identity() if kind == "none" else Norm(kind, 4)
+    if kind == "none" and not pool:
+        assert block(torch.zeros(shape), norm, pool).shape == shape
+    else:
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            block(torch.zeros(shape), norm, pool)
 
 
 def test_a_bias_before_batch_norm_is_left_out_where_nothing_else_sees_it() -> None:
@@ -231,7 +301,7 @@ def test_without_numba_it_is_torchs_and_the_log_says_so(
     finally:
         on_cpu.kernels.cache_clear()
     assert [record.message for record in caplog.records] == [
-        "batch norm and max-pool are torch's own, which is slower: Numba needs NumPy 2.4 or less"
+        "batch norm and max-pool are torch's own, which is slower: ImportError('Numba needs NumPy 2.4 or less')"
     ]
 
 
@@ -244,4 +314,39 @@ def test_kernels_need_no_place_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         return compiled(function, **options)
 
     monkeypatch.setattr(numba, "njit", nowhere)
-    assert kernels.kernel(lambda x: x + 1)(1) == 2
+    found = np.zeros(1)
+    kernels.Kernel(set_to_one)(found)
+    assert found[0] == 1
+
+
+def empty_files(folder: Path) -> None:
+    for path in folder.glob("*.nb[ic]"):
+        path.write_bytes(b"")
+
+
+def file_in_its_place(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_bytes(b"")
+
+
+@pytest.mark.parametrize("harm", [empty_files, file_in_its_place])
+def test_a_place_on_disk_that_fails_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, harm: Callable[[Path], None]
+) -> None:
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
+    kernels.Kernel(set_to_one)(np.zeros(1))
+    (folder,) = tmp_path.iterdir()
+    assert list(folder.glob("*.nbc"))
+    loop, found = kernels.Kernel(set_to_one), np.zeros(1)
+    harm(folder)
+    with caplog.at_level(logging.WARNING):
+        loop(found)
+        loop(found)
+    assert found[0] == 1
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        "numba's cached loops cannot be used, they are compiled anew"
+    ]
+
+
+def set_to_one(found: Any) -> None:
+    found[0] = 1
