@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metarun import __version__
+from metarun import __version__, on_cpu
 from metarun.team import Team
 
 
@@ -20,6 +20,7 @@ def how(team: Team) -> dict[str, Any]:
         "tasks": "vectorised" if compiling_failed(team) else work.how_tasks,
         "meta_gradient": engine.meta_gradient,
         "precision": engine.precision,
+        "batch_norm": on_cpu.computed_by() if work.device.type == "cpu" and work.how_tasks == "looped" else "torch",
         "processes": team.seat.size,
         "threads": work.threads,
         "metarun": __version__,

@@ -33,6 +33,12 @@ def kernels() -> ModuleType | None:
     return kernels
 
 
+def computed_by() -> str:
+    """What computes batch norm where `fits` holds."""
+    found = kernels()
+    return f"numba {found.numba.__version__}" if found else "torch"
+
+
 def fits(x: Tensor) -> bool:
     """Whether `normalised` and `pooled` take x: as torch.func and compilers see it, only torch's operations will do.
 

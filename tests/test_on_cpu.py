@@ -298,6 +298,7 @@ def test_without_numba_it_is_torchs_and_the_log_says_so(
     try:
         with caplog.at_level(logging.WARNING):
             assert not on_cpu.fits(torch.zeros(SHAPE)) and not on_cpu.fits(torch.zeros(SHAPE))
+            assert on_cpu.computed_by() == "torch"
     finally:
         on_cpu.kernels.cache_clear()
     assert [record.message for record in caplog.records] == [
