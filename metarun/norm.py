@@ -65,20 +65,18 @@ class Norm(nn.Module):
         return normal * self.weight[:, None, None] + self.bias[:, None, None]
 
 
-def convolve(x: Tensor, layer: nn.Conv2d, norm: nn.Module) -> Tensor:
-    """layer(x), without the bias that `norm` behind it takes out again; its gradient is then exactly 0."""
-    if layer.bias is None or hooked(layer) or not (isinstance(norm, Norm) and norm.by_batch):
-        return layer(x)
-    return layer._conv_forward(x, layer.weight, None)
+def block(x: Tensor, convolution: nn.Module, norm: nn.Module, pool: bool = False, slope: float = 0.0) -> Tensor:
+    """leaky_relu(max_pool2d(norm(convolution(x)), 2), slope); pool: whether there is one."""
+    plain = not hooked(convolution) and not hooked(norm) and on_cpu.fits(x)
+    if plain and isinstance(convolution, nn.Conv2d) and isinstance(norm, Norm) and norm.by_batch:
+        y = full(convolution._conv_forward(x, convolution.weight, None))  # the norm would take its bias out again
+        if on_cpu.fits(y):
+            return on_cpu.normalised(y, norm.weight, norm.bias, norm.eps, pool, slope, convolution.bias)
+    return activated(norm(convolution(x)), pool, slope)
 
 
-def block(x: Tensor, norm: nn.Module, pool: bool = False, slope: float = 0.0) -> Tensor:
-    """leaky_relu(max_pool2d(norm(x), 2), slope); pool: whether there is one."""
-    if isinstance(norm, Norm) and norm.by_batch and not hooked(norm):
-        x = full(x)
-        if on_cpu.fits(x):
-            return on_cpu.normalised(x, norm.weight, norm.bias, norm.eps, pool, slope)
-    x = norm(x)
+def activated(x: Tensor, pool: bool = False, slope: float = 0.0) -> Tensor:
+    """leaky_relu(max_pool2d(x, 2), slope), likewise."""
     if pool:
         x = on_cpu.pooled(x) if on_cpu.fits(x) else F.max_pool2d(x, 2)
     return F.leaky_relu(x, slope) if slope else x.relu()  # behind the pool it is the same, on a quarter of the elements

@@ -57,12 +57,15 @@ def fits(x: Tensor) -> bool:
     )
 
 
-def normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, slope: float) -> Tensor:
+def normalised(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, slope: float, shift: Tensor | None = None
+) -> Tensor:
     """leaky_relu(max_pool2d(batch_norm(x), 2)) by x's own statistics; pool: whether there is one; slope 1: no ReLU.
 
-    x: [batch, channels, height, width], for which `fits` holds. It can be differentiated twice.
+    x: [batch, channels, height, width], for which `fits` holds. shift: [channels], what could as well be added to x,
+    since batch norm takes it out again: its gradient is 0. It can be differentiated twice.
     """
-    return Normalised.apply(x, weight, bias, eps, pool, slope)
+    return Normalised.apply(x, weight, bias, eps, pool, slope, shift)
 
 
 def pooled(x: Tensor) -> Tensor:
@@ -79,7 +82,9 @@ def halved(x: Tensor) -> list[int]:
 
 class Normalised(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, slope: float) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, slope: float, shift: Tensor | None
+    ) -> Tensor:
         y = x.new_empty(halved(x)) if pool else torch.empty_like(x)
         place = torch.empty_like(y, dtype=torch.uint32) if pool else None
         found = place, torch.empty_like(y), torch.empty_like(weight), torch.empty_like(weight)
@@ -90,7 +95,8 @@ class Normalised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *Backward.apply(*gradients, ctx.slope, *ctx.saved_tensors), None, None, None
+        found = Backward.apply(*gradients, ctx.slope, *ctx.saved_tensors)
+        return *found, None, None, None, torch.zeros_like(found[1]) if ctx.needs_input_grad[-1] else None
 
 
 class Backward(torch.autograd.Function):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarun import checkpoint, running, whole_files
@@ -110,7 +110,7 @@ def prediction(settings: Settings, content: dict[str, Any], path: str) -> Predic
             f"checkpoint {path}: its outputs are not finite after {learner.inner_loop} inner steps on these pictures; "
             "try a smaller inner_learning_rate or inner_loop"
         )
-    kept = used(learner, weights, known, build_model(settings, source)) if settings.adapted_weights else {}
+    kept = used(learner, weights, known) if settings.adapted_weights else {}
     return Prediction(classes, support, query, probabilities, kept, batch_norm(settings, learner.model))
 
 
@@ -208,20 +208,16 @@ def outputs(learner: MetaLearner, weights: Tensors, data: Tensor) -> Tensor:
         ) from error
 
 
-def used(learner: MetaLearner, weights: Tensors, data: Tensor, network: nn.Module) -> Tensors:
-    """Without what a method holds beside the network, such as rates: the network's own, and what its output depends on.
-
-    The output need not depend on all its own: a bias before batch norm is taken out again.
-    """
+def used(learner: MetaLearner, weights: Tensors, data: Tensor) -> Tensors:
+    """The network's weights, without what a method holds beside them, such as rates: those its output depends on."""
     leaves = {name: tensor.detach().clone().requires_grad_() for name, tensor in weights.items()}
     with torch.enable_grad():
         total = run_model(learner, leaves, data).sum()
         gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    own = {name for name, _ in network.named_parameters(remove_duplicate=False)}
     return {
         name: tensor.detach()
         for (name, tensor), entry in zip(leaves.items(), gradients, strict=True)
-        if name in own or entry is not None
+        if entry is not None
     }
 
 

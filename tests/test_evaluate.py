@@ -194,7 +194,7 @@ def test_several_processes_count_as_one(trained: Settings, tmp_path: Path) -> No
     two = evaluated(replace(trained, engine=Engine(workers=2)), tmp_path / "two", **lists)["results"]
     for first, second in zip(one, two, strict=True):
         error = second.pop("calibration_error")
-        assert error == pytest.approx(first["calibration_error"], abs=1e-6)
+        assert error == pytest.approx(first["calibration_error"], abs=1e-5)  # other threads, other rounding
         assert json.dumps(without(first, "calibration_error", "loss", "settings", "engine")) == json.dumps(
             without(second, "loss", "settings", "engine")
         )

@@ -20,7 +20,7 @@ from numba.core import config
 from torch import Tensor, nn
 
 from metarun import kernels, on_cpu
-from metarun.norm import Norm, block, convolve
+from metarun.norm import Norm, block, norm_layer
 
 SHAPE = (3, 4, 9, 7)  # of which the last row and column are in no square
 EPS = 1e-5
@@ -193,13 +193,13 @@ def test_a_fork_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_torch_func_and_compilers_see_torchs_operations() -> None:
-    norm = Norm("batch", 4)
+    norm, convolution = Norm("batch", 4), nn.Conv2d(4, 4, 3)
     x = torch.randn(2, *SHAPE)
     seen = []
 
     def loss(x: Tensor) -> Tensor:
         seen.append(on_cpu.fits(x))
-        return block(x, norm, pool=True).square().sum()
+        return block(x, convolution, norm, pool=True).square().sum()
 
     found = torch.func.vmap(torch.func.grad(loss))(x)
     assert seen == [False] and on_cpu.fits(x[0])
@@ -209,26 +209,39 @@ def test_torch_func_and_compilers_see_torchs_operations() -> None:
 
 
 HOOKS = {
-    "none": lambda norm: None,
-    "output": lambda norm: norm.register_forward_hook(lambda module, inputs, output: output.sin()),
-    "input": lambda norm: norm.register_forward_pre_hook(lambda module, inputs: (inputs[0].sin(),)),
-    "gradient": lambda norm: norm.register_full_backward_hook(lambda module, inputs, outputs: (3 * inputs[0],)),
-    "its gradient": lambda norm: norm.register_full_backward_pre_hook(lambda module, outputs: (3 * outputs[0],)),
+    "none": lambda module: None,
+    "output": lambda module: module.register_forward_hook(lambda module, inputs, output: output.sin()),
+    "input": lambda module: module.register_forward_pre_hook(lambda module, inputs: (inputs[0].sin(),)),
+    "gradient": lambda module: module.register_full_backward_hook(lambda module, inputs, outputs: (3 * inputs[0],)),
+    "its gradient": lambda module: module.register_full_backward_pre_hook(lambda module, outputs: (3 * outputs[0],)),
 }
 
 
+class Block(nn.Module):
+    def __init__(self, kind: str, pool: bool, slope: float) -> None:
+        super().__init__()
+        self.convolution, self.norm = nn.Conv2d(4, 4, 3, padding=1).double(), norm_layer(kind, 4).double()
+        self.pool, self.slope = pool, slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        return block(x, self.convolution, self.norm, self.pool, self.slope)
+
+
+@pytest.mark.parametrize("hooked", ["convolution", "norm"])
 @pytest.mark.parametrize("hook", HOOKS)
 @pytest.mark.parametrize("kind", ["batch", "group", "none"])
 @pytest.mark.parametrize(("pool", "slope"), [(True, 0.0), (False, 0.1)])
-def test_a_block_is_its_parts(monkeypatch: pytest.MonkeyPatch, kind: str, hook: str, pool: bool, slope: float) -> None:
-    norm = nn.Identity() if kind == "none" else Norm(kind, 4)
-    HOOKS[hook](norm)
-    norm.double()
+def test_a_block_is_its_parts(
+    monkeypatch: pytest.MonkeyPatch, kind: str, hook: str, hooked: str, pool: bool, slope: float
+) -> None:
+    torch.manual_seed(1)
+    model = Block(kind, pool, slope)
+    HOOKS[hook](getattr(model, hooked))
+    names = {"norm.weight", "norm.bias", "convolution.bias"} & {name for name, _ in model.named_parameters()}
 
     def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        run = {} if kind == "none" else {"weight": w, "bias": b}
-        normal = torch.func.functional_call(Block(norm, pool, slope), {f"norm.{k}": v for k, v in run.items()}, (x,))
-        return normal + 0 * (w.sum() + b.sum())
+        weights = {name: w if name == "norm.weight" else b for name in names}
+        return torch.func.functional_call(model, weights, (x,)) + 0 * w.sum()
 
     def parts(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         with monkeypatch.context() as context:
@@ -238,46 +251,41 @@ def test_a_block_is_its_parts(monkeypatch: pytest.MonkeyPatch, kind: str, hook: 
     require_same(function, parts)
 
 
-class Block(nn.Module):
-    def __init__(self, norm: nn.Module, pool: bool, slope: float) -> None:
-        super().__init__()
-        self.norm, self.pool, self.slope = norm, pool, slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        return block(x, self.norm, self.pool, self.slope)
-
-
 @pytest.mark.parametrize(
-    ("shape", "pool", "message"),
-    [
-        ((1, 4, 1, 1), False, "more than 1 value per channel"),
-        ((2, 4, 1, 4), True, "Output size is too small"),
-    ],
+    ("shape", "message"),
+    [((1, 4, 1, 1), "more than 1 value per channel"), ((2, 4, 1, 4), "Output size is too small")],
 )
-@pytest.mark.parametrize("kind", ["batch", "none"])
-def test_what_torch_refuses_is_refused(kind: str, shape: tuple[int, ...], pool: bool, message: str) -> None:
-    norm = nn.Identity() if kind == "none" else Norm(kind, 4)
-    if kind == "none" and not pool:
-        assert block(torch.zeros(shape), norm, pool).shape == shape
-    else:
-        with pytest.raises((ValueError, RuntimeError), match=message):
-            block(torch.zeros(shape), norm, pool)
+def test_what_torch_refuses_is_refused(shape: tuple[int, ...], message: str) -> None:
+    model = Block("batch", pool=True, slope=0.0)
+    with pytest.raises((ValueError, RuntimeError), match=message):
+        model(torch.zeros(shape).double())
 
 
-def test_a_bias_before_batch_norm_is_left_out_where_nothing_else_sees_it() -> None:
-    x, norm = torch.randn(2, 3, 6, 6), Norm("batch", 4)
-    layer = nn.Conv2d(3, 4, 3)
-    assert layer.bias is not None
-    inner = convolve(x, layer, norm)
-    torch.testing.assert_close(inner + layer.bias[:, None, None], layer(x))
-    torch.testing.assert_close(block(inner, norm), norm(layer(x)).relu())
-    for other in (nn.Identity(), Norm("group", 4)):
-        assert torch.equal(convolve(x, layer, other), layer(x))
-    norm.seen = []
-    assert torch.equal(convolve(x, layer, norm), layer(x))
-    norm.seen = None
-    layer.register_forward_hook(lambda module, inputs, output: output.square())
-    assert torch.equal(convolve(x, layer, norm), layer(x))
+def test_pictures_that_shrink_to_a_pixel() -> None:
+    convolution, norm = nn.Conv2d(3, 4, 3, stride=2, padding=1), Norm("batch", 4)
+    x = torch.randn(5, 3, 2, 2)
+    assert on_cpu.fits(x) and torch.equal(block(x, convolution, norm), norm(convolution(x)).relu())
+
+
+def test_the_bias_before_batch_norm_is_left_out_and_has_the_gradient_zero() -> None:
+    model = Block("batch", pool=True, slope=0.0)
+    x = torch.randn(SHAPE).double()
+    before = model(x)
+    with torch.no_grad():
+        model.convolution.bias.fill_(1e9)  # type: ignore[union-attr]
+    after = model(x)
+    assert torch.equal(before, after)
+    gradients = dict(
+        zip(dict(model.named_parameters()), torch.autograd.grad(after.sum(), list(model.parameters())), strict=True)
+    )
+    assert not gradients["convolution.bias"].any() and gradients["norm.bias"].any()
+
+
+def test_recorded_statistics_are_those_with_the_bias() -> None:
+    model = Block("batch", pool=False, slope=0.0)
+    x, model.norm.seen = torch.randn(SHAPE).double(), []  # type: ignore[assignment]
+    model(x)
+    torch.testing.assert_close(model.norm.seen[0], model.convolution(x).mean((0, 2, 3)))  # type: ignore[index]
 
 
 # --- numba -------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from metarun.backbones.pictures import image_shape, initialise
 from metarun.errors import UserError
-from metarun.norm import block, convolve, norm_layer
+from metarun.norm import block, norm_layer
 
 BLOCKS = 4
 
@@ -23,7 +23,7 @@ class Block(nn.Module):
         self.norm = norm_layer(norm, filters)
 
     def forward(self, x: Tensor) -> Tensor:
-        return block(convolve(x, self.convolution, self.norm), self.norm, self.pool)
+        return block(x, self.convolution, self.norm, self.pool)
 
 
 class Conv4(nn.Module):
