@@ -15,12 +15,13 @@ from metarun.team import Team
 def how(team: Team) -> dict[str, Any]:
     """What the last bits of the result depend on."""
     work, engine = team.work, team.work.settings.engine
+    looped_norms = work.device.type == "cpu" and work.how_tasks == "looped" and work.batch_norm != "none"
     return {
         "device": work.device.type,
         "tasks": "vectorised" if compiling_failed(team) else work.how_tasks,
         "meta_gradient": engine.meta_gradient,
         "precision": engine.precision,
-        "batch_norm": on_cpu.computed_by() if work.device.type == "cpu" and work.how_tasks == "looped" else "torch",
+        "loops": on_cpu.computed_by() if looped_norms else "torch",
         "processes": team.seat.size,
         "threads": work.threads,
         "metarun": __version__,

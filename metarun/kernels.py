@@ -9,21 +9,25 @@ p w + b, S(g) the same put where its elements lie in x, and n the elements of a 
     d/db = sum g,  d/dw = sum g p,  d/dx = w r (S(g) - (d/db) / n - h (d/dw) / n)
 
 `backward_twice` is the derivative of <v, d/dx> + <vw, d/dw> + <vb, d/db>. Each goes through memory twice, for its sums
-and to write, where torch's operations do some thirty times. Where two elements of a square are equal, as all are at
-w = 0, the gradient is that of the first of them, which torch may choose otherwise.
+and to write, where torch's operations do some thirty times. Of equal elements of a square the first has the gradient,
+as in torch; where w = 0 makes all of them equal, x's largest has it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+from numba.core.errors import NumbaError
 
 log = logging.getLogger(__name__)
 
+DIGEST = f"{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}-{numba.__version__}"
 FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums in any order; NaN and infinity stay what they are
 
 
@@ -33,10 +37,15 @@ def part(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Kernel:
-    """Compiled at its first call; on disk for the next process where there is a place for that."""
+    """Compiled at its first call; on disk for the next process where there is a place for that.
+
+    Its name there holds this file's digest: numba would load an older version's loops where a write failed half way.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
+        function.__qualname__ += f"-{DIGEST}"
         self.function = function
+        self.compiled: Any
         try:
             self.compiled = numba.njit(function, fastmath=FAST, error_model="numpy", nogil=True, cache=True)
         except RuntimeError:  # neither beside this file nor in the user's cache folder
@@ -45,8 +54,14 @@ class Kernel:
     def __call__(self, *given: Any) -> None:
         try:
             self.compiled(*given)
-        except Exception as error:  # of the file, before the loops begin, which raise nothing
-            log.warning("numba's cached loops cannot be used, they are compiled anew: %r", error)
+        except NumbaError:
+            raise
+        except Exception as error:  # of a file, before the loops begin, which raise nothing
+            log.warning(
+                "the compiled loops in %s cannot be read or written, they are compiled for this process alone: %r; "
+                "delete the files there whose names begin with kernels",
+                *(self.compiled.stats.cache_path, error),
+            )
             self.compiled = part(self.function)
             self.compiled(*given)
 
@@ -98,7 +113,7 @@ def maxima(plane, width, falling, largest, place):
 
 @Kernel
 def forward(x, width, weight, bias, eps, slope, first, last, y, place, p, mean, reciprocal):
-    """place: None, or that of each square's maximum in its plane, by number."""
+    """place: of each square's maximum in its plane, by number; empty: there is no pool."""
     low = x.dtype.type(slope)
     for channel in range(first, last):
         mean[channel], reciprocal[channel] = statistics(x, channel, eps)
@@ -107,30 +122,30 @@ def forward(x, width, weight, bias, eps, slope, first, last, y, place, p, mean, 
             normal = p[image, channel]
             output = y[image, channel]
             values = x[image, channel]
-            if place is not None:
+            if place.size:
                 maxima(x[image, channel], width, w < 0, p[image, channel], place[image, channel])
                 values = normal
             for k in range(normal.size):
                 normal[k] = (values[k] - m) * r
                 z = normal[k] * w + b
-                output[k] = low * z if z < 0 else z
+                output[k] = z if not z < 0 else low * z if low else low  # 0 of an infinity too
 
 
 @part
 def through(gradient, p, w, b, low):
     """An entry of y's gradient, behind the leaky ReLU."""
-    return gradient if p * w + b > 0 else low * gradient
+    return gradient if p * w + b > 0 else low * gradient if low else low
 
 
 @part
 def add(gradient, p, w, b, low, scale, place, output):
     """scale S(g) to a plane."""
-    if place is None:
-        for k in range(p.size):
-            output[k] += scale * through(gradient[k], p[k], w, b, low)
-    else:
+    if place.size:
         for k in range(p.size):
             output[place[k]] += scale * through(gradient[k], p[k], w, b, low)
+    else:
+        for k in range(p.size):
+            output[k] += scale * through(gradient[k], p[k], w, b, low)
 
 
 @Kernel
@@ -170,7 +185,7 @@ def backward(gy, slope, x, weight, bias, place, p, mean, reciprocal, first, last
             output = gx[image, channel]
             for k in range(values.size):
                 output[k] = constant + linear * (values[k] - m)
-            add(gradient, normal, w, b, low, scale, None if place is None else place[image, channel], output)
+            add(gradient, normal, w, b, low, scale, place[image, channel], output)
 
 
 @Kernel
@@ -203,7 +218,7 @@ def backward_twice(
             gradient = gy[image, channel]
             normal = p[image, channel]
             output = d_gy[image, channel]
-            if place is not None:
+            if place.size:
                 where = place[image, channel]
                 for k in range(normal.size):
                     output[k] = outer[where[k]]
@@ -229,4 +244,4 @@ def backward_twice(
             output = d_x[image, channel]
             for k in range(values.size):
                 output[k] = constant + linear * (values[k] - m) + by_v * outer[k]
-            add(gradient, normal, w, b, low, by_g, None if place is None else place[image, channel], output)
+            add(gradient, normal, w, b, low, by_g, place[image, channel], output)

@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeGuard, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from metarun import on_cpu
 from metarun.precision import full
 
 Tensors = dict[str, Tensor]
+Module = TypeVar("Module", bound=nn.Module)
 
 TORCH_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
@@ -58,7 +61,7 @@ class Norm(nn.Module):
             self.seen[:] = mean, variance
         if self.groups is not None:
             normal = F.group_norm(x, self.groups, eps=self.eps)
-        elif on_cpu.fits(x):
+        elif on_cpu.fits(x, self.weight, self.bias):
             return on_cpu.normalised(x, self.weight, self.bias, self.eps, pool=False, slope=1.0)
         else:
             normal = F.batch_norm(x, None, None, training=True, eps=self.eps)
@@ -67,12 +70,14 @@ class Norm(nn.Module):
 
 def block(x: Tensor, convolution: nn.Module, norm: nn.Module, pool: bool = False, slope: float = 0.0) -> Tensor:
     """leaky_relu(max_pool2d(norm(convolution(x)), 2), slope); pool: whether there is one."""
-    plain = not hooked(convolution) and not hooked(norm) and on_cpu.fits(x)
-    if plain and isinstance(convolution, nn.Conv2d) and isinstance(norm, Norm) and norm.by_batch:
-        y = full(convolution._conv_forward(x, convolution.weight, None))  # the norm would take its bias out again
-        if on_cpu.fits(y):
-            return on_cpu.normalised(y, norm.weight, norm.bias, norm.eps, pool, slope, convolution.bias)
-    return activated(norm(convolution(x)), pool, slope)
+    if not (ordinary(convolution, nn.Conv2d) and ordinary(norm, Norm) and norm.by_batch and on_cpu.fits(x)):
+        return activated(norm(convolution(x)), pool, slope)
+    x = full(convolution._conv_forward(x, convolution.weight, None))  # the norm would take its bias out again
+    if on_cpu.fits(x, norm.weight, norm.bias):
+        return on_cpu.normalised(x, norm.weight, norm.bias, norm.eps, pool, slope, convolution.bias)
+    if convolution.bias is not None:
+        x = x + convolution.bias[:, None, None]
+    return activated(norm(x), pool, slope)
 
 
 def activated(x: Tensor, pool: bool = False, slope: float = 0.0) -> Tensor:
@@ -82,10 +87,15 @@ def activated(x: Tensor, pool: bool = False, slope: float = 0.0) -> Tensor:
     return F.leaky_relu(x, slope) if slope else x.relu()  # behind the pool it is the same, on a quarter of the elements
 
 
-def hooked(module: nn.Module) -> bool:
-    """Whether something is to see what goes in or comes out of it, such as a warp layer."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+def ordinary(module: nn.Module, kind: type[Module]) -> TypeGuard[Module]:
+    """Whether to call it is to call kind.forward: it has neither hooks, as a warp layer's, nor a forward of its own."""
+    return (
+        isinstance(module, kind)
+        and type(module).forward is kind.forward
+        and "forward" not in vars(module)
+        and not (module._forward_hooks or module._forward_pre_hooks)
+        and not (module._backward_hooks or module._backward_pre_hooks)
+        and not _has_any_global_hook()
     )
 
 

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 log = logging.getLogger(__name__)
 
@@ -39,20 +41,24 @@ def computed_by() -> str:
     return f"numba {found.numba.__version__}" if found else "torch"
 
 
-def fits(x: Tensor) -> bool:
-    """Whether `normalised` and `pooled` take x: as torch.func and compilers see it, only torch's operations will do.
+def fits(x: Tensor, *affine: Tensor) -> bool:
+    """Whether `pooled`, or `normalised` with that weight and bias, takes x.
 
-    Nor do they take what torch may refuse: nothing at all, and pictures of one pixel.
+    As compilers, tracers, torch.func and forward-mode derivatives see it, only torch's operations will do. Nor do the
+    loops take what torch refuses or converts: no pictures, some of one pixel, other numbers of channels, other types.
     """
     return (
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
+        and _get_current_dispatch_mode() is None
+        and forward_ad._current_level < 0
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and x.dim() == 4
         and x.is_contiguous()
         and len(x) > 0
         and min(x.shape[2:]) > 1
+        and all(each.shape == x.shape[1:2] and each.dtype == x.dtype and each.device == x.device for each in affine)
         and kernels() is not None
     )
 
@@ -63,7 +69,8 @@ def normalised(
     """leaky_relu(max_pool2d(batch_norm(x), 2)) by x's own statistics; pool: whether there is one; slope 1: no ReLU.
 
     x: [batch, channels, height, width], for which `fits` holds. shift: [channels], what could as well be added to x,
-    since batch norm takes it out again: its gradient is 0. It can be differentiated twice.
+    since batch norm takes it out again: its gradient is a constant 0. It can be differentiated twice, but not for
+    several gradients at once (`is_grads_batched`).
     """
     return Normalised.apply(x, weight, bias, eps, pool, slope, shift)
 
@@ -86,7 +93,7 @@ class Normalised(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, slope: float, shift: Tensor | None
     ) -> Tensor:
         y = x.new_empty(halved(x)) if pool else torch.empty_like(x)
-        place = torch.empty_like(y, dtype=torch.uint32) if pool else None
+        place = x.new_empty(y.shape if pool else (*x.shape[:2], 0, 0), dtype=torch.uint32)
         found = place, torch.empty_like(y), torch.empty_like(weight), torch.empty_like(weight)
         run("forward", x, (x, x.shape[3], weight, bias, eps, slope), (y, *found))
         ctx.save_for_backward(x, weight, bias, *found)
@@ -148,7 +155,7 @@ class BackwardTwice(torch.autograd.Function):
 # --- threads -----------------------------------------------------------------------------------------------
 
 
-def run(name: str, x: Tensor, given: tuple[Any, ...], outputs: tuple[Tensor | None, ...]) -> None:
+def run(name: str, x: Tensor, given: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
     """A kernel on all channels of x, by as many threads as torch's operations take."""
     function = getattr(kernels(), name)
     given, outputs = tuple(map(array, given)), tuple(map(array, outputs))
@@ -166,8 +173,8 @@ def array(given: Any) -> Any:
     """[batch, channels, pixels] or [channels] of a tensor; anything else as it is."""
     if not isinstance(given, Tensor):
         return given
-    given = given.detach().contiguous()
-    return (given.flatten(2) if given.dim() == 4 else given).numpy()
+    given = given.contiguous()
+    return (given.flatten(2) if given.dim() == 4 else given).numpy(force=True)
 
 
 @functools.cache

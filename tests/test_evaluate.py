@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from command_line import command
 
-from metarun import checkpoint, runner
+from metarun import checkpoint, on_cpu, runner
 from metarun.errors import UserError
 from metarun.evaluation import evaluation_tasks
 from metarun.forward import run_model
@@ -186,6 +186,11 @@ def test_a_stopped_evaluation_keeps_what_it_has_found(
         evaluated(trained, tmp_path, shots=[1, 2])
     assert len((tmp_path / "results.csv").read_text().splitlines()) == 2 and not (tmp_path / "result.json").exists()
     assert read_result(done[0])["shots"] == 1
+
+
+def test_a_checkpoint_tells_what_computed_its_batch_norm(trained: Settings) -> None:
+    how = checkpoint.load(checkpoint.find(Path(str(trained.checkpoint))))["how"]
+    assert how["tasks"] == "looped" and how["loops"] == on_cpu.computed_by() != "torch"
 
 
 def test_several_processes_count_as_one(trained: Settings, tmp_path: Path) -> None:

@@ -18,6 +18,9 @@ import torch
 import torch.nn.functional as F
 from numba.core import config
 from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.modules.module import register_module_forward_hook
 
 from metarun import kernels, on_cpu
 from metarun.norm import Norm, block, norm_layer
@@ -31,7 +34,8 @@ Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 def torchs(x: Tensor, weight: Tensor, bias: Tensor, pool: bool, slope: float) -> Tensor:
     y = F.batch_norm(x, None, None, weight, bias, training=True, eps=EPS)
-    return F.leaky_relu(F.max_pool2d(y, 2) if pool else y, slope)
+    y = F.max_pool2d(y, 2) if pool else y
+    return F.leaky_relu(y, slope) if slope else y.relu()
 
 
 def ours(x: Tensor, weight: Tensor, bias: Tensor, pool: bool, slope: float) -> Tensor:
@@ -168,9 +172,20 @@ def test_what_it_keeps_for_the_gradient_goes_with_it() -> None:
     x, weight, bias = inputs()
     y = ours(x, weight, bias, True, 0.0)
     assert y.grad_fn is not None and set(vars(y.grad_fn)) <= {"slope"}
-    y.sum().backward()
-    with pytest.raises(RuntimeError, match="have already been freed"):
-        _ = y.grad_fn.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+    (first,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    first.sum().backward()
+    nodes = [y.grad_fn, behind(first.grad_fn, "Backward")]
+    for node in nodes:
+        assert set(vars(node)) <= {"slope"}
+        with pytest.raises(RuntimeError, match="have already been freed"):
+            _ = node.saved_tensors
+
+
+def behind(node: Any, name: str) -> Any:
+    """The first node of that class on the way back."""
+    while name not in type(node).__name__:
+        node = node.next_functions[0][0]
+    return node
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="a system without forks")
@@ -206,6 +221,52 @@ def test_torch_func_and_compilers_see_torchs_operations() -> None:
     for one, gradient in zip(x, found, strict=True):
         leaf = one.clone().requires_grad_()
         torch.testing.assert_close(torch.autograd.grad(loss(leaf), leaf)[0], gradient)
+
+
+def test_a_compiled_network_is_one_graph_of_torchs_operations() -> None:
+    model = Block("batch", pool=True, slope=0.0)
+    x = torch.randn(SHAPE).double()
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch's own forward mode
+def test_a_tracer_and_forward_mode_see_torchs_operations() -> None:
+    model = Block("batch", pool=True, slope=0.0)
+    x, other = torch.randn(2, *SHAPE).double()
+    traced: Any = make_fx(model)(x)
+    torch.testing.assert_close(traced(other), model(other))
+    with forward_ad.dual_level():
+        torch.testing.assert_close(forward_ad.unpack_dual(model(forward_ad.make_dual(x, other))).primal, model(x))
+
+
+@pytest.mark.parametrize(
+    ("norm", "x"),
+    [
+        (Norm("batch", 4), torch.randn(2, 64, 4, 4)),
+        (Norm("batch", 16), torch.randn(2, 8, 4, 4)),
+        (Norm("batch", 4), torch.randn(2, 4, 4, 4).double()),
+        (Norm("batch", 4).double(), torch.randn(2, 4, 4, 4)),
+    ],
+)
+def test_other_numbers_of_channels_and_other_types_are_torchs_to_judge(norm: Norm, x: Tensor) -> None:
+    assert not on_cpu.fits(x, norm.weight, norm.bias)
+    if x.shape[1] == 4:
+        assert norm(x).dtype == torch.float64
+    else:
+        with pytest.raises(RuntimeError, match="must match the size"):
+            norm(x)
+
+
+@pytest.mark.parametrize("pool", [True, False])
+def test_an_infinite_gradient_stays_where_it_is(pool: bool) -> None:
+    """The square root's, at the zeros behind a ReLU."""
+    x, weight, bias = inputs()
+    found, expected = (
+        torch.autograd.grad(each(x, weight, bias, pool, 0.0).sqrt().sum(), (weight, bias)) for each in (ours, torchs)
+    )
+    assert all(map(torch.equal, map(torch.isfinite, found), map(torch.isfinite, expected)))
+    assert expected[1].isfinite().all()
 
 
 HOOKS = {
@@ -245,7 +306,7 @@ def test_a_block_is_its_parts(
 
     def parts(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         with monkeypatch.context() as context:
-            context.setattr(on_cpu, "fits", lambda x: False)
+            context.setattr(on_cpu, "fits", lambda *given: False)
             return function(x, w, b)
 
     require_same(function, parts)
@@ -259,6 +320,38 @@ def test_what_torch_refuses_is_refused(shape: tuple[int, ...], message: str) -> 
     model = Block("batch", pool=True, slope=0.0)
     with pytest.raises((ValueError, RuntimeError), match=message):
         model(torch.zeros(shape).double())
+
+
+class Halving(Norm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2
+
+
+class Standardised(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.conv2d(input, self.weight - self.weight.mean(), self.bias)
+
+
+@pytest.mark.parametrize("changed", [{"norm": Halving("batch", 4)}, {"convolution": Standardised(4, 4, 3)}])
+def test_a_forward_of_its_own_is_run(changed: dict[str, nn.Module]) -> None:
+    model = Block("batch", pool=False, slope=0.0).float()
+    for name, module in changed.items():
+        setattr(model, name, module)
+    x = torch.randn(SHAPE)
+    torch.testing.assert_close(model(x), model.norm(model.convolution(x)).relu())
+    given = model.norm.forward
+    model.norm.forward = lambda x: 3 * given(x)
+    torch.testing.assert_close(model(x), model.norm(model.convolution(x)).relu())
+
+
+def test_a_hook_of_all_modules_sees_them() -> None:
+    model, seen = Block("batch", pool=False, slope=0.0), []
+    hook = register_module_forward_hook(lambda module, given, output: seen.append(type(module).__name__))
+    try:
+        model(torch.randn(SHAPE).double())
+    finally:
+        hook.remove()
+    assert seen == ["Conv2d", "Norm", "Block"]
 
 
 def test_pictures_that_shrink_to_a_pixel() -> None:
@@ -324,7 +417,7 @@ def test_kernels_need_no_place_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(numba, "njit", nowhere)
     found = np.zeros(1)
-    kernels.Kernel(set_to_one)(found)
+    kernel()(found)
     assert found[0] == 1
 
 
@@ -343,19 +436,21 @@ def test_a_place_on_disk_that_fails_ends_nothing(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, harm: Callable[[Path], None]
 ) -> None:
     monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
-    kernels.Kernel(set_to_one)(np.zeros(1))
+    kernel()(np.zeros(1))
     (folder,) = tmp_path.iterdir()
     assert list(folder.glob("*.nbc"))
-    loop, found = kernels.Kernel(set_to_one), np.zeros(1)
+    loop, found = kernel(), np.zeros(1)
     harm(folder)
     with caplog.at_level(logging.WARNING):
         loop(found)
         loop(found)
     assert found[0] == 1
-    assert [record.message.split(":")[0] for record in caplog.records] == [
-        "numba's cached loops cannot be used, they are compiled anew"
-    ]
+    (told,) = [record.message for record in caplog.records]
+    assert str(folder) in told and "compiled for this process alone" in told and "delete the files" in told
 
 
-def set_to_one(found: Any) -> None:
-    found[0] = 1
+def kernel() -> kernels.Kernel:
+    def set_to_one(found: Any) -> None:
+        found[0] = 1
+
+    return kernels.Kernel(set_to_one)
