@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import builtins
 import itertools
-import logging
 import multiprocessing
-import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from numba.core import config
-from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.modules.module import register_module_forward_hook
+from derivatives import Function, derivatives, inputs, require_same
+from torch import Tensor
 
-from metarun import kernels, on_cpu
-from metarun.norm import Norm, block, norm_layer
+from metarun import on_cpu
 
-SHAPE = (3, 4, 9, 7)  # of which the last row and column are in no square
 EPS = 1e-5
 FORMS = list(itertools.product((True, False), (0.0, 0.1, 1.0)))  # with a max-pool or none, slope
-
-Function = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def torchs(x: Tensor, weight: Tensor, bias: Tensor, pool: bool, slope: float) -> Tensor:
@@ -45,28 +33,6 @@ def ours(x: Tensor, weight: Tensor, bias: Tensor, pool: bool, slope: float) -> T
 def ties(x: Tensor) -> Tensor:
     """Rounded, so that many squares hold their maximum more than once; the gradient goes through."""
     return x + (x.round() - x).detach()
-
-
-def inputs(dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """x, a weight of either sign, a bias."""
-    torch.manual_seed(0)
-    given = torch.randn(SHAPE), torch.tensor([1.0, -0.5, 2.0, -1.5]), torch.randn(4)
-    return [tensor.to(dtype).requires_grad_() for tensor in given]
-
-
-def derivatives(function: Function, dtype: torch.dtype = torch.float64) -> list[Tensor]:
-    """The value, its gradients, and those of a smooth function of the gradients."""
-    given = inputs(dtype)
-    y = function(*given)
-    first = torch.autograd.grad((y * torch.randn(y.shape, dtype=dtype) + y**3).sum(), given, create_graph=True)
-    again = sum((entry * torch.randn(entry.shape, dtype=dtype) + entry**2).sum() for entry in first)
-    assert isinstance(again, Tensor)
-    return [y, *first, *torch.autograd.grad(again, given)]
-
-
-def require_same(one: Function, other: Function) -> None:
-    for found, expected in zip(derivatives(one), derivatives(other), strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.parametrize(("pool", "slope"), FORMS)
@@ -165,6 +131,17 @@ def test_gradients_that_do_not_depend_on_the_bias_are_differentiated_by_it() -> 
     assert not torch.autograd.grad(first.square().sum(), bias)[0].any()
 
 
+@pytest.mark.parametrize("pool", [True, False])
+def test_an_infinite_gradient_stays_where_it_is(pool: bool) -> None:
+    """The square root's, at the zeros behind a ReLU."""
+    x, weight, bias = inputs()
+    found, expected = (
+        torch.autograd.grad(each(x, weight, bias, pool, 0.0).sqrt().sum(), (weight, bias)) for each in (ours, torchs)
+    )
+    assert all(map(torch.equal, map(torch.isfinite, found), map(torch.isfinite, expected)))
+    assert expected[1].isfinite().all()
+
+
 # --- memory and processes ----------------------------------------------------------------------------------
 
 
@@ -202,255 +179,3 @@ def test_a_fork_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.array_equal(found.get(timeout=30), expected.detach().numpy())
     finally:
         child.kill()
-
-
-# --- which operation is taken ------------------------------------------------------------------------------
-
-
-def test_torch_func_and_compilers_see_torchs_operations() -> None:
-    norm, convolution = Norm("batch", 4), nn.Conv2d(4, 4, 3)
-    x = torch.randn(2, *SHAPE)
-    seen = []
-
-    def loss(x: Tensor) -> Tensor:
-        seen.append(on_cpu.fits(x))
-        return block(x, convolution, norm, pool=True).square().sum()
-
-    found = torch.func.vmap(torch.func.grad(loss))(x)
-    assert seen == [False] and on_cpu.fits(x[0])
-    for one, gradient in zip(x, found, strict=True):
-        leaf = one.clone().requires_grad_()
-        torch.testing.assert_close(torch.autograd.grad(loss(leaf), leaf)[0], gradient)
-
-
-def test_a_compiled_network_is_one_graph_of_torchs_operations() -> None:
-    model = Block("batch", pool=True, slope=0.0)
-    x = torch.randn(SHAPE).double()
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(x), model(x))
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")  # torch's own forward mode
-def test_a_tracer_and_forward_mode_see_torchs_operations() -> None:
-    model = Block("batch", pool=True, slope=0.0)
-    x, other = torch.randn(2, *SHAPE).double()
-    traced: Any = make_fx(model)(x)
-    torch.testing.assert_close(traced(other), model(other))
-    with forward_ad.dual_level():
-        torch.testing.assert_close(forward_ad.unpack_dual(model(forward_ad.make_dual(x, other))).primal, model(x))
-
-
-@pytest.mark.parametrize(
-    ("norm", "x"),
-    [
-        (Norm("batch", 4), torch.randn(2, 64, 4, 4)),
-        (Norm("batch", 16), torch.randn(2, 8, 4, 4)),
-        (Norm("batch", 4), torch.randn(2, 4, 4, 4).double()),
-        (Norm("batch", 4).double(), torch.randn(2, 4, 4, 4)),
-    ],
-)
-def test_other_numbers_of_channels_and_other_types_are_torchs_to_judge(norm: Norm, x: Tensor) -> None:
-    assert not on_cpu.fits(x, norm.weight, norm.bias)
-    if x.shape[1] == 4:
-        assert norm(x).dtype == torch.float64
-    else:
-        with pytest.raises(RuntimeError, match="must match the size"):
-            norm(x)
-
-
-@pytest.mark.parametrize("pool", [True, False])
-def test_an_infinite_gradient_stays_where_it_is(pool: bool) -> None:
-    """The square root's, at the zeros behind a ReLU."""
-    x, weight, bias = inputs()
-    found, expected = (
-        torch.autograd.grad(each(x, weight, bias, pool, 0.0).sqrt().sum(), (weight, bias)) for each in (ours, torchs)
-    )
-    assert all(map(torch.equal, map(torch.isfinite, found), map(torch.isfinite, expected)))
-    assert expected[1].isfinite().all()
-
-
-HOOKS = {
-    "none": lambda module: None,
-    "output": lambda module: module.register_forward_hook(lambda module, inputs, output: output.sin()),
-    "input": lambda module: module.register_forward_pre_hook(lambda module, inputs: (inputs[0].sin(),)),
-    "gradient": lambda module: module.register_full_backward_hook(lambda module, inputs, outputs: (3 * inputs[0],)),
-    "its gradient": lambda module: module.register_full_backward_pre_hook(lambda module, outputs: (3 * outputs[0],)),
-}
-
-
-class Block(nn.Module):
-    def __init__(self, kind: str, pool: bool, slope: float) -> None:
-        super().__init__()
-        self.convolution, self.norm = nn.Conv2d(4, 4, 3, padding=1).double(), norm_layer(kind, 4).double()
-        self.pool, self.slope = pool, slope
-
-    def forward(self, x: Tensor) -> Tensor:
-        return block(x, self.convolution, self.norm, self.pool, self.slope)
-
-
-@pytest.mark.parametrize("hooked", ["convolution", "norm"])
-@pytest.mark.parametrize("hook", HOOKS)
-@pytest.mark.parametrize("kind", ["batch", "group", "none"])
-@pytest.mark.parametrize(("pool", "slope"), [(True, 0.0), (False, 0.1)])
-def test_a_block_is_its_parts(
-    monkeypatch: pytest.MonkeyPatch, kind: str, hook: str, hooked: str, pool: bool, slope: float
-) -> None:
-    torch.manual_seed(1)
-    model = Block(kind, pool, slope)
-    HOOKS[hook](getattr(model, hooked))
-    names = {"norm.weight", "norm.bias", "convolution.bias"} & {name for name, _ in model.named_parameters()}
-
-    def function(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        weights = {name: w if name == "norm.weight" else b for name in names}
-        return torch.func.functional_call(model, weights, (x,)) + 0 * w.sum()
-
-    def parts(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        with monkeypatch.context() as context:
-            context.setattr(on_cpu, "fits", lambda *given: False)
-            return function(x, w, b)
-
-    require_same(function, parts)
-
-
-@pytest.mark.parametrize(
-    ("shape", "message"),
-    [((1, 4, 1, 1), "more than 1 value per channel"), ((2, 4, 1, 4), "Output size is too small")],
-)
-def test_what_torch_refuses_is_refused(shape: tuple[int, ...], message: str) -> None:
-    model = Block("batch", pool=True, slope=0.0)
-    with pytest.raises((ValueError, RuntimeError), match=message):
-        model(torch.zeros(shape).double())
-
-
-class Halving(Norm):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) / 2
-
-
-class Standardised(nn.Conv2d):
-    def forward(self, input: Tensor) -> Tensor:
-        return F.conv2d(input, self.weight - self.weight.mean(), self.bias)
-
-
-@pytest.mark.parametrize("changed", [{"norm": Halving("batch", 4)}, {"convolution": Standardised(4, 4, 3)}])
-def test_a_forward_of_its_own_is_run(changed: dict[str, nn.Module]) -> None:
-    model = Block("batch", pool=False, slope=0.0).float()
-    for name, module in changed.items():
-        setattr(model, name, module)
-    x = torch.randn(SHAPE)
-    torch.testing.assert_close(model(x), model.norm(model.convolution(x)).relu())
-    given = model.norm.forward
-    model.norm.forward = lambda x: 3 * given(x)
-    torch.testing.assert_close(model(x), model.norm(model.convolution(x)).relu())
-
-
-def test_a_hook_of_all_modules_sees_them() -> None:
-    model, seen = Block("batch", pool=False, slope=0.0), []
-    hook = register_module_forward_hook(lambda module, given, output: seen.append(type(module).__name__))
-    try:
-        model(torch.randn(SHAPE).double())
-    finally:
-        hook.remove()
-    assert seen == ["Conv2d", "Norm", "Block"]
-
-
-def test_pictures_that_shrink_to_a_pixel() -> None:
-    convolution, norm = nn.Conv2d(3, 4, 3, stride=2, padding=1), Norm("batch", 4)
-    x = torch.randn(5, 3, 2, 2)
-    assert on_cpu.fits(x) and torch.equal(block(x, convolution, norm), norm(convolution(x)).relu())
-
-
-def test_the_bias_before_batch_norm_is_left_out_and_has_the_gradient_zero() -> None:
-    model = Block("batch", pool=True, slope=0.0)
-    x = torch.randn(SHAPE).double()
-    before = model(x)
-    with torch.no_grad():
-        model.convolution.bias.fill_(1e9)  # type: ignore[union-attr]
-    after = model(x)
-    assert torch.equal(before, after)
-    gradients = dict(
-        zip(dict(model.named_parameters()), torch.autograd.grad(after.sum(), list(model.parameters())), strict=True)
-    )
-    assert not gradients["convolution.bias"].any() and gradients["norm.bias"].any()
-
-
-def test_recorded_statistics_are_those_with_the_bias() -> None:
-    model = Block("batch", pool=False, slope=0.0)
-    x, model.norm.seen = torch.randn(SHAPE).double(), []  # type: ignore[assignment]
-    model(x)
-    torch.testing.assert_close(model.norm.seen[0], model.convolution(x).mean((0, 2, 3)))  # type: ignore[index]
-
-
-# --- numba -------------------------------------------------------------------------------------------------
-
-
-def test_without_numba_it_is_torchs_and_the_log_says_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    given = builtins.__import__
-
-    def without(name: str, scope: Any = None, *others: Any) -> Any:
-        if name == "metarun" and others[1] == ("kernels",):
-            raise ImportError("Numba needs NumPy 2.4 or less")
-        return given(name, scope, *others)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    on_cpu.kernels.cache_clear()
-    try:
-        with caplog.at_level(logging.WARNING):
-            assert not on_cpu.fits(torch.zeros(SHAPE)) and not on_cpu.fits(torch.zeros(SHAPE))
-            assert on_cpu.computed_by() == "torch"
-    finally:
-        on_cpu.kernels.cache_clear()
-    assert [record.message for record in caplog.records] == [
-        "batch norm and max-pool are torch's own, which is slower: ImportError('Numba needs NumPy 2.4 or less')"
-    ]
-
-
-def test_kernels_need_no_place_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = numba.njit
-
-    def nowhere(function: Any, cache: bool = False, **options: Any) -> Any:
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return compiled(function, **options)
-
-    monkeypatch.setattr(numba, "njit", nowhere)
-    found = np.zeros(1)
-    kernel()(found)
-    assert found[0] == 1
-
-
-def empty_files(folder: Path) -> None:
-    for path in folder.glob("*.nb[ic]"):
-        path.write_bytes(b"")
-
-
-def file_in_its_place(folder: Path) -> None:
-    shutil.rmtree(folder)
-    folder.write_bytes(b"")
-
-
-@pytest.mark.parametrize("harm", [empty_files, file_in_its_place])
-def test_a_place_on_disk_that_fails_ends_nothing(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, harm: Callable[[Path], None]
-) -> None:
-    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
-    kernel()(np.zeros(1))
-    (folder,) = tmp_path.iterdir()
-    assert list(folder.glob("*.nbc"))
-    loop, found = kernel(), np.zeros(1)
-    harm(folder)
-    with caplog.at_level(logging.WARNING):
-        loop(found)
-        loop(found)
-    assert found[0] == 1
-    (told,) = [record.message for record in caplog.records]
-    assert str(folder) in told and "compiled for this process alone" in told and "delete the files" in told
-
-
-def kernel() -> kernels.Kernel:
-    def set_to_one(found: Any) -> None:
-        found[0] = 1
-
-    return kernels.Kernel(set_to_one)
