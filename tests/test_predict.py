@@ -23,11 +23,14 @@ from metarun import backbones, checkpoint, cli
 from metarun import predict as predict_module
 from metarun.data import likeness, noise
 from metarun.data.look import Look, pixels
+from metarun.errors import UserError
 from metarun.evaluation import EVALUATION_SEED
+from metarun.forward import MetaLearner
 from metarun.groups import GROUPS, Conv4, Folder, Glyphs, Maml, Mlp, Sinusoid
 from metarun.meta import evaluate_tasks
 from metarun.methods import METHODS, Parameters
 from metarun.network import build_learner
+from metarun.objective import classification
 from metarun.own_pictures import Pictures
 from metarun.predict_picture import RIGHT, WRONG, draw
 from metarun.runner import run
@@ -261,6 +264,14 @@ def test_pictures_are_labelled_in_the_precision_of_the_run_or_in_another() -> No
     full = predict(run_file, "support=known", "query=new", "engine.precision=float32")
     assert half == predict(run_file, "support=known", "query=new", "engine.precision=bfloat16") != full
     assert [float(row["a"]) for row in half] == pytest.approx([float(row["a"]) for row in full], abs=0.02)
+
+
+def test_a_lone_picture_that_shrinks_to_a_pixel_is_refused() -> None:
+    """Batch norm would have one value a channel, and no variance."""
+    network = backbones.Conv4((1, 16, 16), 5, filters=4, downsample="stride")
+    learner = MetaLearner(network, METHODS["maml"](network, 0.1), classification, classification, 1)
+    with pytest.raises(UserError, match="query: batch norm cannot normalise one picture this small by itself"):
+        predict_module.outputs(learner, dict(network.named_parameters()), torch.zeros(1, 1, 16, 16))
 
 
 def test_the_queries_of_a_network_with_batch_norm_are_one_batch() -> None:
