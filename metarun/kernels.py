@@ -113,7 +113,7 @@ def maxima(plane, width, falling, largest, place):
 
 @Kernel
 def forward(x, width, weight, bias, eps, slope, first, last, y, place, p, mean, reciprocal):
-    """place: of each square's maximum in its plane, by number; empty: there is no pool."""
+    """place: [batch, channels, squares], of each square's maximum in its plane, by number; or [0], without a pool."""
     low = x.dtype.type(slope)
     for channel in range(first, last):
         mean[channel], reciprocal[channel] = statistics(x, channel, eps)
@@ -122,7 +122,7 @@ def forward(x, width, weight, bias, eps, slope, first, last, y, place, p, mean, 
             normal = p[image, channel]
             output = y[image, channel]
             values = x[image, channel]
-            if place.size:
+            if place.ndim == 3:
                 maxima(x[image, channel], width, w < 0, p[image, channel], place[image, channel])
                 values = normal
             for k in range(normal.size):
@@ -140,12 +140,12 @@ def through(gradient, p, w, b, low):
 @part
 def add(gradient, p, w, b, low, scale, place, output):
     """scale S(g) to a plane."""
-    if place.size:
-        for k in range(p.size):
-            output[place[k]] += scale * through(gradient[k], p[k], w, b, low)
-    else:
+    if place is None:
         for k in range(p.size):
             output[k] += scale * through(gradient[k], p[k], w, b, low)
+    else:
+        for k in range(p.size):
+            output[place[k]] += scale * through(gradient[k], p[k], w, b, low)
 
 
 @Kernel
@@ -185,7 +185,7 @@ def backward(gy, slope, x, weight, bias, place, p, mean, reciprocal, first, last
             output = gx[image, channel]
             for k in range(values.size):
                 output[k] = constant + linear * (values[k] - m)
-            add(gradient, normal, w, b, low, scale, place[image, channel], output)
+            add(gradient, normal, w, b, low, scale, place[image, channel] if place.ndim == 3 else None, output)
 
 
 @Kernel
@@ -218,7 +218,7 @@ def backward_twice(
             gradient = gy[image, channel]
             normal = p[image, channel]
             output = d_gy[image, channel]
-            if place.size:
+            if place.ndim == 3:
                 where = place[image, channel]
                 for k in range(normal.size):
                     output[k] = outer[where[k]]
@@ -244,4 +244,4 @@ def backward_twice(
             output = d_x[image, channel]
             for k in range(values.size):
                 output[k] = constant + linear * (values[k] - m) + by_v * outer[k]
-            add(gradient, normal, w, b, low, by_g, place[image, channel], output)
+            add(gradient, normal, w, b, low, by_g, place[image, channel] if place.ndim == 3 else None, output)

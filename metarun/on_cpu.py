@@ -93,7 +93,7 @@ class Normalised(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, slope: float, shift: Tensor | None
     ) -> Tensor:
         y = x.new_empty(halved(x)) if pool else torch.empty_like(x)
-        place = x.new_empty(y.shape if pool else (*x.shape[:2], 0, 0), dtype=torch.uint32)
+        place = x.new_empty(y.shape if pool else 0, dtype=torch.uint32)
         found = place, torch.empty_like(y), torch.empty_like(weight), torch.empty_like(weight)
         run("forward", x, (x, x.shape[3], weight, bias, eps, slope), (y, *found))
         ctx.save_for_backward(x, weight, bias, *found)
