@@ -70,7 +70,7 @@ class Norm(nn.Module):
 
 def block(x: Tensor, convolution: nn.Module, norm: nn.Module, pool: bool = False, slope: float = 0.0) -> Tensor:
     """leaky_relu(max_pool2d(norm(convolution(x)), 2), slope); pool: whether there is one."""
-    if not (ordinary(convolution, nn.Conv2d) and ordinary(norm, Norm) and norm.by_batch and on_cpu.fits(x)):
+    if not (ordinary(convolution, nn.Conv2d) and ordinary(norm, Norm) and norm.by_batch and on_cpu.may_fit(x)):
         return activated(norm(convolution(x)), pool, slope)
     x = full(convolution._conv_forward(x, convolution.weight, None))  # the norm would take its bias out again
     if on_cpu.fits(x, norm.weight, norm.bias):

@@ -44,9 +44,20 @@ def computed_by() -> str:
 def fits(x: Tensor, *affine: Tensor) -> bool:
     """Whether `pooled`, or `normalised` with that weight and bias, takes x.
 
-    As compilers, tracers, torch.func and forward-mode derivatives see it, only torch's operations will do. Nor do the
-    loops take what torch refuses or converts: no pictures, some of one pixel, other numbers of channels, other types.
+    The loops do not take what torch refuses or converts: no pictures, some of one pixel, other numbers of channels,
+    other types.
     """
+    return (
+        may_fit(x)
+        and x.is_contiguous()
+        and len(x) > 0
+        and min(x.shape[2:]) > 1
+        and all(each.shape == x.shape[1:2] and each.dtype == x.dtype and each.device == x.device for each in affine)
+    )
+
+
+def may_fit(x: Tensor) -> bool:
+    """Whether a convolution's output for x may; none does as compilers, tracers, torch.func and forward mode see it."""
     return (
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
@@ -55,10 +66,6 @@ def fits(x: Tensor, *affine: Tensor) -> bool:
         and x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and x.dim() == 4
-        and x.is_contiguous()
-        and len(x) > 0
-        and min(x.shape[2:]) > 1
-        and all(each.shape == x.shape[1:2] and each.dtype == x.dtype and each.device == x.device for each in affine)
         and kernels() is not None
     )
 

@@ -105,7 +105,7 @@ def test_a_block_is_its_parts(
 
     def parts(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         with monkeypatch.context() as context:
-            context.setattr(on_cpu, "fits", lambda *given: False)
+            context.setattr(on_cpu, "may_fit", lambda x: False)
             return function(x, w, b)
 
     require_same(function, parts)
@@ -151,6 +151,17 @@ def test_a_hook_of_all_modules_sees_them() -> None:
     finally:
         hook.remove()
     assert seen == ["Conv2d", "Norm", "Block"]
+
+
+def test_the_loops_do_it_whatever_lies_between_the_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As between a support set's, where they are drawn together with the query set's."""
+    model, taken = Block("batch", pool=True, slope=0.0), []
+    normalised = on_cpu.normalised
+    monkeypatch.setattr(on_cpu, "normalised", lambda *given: taken.append(given) or normalised(*given))
+    x = torch.randn(6, *SHAPE[1:]).double()[::2]
+    assert not x.is_contiguous()
+    torch.testing.assert_close(model(x), model(x.contiguous()))
+    assert len(taken) == 2
 
 
 def test_pictures_that_shrink_to_a_pixel() -> None:
