@@ -8,58 +8,29 @@ for it; the lock dies with its process.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
-from functools import partial
-from itertools import islice
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
-from tqdm import tqdm
 
-from metarun import __version__
-from metarun.data.look import Look, Raw, Unreadable, pixels
-from metarun.errors import UserError
+from metarun import whole_files
+from metarun.data.decoding import Contents, Manifest, digest, fill, refusal
+from metarun.data.look import Look
+from metarun.errors import RunFailure, UserError, printable
 
 log = logging.getLogger(__name__)
 
 VERSION = 1  # raised whenever the same pictures would give another file: it names it
-LOT = 256  # images that are decoded at a time
-
-
-class Contents(NamedTuple):
-    """A data set as it lies on disk, listed but not yet decoded."""
-
-    names: Sequence[str]  # of the classes
-    labels: Sequence[int] | np.ndarray  # class number of each image
-    images: Iterable[tuple[str, Raw]]  # each image in the same order, with a name for messages
-    splits: dict[str, list[str]] | None = None  # class names by split, where the files themselves divide them
-
-
-@dataclass
-class Manifest:
-    """What a prepared file holds."""
-
-    source: str  # the folder or archive it was made of
-    shape: list[int]  # [images, channels, height, width]
-    names: list[str]  # [classes]
-    first: list[int]  # [classes]: where each class's images begin
-    count: list[int]  # [classes]
-    sums: list[list[float]]  # [classes, channels]: of all pixels in [0, 1]
-    squares: list[list[float]]  # [classes, channels]: of their squares
-    splits: dict[str, list[str]] | None
-    sha256: str = ""  # of the prepared file
-    left_out: list[tuple[str, str]] = field(default_factory=list)  # files that are no pictures, and why
-    metarun: str = __version__
+ALWAYS_CHECKED = 2**28  # bytes of a prepared file: its digest takes a fraction of a second
+NAMED = 3  # files that a warning lists
 
 
 class Prepared(NamedTuple):
@@ -92,24 +63,32 @@ def prepared(
     if found is None:
         lock = hold(stem)
         try:
-            found = read(stem)
+            found = read(stem, tell=True)
             if found is None:
                 make(stem, look, source, contents, skip_unreadable)
                 found = read(stem)
         finally:
             lock.release()
     assert found is not None
-    left_out = found.manifest.left_out
-    if left_out:
-        file, reason = left_out[0]
-        log.warning(
-            "%d files are no pictures and left out, first %s (%s); %s lists them",
-            len(left_out),
-            file,
-            reason,
-            found.path,
-        )
+    tell(found)
     return found
+
+
+def tell(found: Prepared) -> None:
+    """What of the source was left out, and which of its pictures are equal."""
+    listed = f"; {found.path} lists them"
+    if left_out := found.manifest.left_out:
+        names = [f"{name} ({reason})" for name, reason in left_out]
+        log.warning("%d files are no pictures and left out, first %s%s", len(names), in_short(names), listed)
+    for one_class, where in ((True, "the same class: both may stand in one task"), (False, "another class")):
+        pairs = [f"{name} = {other}" for name, other, same in found.manifest.equal if same == one_class]
+        if pairs:
+            log.warning("%d pictures are equal to one of %s, first %s%s", len(pairs), where, in_short(pairs), listed)
+
+
+def in_short(names: Sequence[str]) -> str:
+    """The first few of them."""
+    return ", ".join(map(printable, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
 
 
 def hold(stem: Path) -> BaseFileLock:
@@ -130,22 +109,48 @@ def hold(stem: Path) -> BaseFileLock:
 # --- reading -----------------------------------------------------------------------------------------------
 
 
-def read(stem: Path) -> Prepared | None:
-    """What is kept under `stem`, or None where it is not there or damaged."""
+def read(stem: Path, tell: bool = False) -> Prepared | None:
+    """What is kept under `stem`, or None where it is not there or damaged, which may be told."""
     path = manifest_path(stem)
     try:
         manifest = Manifest(**json.loads(path.read_text()))
         images = np.lib.format.open_memmap(images_path(stem), mode="r")
         if list(images.shape) != manifest.shape or images.dtype != np.uint8:
             raise ValueError(f"it holds {images.dtype} {images.shape}, not uint8 {tuple(manifest.shape)}")
+        verify(stem, manifest)
         return Prepared(images, manifest, path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, EOFError) as error:
-        log.warning("%s is damaged (%s); it is made again", images_path(stem), " ".join(str(error).split()))
+        if tell:
+            log.warning("%s is damaged (%s); it is made again", images_path(stem), " ".join(str(error).split()))
         return None
     except OSError as error:
         raise refusal("read", path, error) from error
+
+
+def verify(stem: Path, manifest: Manifest) -> None:
+    """Compare both files with their SHA-256: a large file once, and again when its size or time of change differs.
+
+    Raises:
+        ValueError: either is not as it was written.
+    """
+    path = images_path(stem)
+    if manifest.digest and manifest.digest != manifest.own_digest():  # earlier versions wrote none
+        raise ValueError(f"{manifest_path(stem).name} does not have the SHA-256 that stands in it")
+    status = path.stat()
+    now = [status.st_size, status.st_mtime_ns]
+    if status.st_size > ALWAYS_CHECKED:
+        if now == manifest.checked:
+            return
+        log.info("comparing %s with its SHA-256, as it may have changed", path)
+    with path.open("rb") as file:
+        if digest(file) != manifest.sha256:
+            raise ValueError("it does not have the SHA-256 that was written with it")
+    if now != manifest.checked:
+        manifest.checked = now
+        with contextlib.suppress(OSError, RunFailure):  # of a folder that may only be read: compared again next time
+            whole_files.write(manifest_path(stem), json.dumps(asdict(manifest)))
 
 
 def manifest_path(stem: Path) -> Path:
@@ -171,6 +176,8 @@ def make(
             except OSError as error:
                 raise refusal("write", images_path(stem), error) from error
             manifest = fill(file, look, str(source), contents(stack), skip_unreadable, images_path(stem))
+            status = os.stat(file.fileno())
+            manifest.checked, manifest.digest = [status.st_size, status.st_mtime_ns], manifest.own_digest()
         try:
             with partial_manifest.open("w") as file:
                 json.dump(asdict(manifest), file)
@@ -187,96 +194,6 @@ def make(
                 left.unlink()
 
 
-def fill(file: BinaryIO, look: Look, source: str, found: Contents, skip_unreadable: bool, path: Path) -> Manifest:
-    """Decode with all cores and write each image behind those of its class; the unreadable leave room at its end."""
-    room = np.bincount(np.asarray(found.labels, np.int64), minlength=len(found.names))
-    first = np.cumsum(room) - room
-    count = np.zeros_like(room)
-    sums, squares = np.zeros((2, len(found.names), look.channels))
-    shape = (int(room.sum()), look.channels, look.size, look.size)
-    left_out: list[tuple[str, str]] = []
-    try:
-        begin = reserve(file, shape)
-        bar = tqdm(total=shape[0], desc=f"preparing {path.stem}", unit="image", disable=None, leave=False)
-        with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
-            labelled = zip(found.labels, found.images, strict=True)
-            while lot := list(islice(labelled, LOT)):
-                decoded = pool.map(partial(decode, look=look), (image for _, image in lot))
-                for (label, (name, _)), result in zip(lot, decoded, strict=True):
-                    if isinstance(result, Unreadable):
-                        left_out.append((name, str(result)))
-                        if not skip_unreadable:
-                            raise UserError(
-                                f"{name}: cannot be read as an image ({result}); put back the file or the whole archive"
-                            ) from result
-                        continue
-                    image, total, square = result
-                    file.seek(begin + int(first[label] + count[label]) * image.size)
-                    file.write(image.tobytes())
-                    count[label] += 1
-                    sums[label] += total
-                    squares[label] += square
-                bar.update(len(lot))
-        file.flush()
-        os.fsync(file.fileno())
-        sha256 = digest(file)
-    except OSError as error:
-        if error.filename is not None:  # not the file that is written here, which is open
-            raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-        raise refusal("write", path, error) from error
-    return Manifest(
-        source,
-        list(shape),
-        list(found.names),
-        first.tolist(),
-        count.tolist(),
-        sums.tolist(),
-        squares.tolist(),
-        found.splits,
-        sha256,
-        left_out,
-    )
-
-
-def reserve(file: BinaryIO, shape: tuple[int, ...]) -> int:
-    """Write the header, take the room for all images, and say where they begin: a full disk is known at once."""
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-    begin, size = file.tell(), int(np.prod(shape))
-    file.flush()
-    if size and hasattr(os, "posix_fallocate"):
-        try:
-            os.posix_fallocate(file.fileno(), begin, size)
-            return begin
-        except OSError as error:
-            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # which a file system may answer
-                raise
-    file.truncate(begin + size)
-    return begin
-
-
-def decode(image: tuple[str, Raw], look: Look) -> tuple[np.ndarray, np.ndarray, np.ndarray] | Unreadable:
-    """An image's pixels, and the sums of them and of their squares by channel, with pixels in [0, 1]."""
-    try:
-        found = pixels(image[1], look)
-    except Unreadable as error:
-        return error
-    channels = found.reshape(look.channels, -1).astype(np.float32) / 255
-    return found, channels.sum(1), (channels * channels).sum(1)
-
-
-def digest(file: BinaryIO) -> str:
-    file.seek(0)
-    found = hashlib.sha256()
-    while part := file.read(2**20):
-        found.update(part)
-    return found.hexdigest()
-
-
-def refusal(verb: str, path: Path, error: OSError) -> UserError:
-    cause = error.strerror or error
-    return UserError(f"cache_dir: cannot {verb} {path} ({cause}); choose another folder with cache_dir=FOLDER")
-
-
 # --- naming ------------------------------------------------------------------------------------------------
 
 
@@ -286,7 +203,10 @@ def fingerprint(*lines: Any) -> str:
 
 
 def stamps(files: Iterable[Path]) -> Iterator[str]:
-    """A line for each file, which changes when the file does."""
+    """A line for each file, which changes when the file does or lies elsewhere. Raises UserError for one not there."""
     for file in files:
-        stat = file.stat()
-        yield f"{file} {stat.st_size} {stat.st_mtime_ns}"
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror}); put it back or take it away") from error
+        yield f"{file.absolute()} {status.st_size} {status.st_mtime_ns}"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import unicodedata
 from pathlib import Path
 
@@ -155,6 +156,19 @@ def test_changed_pictures_are_prepared_anew(tmp_path: Path) -> None:
     after = load(root)
     assert after.count[after.names.index(CLASSES[3])] == 5
     assert len(before.images) + 1 == len(after.images)
+
+
+def test_the_same_relative_root_in_two_projects_is_prepared_for_each(tmp_path: Path, monkeypatch) -> None:
+    shade = {"one": 40, "two": 200}
+    for project in shade:
+        for name in ("a", "b", "c"):
+            file = tmp_path / project / "pictures" / name / "x.bmp"
+            save(file, shade[project])
+            os.utime(file, ns=(10**18, 10**18))
+    for project in shade:
+        monkeypatch.chdir(tmp_path / project)
+        found = folder.load(Places(tmp_path, tmp_path / "cache", False), "pictures", 8, False, 0)
+        assert found.images.mean() == shade[project]
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from metarun.data import decoding, prepare
 from metarun.data.images import image_set
 from metarun.data.look import Look
 from metarun.data.prepare import Contents, Prepared, prepared
@@ -100,6 +101,66 @@ def test_damaged_files_are_made_again_with_a_warning(
         check(load(tmp_path))
     assert "a-v1.npy" in caplog.text and "damaged" in caplog.text
     check(load(tmp_path, never))
+
+
+def zero_the_middle(path: Path, keep_time: bool = False) -> None:
+    status = path.stat()
+    with path.open("r+b") as file:
+        file.seek(status.st_size - 60)  # of 96 bytes of pixels
+        file.write(bytes(30))
+    if keep_time:
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+@pytest.mark.parametrize("keep_time", [False, True])
+def test_a_zeroed_middle_is_found_and_made_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture, keep_time) -> None:
+    load(tmp_path)
+    zero_the_middle(tmp_path / "a-v1.npy", keep_time)
+    with caplog.at_level(logging.WARNING):
+        check(load(tmp_path))
+    (line,) = caplog.messages
+    assert line.endswith(
+        "a-v1.npy is damaged (it does not have the SHA-256 that was written with it); it is made again"
+    )
+    check(load(tmp_path, never))
+
+
+def test_a_changed_number_in_the_manifest_is_found(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = load(tmp_path).path
+    path.write_text(path.read_text().replace('"count": [2, 3, 1]', '"count": [3, 2, 1]'))
+    check(load(tmp_path))
+    assert "a-v1.json does not have the SHA-256 that stands in it" in caplog.text
+
+
+def test_a_large_file_is_compared_where_it_may_have_changed(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(prepare, "ALWAYS_CHECKED", 0)
+    load(tmp_path)
+    path, read = tmp_path / "a-v1.npy", []
+    monkeypatch.setattr(prepare, "digest", lambda file: read.append(1) or decoding.digest(file))
+    with caplog.at_level(logging.INFO):
+        check(load(tmp_path, never))
+        assert not read
+        os.utime(path)  # as a copy or a backup does
+        check(load(tmp_path, never))
+        check(load(tmp_path, never))
+        assert read == [1] and "comparing" in caplog.text  # noted in the manifest
+        zero_the_middle(path)
+        check(load(tmp_path))
+    assert "does not have the SHA-256" in caplog.text
+
+
+def test_a_large_changed_file_in_a_cache_that_may_not_be_written_is_compared(tmp_path: Path, monkeypatch) -> None:
+    load(tmp_path)
+    monkeypatch.setattr(prepare, "ALWAYS_CHECKED", 0)
+    os.utime(tmp_path / "a-v1.npy")
+    before = (tmp_path / "a-v1.json").read_bytes()
+
+    def refuse(path: Path, content: str) -> None:
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr(prepare.whole_files, "write", refuse)
+    check(load(tmp_path, never))
+    assert (tmp_path / "a-v1.json").read_bytes() == before
 
 
 def test_images_without_their_manifest_are_not_believed(tmp_path: Path) -> None:
