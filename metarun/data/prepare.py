@@ -176,7 +176,7 @@ def make(
             except OSError as error:
                 raise refusal("write", images_path(stem), error) from error
             manifest = fill(file, look, str(source), contents(stack), skip_unreadable, images_path(stem))
-            status = os.stat(file.fileno())
+            status = partial_images.stat()
             manifest.checked, manifest.digest = [status.st_size, status.st_mtime_ns], manifest.own_digest()
         try:
             with partial_manifest.open("w") as file:
