@@ -11,6 +11,10 @@ __version__ = "0.1.0"
 __all__ = ["Init", "State", "__version__"]
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """`Init` and `State` bring torch with them, so they are imported when they are asked for."""
     if name in ("Init", "State"):

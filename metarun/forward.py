@@ -58,10 +58,10 @@ def query_weights(learner: MetaLearner, theta: Tensors, phi: Tensors, support_da
     return {**weights, **seen}
 
 
-def run_model(learner: MetaLearner, weights: Tensors, data: Any) -> Any:
-    """The network's output on `data`."""
+def run_model(learner: MetaLearner, weights: Tensors, *inputs: Any, **keywords: Any) -> Any:
+    """The network's output on what its forward takes."""
     with batch_statistics(learner.model), layers_in(learner.precision, next(iter(weights.values()))):
-        output = functional_call(learner.model, weights, (data,), tie_weights=learner.tied)
+        output = functional_call(learner.model, weights, inputs, keywords, tie_weights=learner.tied)
     return full(output) if learner.precision == "bfloat16" else output
 
 
@@ -76,8 +76,9 @@ def evaluate_objective(
     """The objective's loss (a scalar) and what it measured, at theta, of which `weights` makes the network's."""
     names = tuple(theta)
 
-    def model(data: Any, updated_weights: list[Tensor]) -> Any:
-        return run_model(learner, weights(dict(zip(names, updated_weights, strict=True))), data)
+    def model(*inputs: Any, **keywords: Any) -> Any:
+        updated = by_name(names, inputs[-1] if inputs else None)
+        return run_model(learner, weights(updated), *inputs[:-1], **keywords)
 
     state = State(data, target, model, list(theta.values()))
     loss = objective(state)
@@ -85,6 +86,17 @@ def evaluate_objective(
         found = f"a tensor of shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise UserError(f"{name_of(objective)}: an objective must return a scalar tensor, this one returned {found}")
     return loss, state.measures
+
+
+def by_name(names: tuple[str, ...], weights: Any) -> Tensors:
+    """The weights that adapt, by their names. Raises UserError where they are not a list of as many."""
+    if not isinstance(weights, (list, tuple)) or len(weights) != len(names):
+        found = f"a list of {len(weights)}" if isinstance(weights, (list, tuple)) else f"a {type(weights).__name__}"
+        raise UserError(
+            f"weights: must be the list of the {len(names)} weights that adapt, as state.updated_weights and adapt "
+            f"have it, found {found}; write state.model(*inputs, state.updated_weights), meta.predict(weights, *inputs)"
+        )
+    return dict(zip(names, weights, strict=True))
 
 
 def name_of(objective: Objective) -> str:

@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from metarun.errors import UserError
-from metarun.meta import MetaLearner, OneTask, meta_gradient, tape_gradient
+from metarun.forward import MetaLearner, by_name, query_weights, run_model
+from metarun.meta import OneTask, meta_gradient, one_by_one, tape_gradient
 from metarun.methods import Parameters, compose
 from metarun.objective import Objective, State
 from metarun.task import Task
@@ -92,33 +94,33 @@ class Init(nn.Module):
     ) -> Tensor:
         """Adds the meta-gradient of one task to `.grad` and returns its outer loss, a scalar without a graph.
 
-        With `batched` every argument holds tasks along a leading axis; gradient and loss are means over them.
-        `vectorise` computes those tasks at once, for objectives without `.item()` or branches on values.
+        Data and targets are what the objectives take: tensors, or trees of them (tuple, list, dict, namedtuple).
+        With `batched` every tensor in them holds tasks along its leading axis, and a None is the same for all tasks;
+        gradient and loss are means over the tasks. `vectorise` computes those tasks at once, for objectives without
+        `.item()` or branches on values.
 
         Raises:
-            UserError: an objective that returns no scalar, or (task by task) does not depend on the weights.
+            UserError: an objective that returns no scalar, or (task by task) does not depend on the weights; batched
+                arguments that hold unlike numbers of tasks, or leaves other than tensors and None.
             FloatingPointError: a loss that is not finite; names the task and the cause.
         """
         tasks = Task(train_data, train_target, validate_data, validate_target)
-        if not batched:
-            tasks = Task(*([side] for side in tasks))
-        counts = [len(side) for side in tasks]
-        if len(set(counts)) > 1 or counts[0] == 0:
-            raise UserError(f"batched=True: every argument holds the same number of tasks, one or more; found {counts}")
-        noise = self.noise(len(tasks.support_data))
-        gradient, losses, _ = meta_gradient(self.learner, self.learned, tasks, noise, vectorised=batched and vectorise)
+        noise = self.noise(number_of_tasks(tasks) if batched else 1)
+        given = tasks if batched else [tasks]
+        gradient, losses, _ = meta_gradient(self.learner, self.learned, given, noise, vectorised=batched and vectorise)
         if not losses.isfinite().all():
-            raise FloatingPointError(self.why_not_finite(tasks, noise, losses))
+            each = list(one_by_one(tasks)) if batched else [tasks]
+            raise FloatingPointError(self.why_not_finite(each, noise, losses))
         for tensors, gradients in zip(self.learned, gradient, strict=True):
             for name, tensor in tensors.items():
                 tensor.grad = gradients[name] if tensor.grad is None else tensor.grad + gradients[name]
         return losses.mean()
 
-    def why_not_finite(self, tasks: Task, noise: Tensor, losses: Tensor) -> str:
+    def why_not_finite(self, tasks: list[Task], noise: Tensor, losses: Tensor) -> str:
         """Which task's outer loss is not finite, and whether the inner loss was so to begin with."""
         number = int((~losses.isfinite()).nonzero()[0])
         learned = self.learned
-        one = OneTask(self.learner, Task(*(side[number] for side in tasks)), noise[number], tape_gradient)
+        one = OneTask(self.learner, tasks[number], noise[number], tape_gradient)
         inner = float(one.support_loss(learned.theta, learned.phi).detach())
         cause = "the inner loop diverged, try a smaller inner_learning_rate"
         if not math.isfinite(inner):
@@ -133,7 +135,59 @@ class Init(nn.Module):
             one = OneTask(learner, task, self.noise(1)[0], tape_gradient)
             return [weight.detach().clone() for weight in one.adapt(self.learned)[-1].values()]
 
+    def predict(self, weights: list[Tensor], *inputs: Any, **keywords: Any) -> Any:
+        """The network's output with the weights of one task, without a graph.
+
+            weights = meta.adapt(train_data, train_target)
+            logits = meta.predict(weights, new_data)
+
+        It computes what an outer objective's `state.model` does: with T and warp layers, the layers learned across
+        tasks as they are now, and norm layers by the batch's statistics in train mode, their running ones in eval
+        mode (`meta.model.eval()`), where dropout is off as well.
+
+        Args:
+            weights: what `adapt` returned, in the order of `weight_names`.
+            inputs, keywords: what the network's forward takes.
+
+        Raises:
+            UserError: the weights are not a list of as many tensors as adapt.
+        """
+        theta = by_name(self.weight_names, weights)
+        with torch.no_grad():
+            used = query_weights(self.learner, theta, self.learned.phi, None, self.learner.inner_loop)
+            return run_model(self.learner, used, *inputs, **keywords)
+
     def noise(self, tasks: int) -> Tensor:
         """What the method draws for each task, from torch's generator."""
         like = next(iter(self.learned.theta.values()))
         return torch.rand(tasks, self.learner.method.noise(self.learner.inner_loop), device=like.device)
+
+
+SIDES = ("train_data", "train_target", "validate_data", "validate_target")  # as `Init.optimize` names them
+
+
+def number_of_tasks(tasks: Task) -> int:
+    """Of a batch: the length of the leading axis of every tensor.
+
+    Raises:
+        UserError: tensors of unlike lengths, none at all, or leaves other than tensors and None.
+    """
+    counts: dict[str, int] = {}
+    for name, side in zip(SIDES, tasks, strict=True):
+        for path, leaf in tree_flatten_with_path(side)[0]:
+            place = name + keystr(path)
+            if isinstance(leaf, Tensor) and leaf.dim():
+                counts[place] = len(leaf)
+            elif leaf is not None:
+                found = "a tensor without axes" if isinstance(leaf, Tensor) else f"a {type(leaf).__name__}"
+                raise UserError(
+                    f"batched=True: {place} is {found}; every leaf is a tensor with tasks along its leading axis, or "
+                    "None; give one task a call without batched, or put constants into the objective"
+                )
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        found = ", ".join(f"{count} in {place}" for place, count in counts.items()) or "no tensor"
+        raise UserError(
+            "batched=True: every tensor holds the same number of tasks along its leading axis, one or more; "
+            f"found {found}"
+        )
+    return next(iter(counts.values()))

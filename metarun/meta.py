@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from metarun.forward import (
     Measures,
@@ -165,7 +165,7 @@ def task_loss(
 def meta_gradient(
     learner: MetaLearner,
     parameters: Parameters,
-    tasks: Task,
+    tasks: Task | list[Task],
     noise: Tensor,
     vectorised: bool,
     kind: Kind = OneTask,
@@ -173,21 +173,25 @@ def meta_gradient(
 ) -> tuple[Parameters, Tensor, Measures]:
     """Mean gradient over a meta-batch, with each task's loss [tasks] and measures [tasks].
 
+    tasks: trees of tensors with tasks along their leading axis (a None is the same for all); looped, also a list.
     noise: [tasks, method.noise(inner_loop)], uniform in [0, 1).
     kind: of a task, which says what is kept of its inner loop: `OneTask` unrolls it, `mixed.MixedTask` keeps little.
     loss_weights: [inner_loop], of a multi-step loss.
     """
     parameters = tree_map(torch.detach, parameters)
     if vectorised:
+        assert not isinstance(tasks, list)
         one_task = partial(task_loss, kind, learner, functional_gradient, loss_weights=loss_weights)
         one_gradient = torch.func.grad_and_value(one_task, has_aux=True)
-        gradients, (losses, measures) = vmap(one_gradient, in_dims=(None, 0, 0))(parameters, tasks, noise)
+        axes = tree_map(lambda leaf: None if leaf is None else 0, tasks)
+        gradients, (losses, measures) = vmap(one_gradient, in_dims=(None, axes, 0))(parameters, tasks, noise)
         return tree_map(lambda tensor: tensor.mean(0), gradients), losses, measures
 
     total = tree_map(torch.zeros_like, parameters)
     leaves = tree_map(lambda tensor: tensor.requires_grad_(), parameters)
     judged = []
-    for task, own_noise in zip(one_by_one(tasks), noise, strict=True):
+    each = tasks if isinstance(tasks, list) else one_by_one(tasks)
+    for task, own_noise in zip(each, noise, strict=True):
         loss, measures = task_loss(kind, learner, tape_gradient, leaves, task, own_noise, loss_weights)
         require_dependence(loss, learner.outer_objective)
         accumulate_gradient(loss, leaves, total)
@@ -206,7 +210,11 @@ def accumulate_gradient(loss: Tensor, leaves: Parameters, total: Parameters) -> 
 
 
 def one_by_one(tasks: Task) -> Iterator[Task]:
-    return (Task(*sides) for sides in zip(*tasks, strict=True))
+    """The tasks of trees with tasks along the leading axis of every tensor; a None is the same for all."""
+    leaves, form = tree_flatten(tasks)
+    count = next(len(leaf) for leaf in leaves if leaf is not None)
+    rows = [[None] * count if leaf is None else leaf for leaf in leaves]
+    return (tree_unflatten(row, form) for row in zip(*rows, strict=True))
 
 
 def stack(results: list[Any]) -> Any:

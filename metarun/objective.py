@@ -14,12 +14,13 @@ from torch import Tensor
 class State:
     """One side of a task, support or query, with the weights that have been adapted so far.
 
-    Every field can be read as an attribute or as a key.
+    Every field can be read as an attribute or as a key. `model(*inputs, updated_weights, **keywords)` runs the
+    network's forward(*inputs, **keywords) with the weights, which come last: `model(data, updated_weights)`.
     """
 
     data: Any
     target: Any
-    model: Callable[[Any, list[Tensor]], Any]  # model(data, updated_weights) -> output, on those weights
+    model: Callable[..., Any]
     updated_weights: list[Tensor]  # theta, in the order of `weight_names`
     measures: dict[str, Tensor] = field(default_factory=dict)  # scalars that an objective wants reported
 

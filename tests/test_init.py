@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from problems import Tanh, regression_tasks
 from torch import Tensor, nn
 
+import metarun
 from metarun import Init, State
 from metarun.data.sinusoid import SinusoidSource
 from metarun.data.source import Shape
@@ -188,3 +190,11 @@ def test_it_learns_sinusoids() -> None:
 def test_the_package_imports_without_torch() -> None:
     code = "import sys, metarun; assert 'torch' not in sys.modules; metarun.Init; assert 'torch' in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_package_shows_its_names_and_ships_its_types() -> None:
+    code = "import sys, metarun; assert {'Init', 'State'} <= set(dir(metarun)); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    root = Path(metarun.__file__).parent
+    assert (root / "py.typed").is_file()
+    assert '"metarun" = ["py.typed"]' in (root.parent / "pyproject.toml").read_text(encoding="utf-8")
