@@ -30,6 +30,7 @@ from metarun.mistakes import CHOICES, MISTAKES, explain
 from metarun.schema import AUTO, Settings
 from metarun.seat import given_seat
 from metarun.typed import arrange, names, typed_in
+from metarun.utils.text import printable
 from metarun.whole_files import plain, told
 
 UNUSABLE = {  # what is wrong with a path that a person gave
@@ -153,7 +154,7 @@ def worst(errors: Sequence[Exception]) -> int:
 
 
 def tell(message: str) -> None:
-    print("metarun: error:", " ".join(message.split()), file=sys.stderr)
+    print("metarun: error:", printable(" ".join(message.split())), file=sys.stderr)
 
 
 def config_folder() -> Path:

@@ -16,7 +16,7 @@ from metarun import whole_files
 from metarun.data.sampler import ImageSource
 from metarun.data.source import Shape
 from metarun.evaluation import EVALUATION_SEED
-from metarun.records import csv_table
+from metarun.utils.text import csv_table
 
 BINS = 15  # of confidence, for the calibration error, as in Guo et al. 2017, arXiv 1706.04599
 TOLD = 10  # pairs of classes that result.json lists

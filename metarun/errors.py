@@ -44,8 +44,3 @@ def nearby(path: Path) -> Path:
     except FileNotFoundError:
         return path
     return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def printable(name: str) -> str:
-    """A name for logs, pages and pictures, whatever characters a file or the disk has in it."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)

@@ -11,8 +11,10 @@ import numpy as np
 
 from metarun.data.look import Look, Unreadable, pixels
 from metarun.data.trees import NOT_PICTURES, classes_in, files_below, spelt, visible
-from metarun.errors import UserError, printable
+from metarun.errors import UserError
 from metarun.places import query_place, support_folder
+from metarun.utils.safe_files import is_regular
+from metarun.utils.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +123,7 @@ def query_files(place: str, classes: Sequence[str]) -> list[Path]:
 
 def regular(paths: Iterable[Path]) -> list[Path]:
     """Those that are files, or would be if they could be read; a pipe would wait for its other end."""
-    return [path for path in paths if path.is_file() or not path.exists()]
+    return [path for path in paths if is_regular(path)]
 
 
 def listed(names: Sequence[str]) -> str:

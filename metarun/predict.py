@@ -18,7 +18,7 @@ from metarun import checkpoint, running, whole_files
 from metarun.data import noise
 from metarun.data.sampler import ImageSource
 from metarun.engine import choose_device
-from metarun.errors import UserError, nearby, printable
+from metarun.errors import UserError, nearby
 from metarun.evaluation import EVALUATION_SEED
 from metarun.foreign import form_learned
 from metarun.forward import MetaLearner, query_weights, run_model
@@ -30,9 +30,9 @@ from metarun.norm import is_transductive
 from metarun.objective import classification_among
 from metarun.own_pictures import Pictures, listed, read_query, read_support
 from metarun.precision import set_precision
-from metarun.records import csv_table
 from metarun.schema import Settings
 from metarun.task import Task
+from metarun.utils.text import csv_table, printable
 from metarun.widen import Fixed, widened
 from metarun.work import eval_inner_loop
 
@@ -225,7 +225,7 @@ def used(learner: MetaLearner, weights: Tensors, data: Tensor) -> Tensors:
 
 
 def table(made: Prediction) -> bytes:
-    """CSV: file, class, a probability for each class, and true_class where one is known; names as the disk has them."""
+    """CSV: file, class, a probability for each class, and true_class where one is known."""
     known = any(label is not None for label in made.query.labels)
     rows = []
     for path, found, label, row in zip(

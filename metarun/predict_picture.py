@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 from metarun.data.look import plain
-from metarun.errors import printable
 from metarun.own_pictures import Pictures
+from metarun.utils.safe_files import open_picture
+from metarun.utils.text import printable
 
 CLASSES, SHOTS, QUERIES = 20, 8, 40  # shown at most
 COLUMNS = 8
@@ -108,7 +109,7 @@ class Page:
 
 def thumbnail(file: Path) -> np.ndarray:
     """uint8 [height, width, 3], of the picture as it is."""
-    with Image.open(file) as opened:
+    with open_picture(file) as opened:
         picture = plain(ImageOps.exif_transpose(opened)).convert("RGB")
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     return np.asarray(picture)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -107,15 +105,6 @@ def readable(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
     whole_files.write(folder / RESULT, json.dumps(finite(result), indent=2, allow_nan=False) + "\n")
-
-
-def csv_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """A CSV file; names as the disk has them."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return file.getvalue().encode(errors="surrogateescape")
 
 
 def finite(value: Any) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from metarun.evaluation import spelt
-from metarun.records import csv_table
+from metarun.utils.text import csv_table
 
 TABLE = "results.csv"
 VARIED = ("dataset", "split", "ways", "shots", "inner_loop")
@@ -23,7 +23,7 @@ def as_csv(results: Sequence[dict[str, Any]]) -> bytes:
     for result in results:
         untrained = {f"untrained_{name}": value for name, value in (result["untrained"] or {}).items()}
         found = {**result, **untrained}
-        rows.append(["" if found.get(name) is None else found[name] for name in COLUMNS])
+        rows.append([found.get(name) for name in COLUMNS])
     return csv_table(COLUMNS, rows)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from metarun.utils.safe_files import open_picture
 
 Raw = np.ndarray | bytes | Path  # decoded uint8 [height, width] or [height, width, 3]; an image file's bytes; its path
 GREYS_16_BIT = 257  # 65535 / 255
@@ -31,12 +32,13 @@ def pixels(raw: Raw, look: Look) -> np.ndarray:
     try:
         if isinstance(raw, np.ndarray):
             return fit(Image.fromarray(raw), look)
-        with Image.open(io.BytesIO(raw) if isinstance(raw, bytes) else raw) as picture:
+        with open_picture(raw) as picture:
             return fit(ImageOps.exif_transpose(picture), look)
     except UnidentifiedImageError as error:  # its own words name an address in memory
-        raise Unreadable("not in a form that Pillow knows") from error
+        raise Unreadable("not a picture of a known format") from error
     except Exception as error:  # Pillow raises many kinds for damaged bytes
-        raise Unreadable(" ".join(str(error).split()) or type(error).__name__) from error
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise Unreadable(cause or type(error).__name__) from error
 
 
 def fit(picture: Image.Image, look: Look) -> np.ndarray:

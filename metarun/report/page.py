@@ -8,8 +8,8 @@ from html import escape
 from pathlib import Path
 from string import Template
 
-from metarun.errors import printable
 from metarun.report.contents import COMMAND, Picture, Report, Table
+from metarun.utils.text import printable
 
 PAGE = Path(__file__).with_name("page.html")
 

@@ -12,10 +12,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metarun.errors import printable
 from metarun.report.compare import Block, Group
 from metarun.report.contents import Picture
 from metarun.report.words import metric_name, scaled
+from metarun.utils.text import printable
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")  # Okabe and Ito
 DASHES = ("-", "--", ":", "-.")  # from the ninth colour on

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import Any
 
-from metarun.errors import printable
 from metarun.report.compare import Block, value_of
 from metarun.report.contents import COMMAND, Picture, Report, Table
 from metarun.report.found import Run
+from metarun.utils.text import csv_table, printable
 
 WIDTH = 100  # letters of a note on the terminal
 
@@ -91,7 +88,7 @@ def code(words: str) -> str:
 # --- CSV ---------------------------------------------------------------------------------------------------
 
 
-def groups_csv(blocks: Sequence[Block]) -> str:
+def groups_csv(blocks: Sequence[Block]) -> bytes:
     """A line for each row of the tables; numbers in full, accuracy as a fraction."""
     names = list(dict.fromkeys(name for block in blocks for name in block.varied))
     heads = ["dataset", "ways", "shots", "method", *names, "metric", "mean", "ci95_seeds", "ci95_tasks", "untrained"]
@@ -105,10 +102,10 @@ def groups_csv(blocks: Sequence[Block]) -> str:
             seeds = " ".join(str(run.seed) for run in group.runs)
             task = [first.dataset, first.ways, first.shots, first.method]
             rows.append([*task, *settings, block.metric, *numbers, seeds, first.tasks, int(group in best)])
-    return comma_separated([*heads, "seeds", "tasks", "best"], rows)
+    return csv_table([*heads, "seeds", "tasks", "best"], rows)
 
 
-def runs_csv(runs: Sequence[Run]) -> str:
+def runs_csv(runs: Sequence[Run]) -> bytes:
     """A line for each run; numbers in full, accuracy as a fraction."""
     heads = ["folder", "dataset", "ways", "shots", "method", "seed", "metric", "mean", "ci95", "tasks", "untrained"]
     rows = [
@@ -119,20 +116,4 @@ def runs_csv(runs: Sequence[Run]) -> str:
         ]
         for run in runs
     ]
-    return comma_separated([*heads, "class_split", "batch_norm", "step", "seconds", "metarun", "command"], rows)
-
-
-def comma_separated(heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(map(cell, heads))
-    writer.writerows([cell(value) for value in row] for row in rows)
-    return file.getvalue()
-
-
-def cell(value: Any) -> Any:
-    """Text that a spreadsheet takes for text: a file's name could be a formula."""
-    if value is None or isinstance(value, (int, float)):
-        return value
-    words = printable(str(value))
-    return f"'{words}" if words[:1] in ("=", "+", "-", "@") else words
+    return csv_table([*heads, "class_split", "batch_norm", "step", "seconds", "metarun", "command"], rows)

@@ -35,5 +35,6 @@ def report(places: str | Sequence[str], folder: Path) -> None:
     whole_files.write(folder / "runs.csv", text.runs_csv(read.runs))
     whole_files.write(folder / "report.md", text.markdown(whole, pictures))
     whole_files.write(folder / "report.html", page.html(whole, pictures))
-    log.info("%s", text.plain(whole))
+    for line in text.plain(whole).splitlines():
+        log.info("%s", line)
     log.info("everything is in %s; open %s in a browser", nearby(folder), nearby(folder / "report.html"))

@@ -63,8 +63,8 @@ def test_any_size_is_brought_to_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("raw", "why"),
     [
-        (b"no picture", "not in a form that Pillow knows"),
-        (b"", "not in a form that Pillow knows"),
+        (b"no picture", "not a picture of a known format"),
+        (b"", "not a picture of a known format"),
         (encoded(Image.fromarray(HALF).resize((60, 60)))[:-60], "."),
         (encoded(Image.fromarray(HALF.astype(np.float32)), "TIFF"), "floating-point"),
         (np.zeros((0, 5), np.uint8), "."),

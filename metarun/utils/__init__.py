@@ -1,0 +1,1 @@
+"""Files and text: nothing that knows of learning."""
