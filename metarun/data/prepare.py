@@ -24,7 +24,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 from metarun import whole_files
 from metarun.data.decoding import Contents, Manifest, digest, fill, refusal
 from metarun.data.look import Look
-from metarun.errors import RunFailure, UserError, printable
+from metarun.errors import RunFailure, UserError
+from metarun.utils.text import printable
 
 log = logging.getLogger(__name__)
 
