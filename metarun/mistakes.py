@@ -10,6 +10,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
+from metarun import hints
 from metarun.errors import UserError, nearest
 from metarun.groups import GROUPS
 from metarun.schema import Settings, keys
@@ -52,8 +53,10 @@ def explain(error: BaseException) -> str:
     for link in chain:
         if isinstance(link, MissingConfigException) and link.options and link.missing_cfg_file:
             group, _, choice = link.missing_cfg_file.rpartition("/")
-            install = f"; {choice} comes with {PLUGINS[choice]}" if choice in PLUGINS else ""
-            return f"{group}={choice}: choose one of {', '.join(link.options)}{nearest(choice, link.options)}{install}"
+            more = f"; {choice} comes with {PLUGINS[choice]}" if choice in PLUGINS else ""
+            if group == "backbone":
+                more = f"; a network of torchvision: backbone=torchvision backbone.network={choice}"
+            return f"{group}={choice}: choose one of {', '.join(link.options)}{nearest(choice, link.options)}{more}"
         if isinstance(link, OverrideParseException):
             return f"{link.override}: cannot be read; special characters need quotes, as in \"key='a (b)'\""
         if isinstance(link, OSError) and link.filename is not None:
@@ -78,6 +81,8 @@ def unknown(name: str, node: Any = None) -> str:
     if group in GROUPS and node in GROUPS[group].values():
         known = ", ".join(key for key, _, _ in keys(node, f"{group}.")) or "none"
         return f"{name}: {group}={node.name} has no such key; its keys: {known}"
+    if hint := meant(name if group in NODES else last):
+        return f"{name}: no such key; {hint}"
     ends: dict[str, str] = {}
     for key in sorted([*CHOICES, *KEYS], key=lambda key: key.count(".")):
         if group not in NODES or key.startswith(f"{group}."):
@@ -87,3 +92,9 @@ def unknown(name: str, node: Any = None) -> str:
     if not close and group in NODES:
         hint = f"there are {', '.join(ends.values())}"
     return f"{name}: no such key; {hint}"
+
+
+def meant(word: str) -> str:
+    """`did you mean 'X'?` for a word of other programs, or a key written with `_` for its dot; nothing for others."""
+    node, _, key = word.partition("_")
+    return f"did you mean '{node}.{key}'?" if f"{node}.{key}" in KEYS else hints.for_key(word)

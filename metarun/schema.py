@@ -12,6 +12,7 @@ from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
+from metarun import hints
 from metarun.errors import UserError, nearest
 from metarun.groups import GROUPS, Sinusoid, key
 
@@ -250,7 +251,9 @@ def check_value(name: str, value: Any, item: Field) -> None:
     allowed = item.metadata
     if allowed["choices"] is not None and value not in allowed["choices"]:
         choices = ", ".join(allowed["choices"])
-        raise UserError(f"{name}={value}: choose one of {choices}{nearest(str(value), allowed['choices'])}")
+        meant = hints.VALUES.get(name, {}).get(str(value))
+        hint = f"; did you mean {meant!r}?" if meant else nearest(str(value), allowed["choices"])
+        raise UserError(f"{name}={value}: choose one of {choices}{hint}")
     if allowed["pattern"] and not re.fullmatch(allowed["pattern"], value):
         raise UserError(f"{name}={value}: must be {allowed['help']}")
     if isinstance(value, float) and not math.isfinite(value):

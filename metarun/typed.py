@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from metarun import places, settings
 from metarun.errors import UserError, nearest
-from metarun.mistakes import CHOICES, KEYS, NODES, unknown
+from metarun.mistakes import CHOICES, KEYS, NODES, meant, unknown
 from metarun.schema import AUTO
 
 
@@ -27,6 +27,10 @@ def arrange(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """
 
     def refuse(message: str) -> NoReturn:
+        if flag := re.match(r"unrecognized arguments: (--?([\w.-]+))", message):
+            key = flag[2].replace("-", "_")
+            hint = f"did you mean '{key}=VALUE'?" if key in (*KEYS, *CHOICES) else meant(key)
+            raise UserError(f"{flag[1]}: no such flag; {hint or 'metarun --help shows what there is'}")
         raise UserError(f"{message}; metarun --help shows what there is")
 
     parser = get_args_parser()
@@ -56,7 +60,7 @@ def choices_of_checkpoint(typed: Sequence[str]) -> list[str]:
 
 def check_override(text: str, sweeping: bool) -> None:
     if "=" not in text and not text.startswith("~"):
-        hint = "" if text in KEYS else nearest(text, [*KEYS, *CHOICES])
+        hint = f"; {meant(text)}" if meant(text) else "" if text in KEYS else nearest(text, [*KEYS, *CHOICES])
         raise UserError(f"{text}: has no value, write KEY=VALUE{hint}")
     (override,) = OverridesParser.create().parse_overrides([text])
     name = override.key_or_group if override.package is None else f"{override.key_or_group}@{override.package}"

@@ -43,6 +43,39 @@ KEYS = [
     Mistake("method=mtnet method.masks=false", ("method.masks", "'method.mask'")),
 ]
 
+HABITS = [  # words of other programs
+    Mistake("train", ("train: has no value", "'mode=train'")),
+    Mistake("evaluate", ("'mode=evaluate checkpoint=RUN'",)),
+    Mistake("test", ("'mode=evaluate checkpoint=RUN'",)),
+    Mistake("predict", ("'mode=predict checkpoint=RUN support=DIR query=DIR'",)),
+    Mistake("help", ("'--help'",)),
+    Mistake("mode=test", ("mode=test", "'evaluate'")),
+    Mistake("mode=fit", ("mode=fit", "'train'")),
+    Mistake("eval_tasks=100", ("eval_tasks", "'eval.tasks'")),
+    Mistake("eval_inner_loop=3", ("'eval.inner_loop'",)),
+    Mistake("save_every=3", ("'save.every'",)),
+    Mistake("lr=0.1", ("lr: no such key", "'outer_learning_rate' or 'inner_learning_rate'")),
+    Mistake("trainer.lr=0.1", ("trainer.lr", "'outer_learning_rate' or 'inner_learning_rate'")),
+    Mistake("inner_lr=0.1", ("'inner_learning_rate'",)),
+    Mistake("steps=5", ("'inner_loop' or 'iterations'",)),
+    Mistake("epochs=5", ("'iterations'",)),
+    Mistake("n_way=5", ("'ways'",)),
+    Mistake("k_shot=1", ("'shots'",)),
+    Mistake("batch_size=4", ("'meta_batch'",)),
+    Mistake("gpu=0", ("'device=cuda'",)),
+    Mistake("cuda=true", ("'device=cuda'",)),
+    Mistake("data=omniglot", ("'dataset' or 'data_dir'",)),
+    Mistake("model=resnet18", ("'backbone'",)),
+    Mistake("backbone=resnet18", ("backbone=torchvision backbone.network=resnet18",)),
+    Mistake("--seed 1", ("--seed: no such flag", "'seed=VALUE'")),
+    Mistake("--inner-loop=3", ("--inner-loop: no such flag", "'inner_loop=VALUE'")),
+    Mistake("--lr 0.1", ("--lr: no such flag", "'inner_learning_rate'")),
+    Mistake("--train", ("--train: no such flag", "'mode=train'")),
+    Mistake("--colour red", ("--colour: no such flag", "metarun --help")),
+    Mistake("output_dir=here", ("'hydra.run.dir'",)),
+    Mistake("num_workers=2", ("'engine.workers'",)),
+]
+
 CHOICES = [
     Mistake("method=mamml", ("method=mamml", "maml", "'maml'")),
     Mistake("dataset=omniglott", ("miniimagenet, omniglot, sinusoid", "'omniglot'")),
@@ -293,7 +326,7 @@ REPORTS = [
     Mistake("runs=damaged", ("runs=", "mode=report"), "runs"),
 ]
 
-CONFIG = [*KEYS, *CHOICES, *VALUES, *TOGETHER, *MODES, *PATHS, *FLAGS, *OWN, *REPORTS]
+CONFIG = [*KEYS, *HABITS, *CHOICES, *VALUES, *TOGETHER, *MODES, *PATHS, *FLAGS, *OWN, *REPORTS]
 
 CHECKPOINTS = [
     Mistake("mode=evaluate checkpoint=plain", ("checkpoint plain", "cannot be read"), "plain"),

@@ -17,6 +17,7 @@ from command_line import command
 from mistakes_files import prepare
 from mistakes_table import CONFIG, WORK, Mistake
 
+from metarun import hints
 from metarun.backbones import BACKBONES
 from metarun.combinations import SIZES
 from metarun.data.glyphs import ALPHABETS, CHARACTERS, DRAWINGS
@@ -26,6 +27,7 @@ from metarun.data.splits import published
 from metarun.errors import UserError
 from metarun.groups import GROUPS, Conv4, Mlp, Resnet12
 from metarun.methods import METHODS
+from metarun.mistakes import CHOICES, KEYS
 from metarun.network_combinations import modules
 from metarun.schema import LARGEST, Settings, check, keys
 
@@ -150,3 +152,24 @@ def test_a_warp_can_follow_each_of_the_modules(backbone: Any) -> None:
         own = asdict(backbone)
         learned = METHODS["warpgrad"](BACKBONES[own.pop("name")](shape, 2, **own), 0.1, after=[name]).parameters.phi
         assert any(name.replace(".", "/") in key for key in learned)
+
+
+@pytest.mark.parametrize("word", hints.KEYS)
+def test_what_a_hint_names_is_there(word: str) -> None:
+    """No key of metarun is taken for a word of other programs, and every hint names keys that exist."""
+    assert word not in KEYS and word not in CHOICES
+    for meant in hints.KEYS[word].split(" or "):
+        for part in meant.split():
+            name, _, value = part.partition("=")
+            assert name in (*KEYS, *CHOICES, "hydra.run.dir", "--help", "--version", "--multirun")
+            assert not value or value.isupper() or value in (*hints_choices(name), "cuda", "cpu")
+
+
+def hints_choices(name: str) -> tuple[str, ...]:
+    (item,) = [item for key, item, _ in keys(Settings) if key == name]
+    return item.metadata["choices"] or ()
+
+
+def test_the_choices_that_a_hint_names_are_there() -> None:
+    for name, meant in hints.VALUES.items():
+        assert set(meant.values()) <= set(hints_choices(name)) and not set(meant) & set(hints_choices(name))
