@@ -11,7 +11,7 @@ from pathlib import Path
 
 from metarun.data import KNOWN, Places
 from metarun.data.known import Known, locate
-from metarun.data.omniglot_files import PLACES, TOPS
+from metarun.data.omniglot_files import PLACES, TOPS, locate_hdf5
 from metarun.data.omniglot_files import locate as locate_half
 from metarun.data.on_disk import below
 from metarun.data.splits import published, sizes
@@ -33,7 +33,7 @@ def of_known(known: Known, places: Places) -> tuple[str, str]:
 
 def of_omniglot(data_dir: Path) -> tuple[str, str]:
     halves = [locate_half(data_dir, top) for top in TOPS]
-    there = " and ".join(map(str, halves)) if all(halves) else "no"
+    there = " and ".join(map(str, halves)) if all(halves) else str(locate_hdf5(data_dir) or "no")
     return there, ", ".join(str(data_dir / place) for place in PLACES)
 
 

@@ -22,7 +22,8 @@ from metarun.data.look import Look
 from metarun.data.on_disk import Finder, Form, Places
 from metarun.data.pickles import load_pickle, read_pickle, refuse_web_page
 from metarun.data.prepare import Contents
-from metarun.data.trees import listed_folders
+from metarun.data.torchmeta import grouped_hdf5
+from metarun.data.trees import listed_folders, split_folders
 
 LOOK = Look(size=32, channels=3)
 FOLDER = "cifar-100-python"
@@ -114,16 +115,20 @@ def known(dataset: str, prefix: str, folders: tuple[str, ...], *others: Finder) 
         dataset=dataset,
         look=LOOK,
         folders=(FOLDER, *folders),
-        finders=(cifar_100, cifar_archive, partial(split_pickles, prefix=prefix), *others),
+        finders=(cifar_100, cifar_archive, partial(split_pickles, prefix=prefix), grouped_hdf5, *others),
         remedy=f"{ARCHIVE} from {ADDRESS}, unpacked or not (download=true fetches it), or {prefix}_train.pickle, "
-        f"{prefix}_val.pickle and {prefix}_test.pickle",
+        f"{prefix}_val.pickle and {prefix}_test.pickle, or Torchmeta's cifar100/data.hdf5 with its lists",
         official=(ADDRESS, MD5),
         kept_as="cifar",
     )
 
 
 CIFAR_FS = known(
-    *("cifar_fs", "CIFAR_FS", ("CIFAR_FS", "CIFAR-FS", "cifar_fs", "cifar100")),
-    partial(listed_folders, images="data", lists="splits/bertinetto"),
+    *(
+        "cifar_fs",
+        "CIFAR_FS",
+        ("CIFAR_FS", "CIFAR-FS", "cifar_fs", "cifar100", "cifarfs/cifar100", "cifarfs/processed"),
+    ),
+    *(partial(listed_folders, images="data", lists="splits/bertinetto"), split_folders),
 )
-FC100 = known("fc100", "FC100", ("FC100", "fc100"))
+FC100 = known("fc100", "FC100", ("FC100", "fc100", "cifar100"))

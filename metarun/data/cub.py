@@ -25,7 +25,7 @@ def bird_folders(folder: Path) -> Form | None:
 KNOWN = Known(
     dataset="cub",
     look=Look(size=84, channels=3),
-    folders=("CUB_200_2011", "CUB-200-2011", "CUB", "cub", "filelists/CUB"),
+    folders=("CUB_200_2011", "CUB-200-2011", "CUB", "cub", "cubirds200", "filelists/CUB"),
     finders=(bird_folders, json_lists, hdf5_files),
     archives=("CUB_200_2011",),
     remedy=f"CUB_200_2011.tgz from {ADDRESS}, unpacked or not; or {{base,val,novel}}.json; or "

@@ -10,10 +10,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from metarun.data.arrays import damage
 from metarun.data.download import fetch
+from metarun.data.look import Raw
 from metarun.data.omniglot_splits import BACKGROUND, EVALUATION
 from metarun.data.pickles import refuse_web_page
+from metarun.data.prepare import stamps
+from metarun.data.torchmeta import FILE, open_groups
 from metarun.errors import UserError
 
 TOPS = ("images_background", "images_evaluation")
@@ -33,7 +38,7 @@ class Drawing:
     file: str  # "0001_01.png"
     source: Path  # the archive, or the folder of alphabets
     member: str  # its path in there
-    stamp: str  # changes when the file does: its CRC, or size and time of change
+    stamp: str  # changes when the file does: its CRC, or path, size and time of change
 
 
 def find(data_dir: Path, download: bool) -> list[Drawing]:
@@ -57,6 +62,8 @@ def search(data_dir: Path, download: bool) -> list[Drawing]:
     bare = next((place for place in PLACES if holds_alphabets(data_dir / place)), None)
     if len(missing) == len(TOPS) and bare is not None:
         return sorted(in_folder((data_dir / bare).resolve()))
+    if missing and (path := locate_hdf5(data_dir)):
+        return sorted(in_hdf5(path))
     if missing and download:
         for top in missing:
             fetch(f"{ADDRESS}/{top}.zip", MD5[top], data_dir / PLACES[0])
@@ -84,6 +91,11 @@ def locate(data_dir: Path, top: str) -> Path | None:
         if (folder / top).is_dir():
             return folder / top
     return None
+
+
+def locate_hdf5(data_dir: Path) -> Path | None:
+    """Torchmeta's file of both halves, or None."""
+    return next(filter(Path.is_file, (data_dir / place / FILE for place in PLACES)), None)
 
 
 def holds_alphabets(folder: Path) -> bool:
@@ -130,10 +142,18 @@ def in_folder(folder: Path) -> Iterator[Drawing]:
         for character in visible(alphabet):
             for file in visible(character):
                 if file.name.endswith(".png") and file.is_file():
-                    stat = file.stat()
                     name = f"{alphabet.name}/{character.name}"
-                    member = f"{name}/{file.name}"
-                    yield Drawing(name, file.name, folder, member, f"{stat.st_size} {stat.st_mtime_ns}")
+                    (stamp,) = stamps([Path(file.path)])
+                    yield Drawing(name, file.name, folder, f"{name}/{file.name}", stamp)
+
+
+def in_hdf5(path: Path) -> Iterator[Drawing]:
+    """The drawings of Torchmeta's file of <half>/<alphabet>/<character>; its lists of labels are not needed."""
+    (stamp,) = stamps([path])
+    with ExitStack() as stack:
+        for place, found in open_groups(path, 3, stack).items():
+            name = place.partition("/")[2]
+            yield from (Drawing(name, f"{i:02}", path, place, stamp) for i in range(len(found)))
 
 
 def visible(folder: os.DirEntry | Path) -> list[os.DirEntry]:
@@ -149,12 +169,18 @@ class Reader:
     def __enter__(self) -> Reader:
         self.stack = ExitStack()
         self.archives: dict[Path, zipfile.ZipFile] = {}
+        self.groups: dict[Path, dict[str, Any]] = {}
         return self
 
     def __exit__(self, *_: object) -> None:
         self.stack.close()
 
-    def read(self, drawing: Drawing) -> Path | bytes:
+    def read(self, drawing: Drawing) -> Raw:
+        if drawing.source.name == FILE:
+            if drawing.source not in self.groups:
+                self.groups[drawing.source] = open_groups(drawing.source, 3, self.stack)
+            with damage(drawing.source, "a whole HDF5 file"):
+                return 255 - self.groups[drawing.source][drawing.member][int(drawing.file)]  # Torchmeta's ink is white
         if drawing.source.suffix != ".zip":
             return drawing.source / drawing.member
         if drawing.source not in self.archives:

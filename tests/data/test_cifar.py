@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -86,7 +89,40 @@ def split_pickles(folder: Path, dataset: str, prefix: str) -> None:
         (folder / f"{prefix}_{part}.pickle").write_bytes(pickle.dumps(content, protocol=2))
 
 
+def torchmeta(folder: Path) -> None:
+    """As its CIFARFS and FC100 leave them: the archive is gone, the lists name superclasses and classes."""
+    place = folder / "cifar100"
+    place.mkdir()
+    above = {name: f"superclass {n // 5}" for n, name in enumerate(NAMES)}
+    with h5py.File(place / "data.hdf5", "w") as file:
+        for n, name in enumerate(NAMES):
+            file.create_dataset(
+                f"{above[name]}/{name}", data=np.stack([picture(n, which) for which in range(2 * EACH)])
+            )
+    (place / "fine_names.json").write_text(json.dumps({a: [n for n in NAMES if above[n] == a] for a in above.values()}))
+    for dataset, sub in (("cifar_fs", "cifar-fs"), ("fc100", "fc100")):
+        (place / sub).mkdir()
+        for part, names in next(iter(published(dataset).values())).items():
+            (place / sub / f"{part}_labels.json").write_text(json.dumps([[above[name], name] for name in names]))
+
+
+def learn2learn(folder: Path, raw: bool = False) -> None:
+    """cifarfs/cifar100/ as in its archive, of which only the copies in cifarfs/processed/ are left, or not."""
+    class_folders(folder)
+    (folder / "cifarfs" / "processed").mkdir(parents=True)
+    if raw:
+        (folder / "cifar100").rename(folder / "cifarfs" / "cifar100")
+        return
+    for part, names in published("cifar_fs")["bertinetto"].items():
+        for name in names:
+            shutil.copytree(folder / "cifar100" / "data" / name, folder / "cifarfs" / "processed" / part / name)
+    shutil.rmtree(folder / "cifar100")
+
+
 FORMS = {
+    "Torchmeta's HDF5": torchmeta,
+    "learn2learn's folders": learn2learn,
+    "learn2learn's unpacked archive": lambda folder: learn2learn(folder, raw=True),
     "cifar-100-python": pickles,
     "keys that are bytes": bytes_pickles,
     "archive": archive,
@@ -133,7 +169,12 @@ def test_fc100_in_every_form(tmp_path: Path) -> None:
     load_cifar_fs(places, "bertinetto")
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1  # the same pictures are kept once
     (tmp_path / ARCHIVE).unlink()
+    torchmeta(tmp_path)
+    check(load_fc100(places, "oreshkin"), "fc100")
+    load_cifar_fs(places, "bertinetto")
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
     split_pickles(tmp_path, "fc100", "FC100")
+    shutil.rmtree(tmp_path / "cifar100")
     check(load_fc100(places, "oreshkin"), "fc100", named=False)
 
 
@@ -206,6 +247,33 @@ def test_damaged_archives_are_named(tmp_path: Path, damage) -> None:
     path = tmp_path / ARCHIVE
     path.write_bytes(damage(path.read_bytes()))
     refused(tmp_path, rf"{ARCHIVE}: (a web page|not CIFAR-100's archive, or damaged)")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda file: file.__delitem__("superclass 0/apple"), r"99 classes"),
+        (lambda file: file.move("superclass 0/apple", "superclass 1/fig"), r"1 of its classes"),
+        (lambda file: file.copy("superclass 0/apple", "superclass 1/apple"), r"a class stands in it twice"),
+        (lambda file: file.__setitem__("superclass 0/x", h5py.ExternalLink("/dev/zero", "x")), r"is a link"),
+        (lambda file: file.__setitem__("superclass 0/x", h5py.SoftLink("/superclass 0/apple")), r"is a link"),
+        (lambda file: file.__setitem__("superclass 0/x", np.zeros(3)), r"is float64 \(3,\), not uint8 pictures"),
+        (lambda file: file.__setitem__("x", np.zeros((1, 2, 2), np.uint8)), r"'x' is not where a class"),
+        (lambda file: file.create_group("superclass 0/x"), r"'superclass 0/x' is not where a class"),
+    ],
+)
+def test_another_hdf5_file_is_refused(tmp_path: Path, change, message: str) -> None:
+    torchmeta(tmp_path)
+    with h5py.File(tmp_path / "cifar100" / "data.hdf5", "r+") as file:
+        change(file)
+    refused(tmp_path, message)
+
+
+def test_a_damaged_hdf5_file_is_named(tmp_path: Path) -> None:
+    torchmeta(tmp_path)
+    path = tmp_path / "cifar100" / "data.hdf5"
+    path.write_bytes(path.read_bytes()[:9000])
+    refused(tmp_path, r"data\.hdf5: not Torchmeta's HDF5 file, or damaged")
 
 
 def test_a_class_list_without_its_folder_is_named(tmp_path: Path) -> None:

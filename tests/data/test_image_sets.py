@@ -145,6 +145,8 @@ def test_cub(kind: str, tmp_path: Path) -> None:
         ("miniimagenet", "miniimagenet", write_hdf5),
         ("tieredimagenet", "tiered-imagenet", partial(write_npz, save=np.savez)),
         ("cub", "CUB_200_2011", write_birds),
+        ("cub", "cub", partial(write_hdf5, kind="JPEG")),
+        ("cub", "cubirds200", write_birds),
         ("cub", "filelists/CUB/CUB_200_2011", write_birds),
         ("cub", "CUB_200_2011/images", partial(write_folders, splits=False)),
     ],

@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from PIL import Image
@@ -115,6 +116,20 @@ def test_unpacked_folders_are_read_where_people_put_them(tmp_path: Path, place: 
     check_whole(
         load(put(tmp_path / "data", {f"{place}/{n if tops else n.split('/', 1)[1]}": c for n, c in files.items()}))
     )
+
+
+@pytest.mark.parametrize("place", ["omniglot", "."])
+def test_torchmetas_file_is_read(tmp_path: Path, place: str) -> None:
+    """Its ink is white; its lists of labels are beside it, its archives and folders may be gone."""
+    folder = tmp_path / "data" / place
+    folder.mkdir(parents=True)
+    with h5py.File(folder / "data.hdf5", "w") as file:
+        for half in TOPS:
+            drawings = list(members(half).items())
+            for first, second in zip(drawings[::2], drawings[1::2], strict=True):
+                arrays = [255 - np.asarray(Image.open(io.BytesIO(png)).convert("L")) for _, png in (first, second)]
+                file.create_dataset(first[0].rpartition("/")[0], data=np.stack(arrays))
+    check_whole(load(tmp_path / "data"))
 
 
 def test_halves_may_lie_in_different_forms(tmp_path: Path, archives: dict[str, bytes]) -> None:
