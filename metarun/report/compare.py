@@ -19,7 +19,7 @@ from metarun.schema import ELSEWHERE
 NOT_ITS_OWN = ("seed", "eval.details", *ELSEWHERE)  # what may differ within a group, and `save.`, `engine.`
 TASK = ("dataset", "eval.ways", "eval.shots", "metric")  # one of each to a table
 FOLLOWING = ("ways", "shots", "queries", "inner_loop")  # eval.* of these is as in training where it is null
-TESTED_ON = ("eval.split", "class_split", "batch_norm", "eval.tasks", "eval.queries")  # comparable where all are alike
+TESTED_ON = ("eval.split", "class_split", "batch_norm", "eval.tasks", "eval.queries")  # comparable if all are equal
 TRAINING_ONLY = ("dataset.normalise", "dataset.augment")  # all other `dataset.` keys change the test tasks
 NAMING_CLASSES = ("dataset.split", "dataset.seed", "dataset.root")  # a difference in class_split shows in these
 Identity = Mapping[str, Any]
@@ -64,35 +64,29 @@ class Group:
 
 @dataclass(frozen=True)
 class Block:
-    """Groups of one data set, ways, shots and metric: those that are alike stand together, the best first."""
+    """Groups that can be compared: the same data set, ways, shots and metric, tested alike; the best first."""
 
     name: str
     metric: str
     larger_is_better: bool
     groups: tuple[Group, ...]
     varied: tuple[str, ...]  # settings that differ among its groups, besides the method
+    protocol: tuple[str, ...] = ()  # settings in which it was tested otherwise than other blocks of its task
 
     def label(self, group: Group) -> str:
         """The method, and what the groups differ in besides."""
         return label(group.identity, self.varied)
 
     @property
-    def alike(self) -> list[list[Group]]:
-        """Its groups, apart where they were not tested alike."""
-        parts: dict[str, list[Group]] = {}
-        for group in self.groups:
-            parts.setdefault(key_of(tested_on(group.identity)), []).append(group)
-        return list(parts.values())
+    def task(self) -> str:
+        """Its name without its protocol."""
+        return task_name(self.groups[0].runs[0])
 
     @property
     def best(self) -> list[Group]:
-        """The best of each part of groups that are alike; all of them where several are equal, none of a single one."""
-        found = []
-        for part in self.alike:
-            if len(part) > 1:
-                first = (max if self.larger_is_better else min)(group.mean for group in part)
-                found += [group for group in part if group.mean == first]
-        return found
+        """The best group; all of them where several are equal, none of a single one."""
+        first = (max if self.larger_is_better else min)(group.mean for group in self.groups)
+        return [group for group in self.groups if group.mean == first] if len(self.groups) > 1 else []
 
 
 def label(identity: Identity, varied: Sequence[str]) -> str:
@@ -149,23 +143,37 @@ def blocks(runs: Iterable[Run]) -> tuple[list[Block], list[str]]:
             )
             continue
         seeds[run.seed] = run
-    parts: dict[tuple[Any, ...], list[Group]] = {}
+    tasks: dict[tuple[Any, ...], dict[str, list[Group]]] = {}  # of each task, the groups that were tested alike
     for identity, seeds in grouped.values():
         group = Group(identity, tuple(seeds[seed] for seed in sorted(seeds)))
-        parts.setdefault(tuple(identity[name] for name in TASK), []).append(group)
-    return [block(groups) for groups in parts.values()], told
+        alike = tasks.setdefault(tuple(identity[name] for name in TASK), {})
+        alike.setdefault(key_of(tested_on(identity)), []).append(group)
+    found = []
+    for alike in tasks.values():
+        protocol = varied([tested_on(groups[0].identity) for groups in alike.values()])
+        found += [block(groups, protocol) for groups in alike.values()]
+    return found, told
 
 
-def block(groups: Sequence[Group]) -> Block:
+def block(groups: Sequence[Group], protocol: tuple[str, ...]) -> Block:
     first = groups[0].runs[0]
-    task = f"{first.shots}-shot" if first.ways is None else f"{first.ways}-way {first.shots}-shot"
-    better = -1 if first.larger_is_better else 1
-    places: dict[str, int] = {}
-    for group in groups:
-        places.setdefault(key_of(tested_on(group.identity)), len(places))
-    ordered = sorted(groups, key=lambda group: (places[key_of(tested_on(group.identity))], better * group.mean))
+    ordered = sorted(groups, key=lambda group: group.mean, reverse=first.larger_is_better)
+    tested = [f"{name}={value_of(groups[0].identity, name)}" for name in protocol]
+    name = ", ".join([task_name(first), *tested])
     names = varied([group.identity for group in groups])
-    return Block(f"{first.dataset}, {task}", first.metric, first.larger_is_better, tuple(ordered), names)
+    return Block(name, first.metric, first.larger_is_better, tuple(ordered), names, protocol)
+
+
+def task_name(run: Run) -> str:
+    return f"{run.dataset}, {'' if run.ways is None else f'{run.ways}-way '}{run.shots}-shot"
+
+
+def by_task(blocks: Iterable[Block]) -> dict[str, list[Block]]:
+    """The blocks of each data set, ways, shots and metric."""
+    found: dict[str, list[Block]] = {}
+    for one in blocks:
+        found.setdefault(f"{one.task}: {one.metric}", []).append(one)
+    return found
 
 
 def varied(identities: Sequence[Identity]) -> tuple[str, ...]:

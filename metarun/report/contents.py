@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from metarun.errors import nearby
 from metarun.report import paired
-from metarun.report.compare import Block, Group, blocks, identity_of, label, value_of, varied
+from metarun.report.compare import Block, Group, blocks, identity_of, label, task_name, value_of, varied
 from metarun.report.flags import flags
 from metarun.report.found import Found, Run
 from metarun.report.words import counted, duration, metric_name, number, plus_minus, signed
@@ -68,10 +68,16 @@ def contents(found: Found) -> Report:
     missing: list[str] = []
     for part in parts:
         tables.append(of_block(part))
-        pairs, reasons = paired.differences(part)
+        pairs, reasons = paired.differences(part.groups)
         missing += reasons
         if pairs:
-            tables.append(of_pairs(part, pairs))
+            tables.append(of_pairs(part.name, part.varied, part.metric, pairs))
+    for groups in paired.sharing(parts):
+        pairs, _ = paired.differences(groups)
+        if pairs:
+            names = tuple(dict.fromkeys(("eval.tasks", *varied([group.identity for group in groups]))))
+            task = f"{task_name(groups[0].runs[0])}, the first {pairs[0].tasks} tasks, which all share"
+            tables.append(of_pairs(task, names, groups[0].runs[0].metric, pairs))
     if missing and any(len(part.groups) > 1 for part in parts):
         tables[-1] = with_note(tables[-1], NO_PAIRS.format(f"{missing[0]}{'; and others' if missing[1:] else ''}"))
     return Report(
@@ -90,7 +96,7 @@ def compared(found: Found, parts: Sequence[Block]) -> str:
         return "No run is finished."
     methods = ", ".join(dict.fromkeys(run.method for run in found.runs))
     seeds = len({run.seed for run in found.runs})
-    names = list(dict.fromkeys(name for part in parts for name in part.varied))
+    names = list(dict.fromkeys(name for part in parts for name in (*part.protocol, *part.varied)))
     besides = f" They differ in {', '.join(names)} as well." if names else ""
     rest = [
         f" {counted(len(entries), 'folder')} {what}, listed below."
@@ -147,9 +153,8 @@ def of_block(part: Block) -> Table:
     ]
     best = part.best
     order = "higher is better" if part.larger_is_better else "lower is better"
-    tasks = sorted({run.tasks for group in part.groups for run in group.runs})
     return Table(
-        f"{part.name}: {metric_name(metric)} on {' or '.join(map(str, tasks))} test tasks, {order}",
+        f"{part.name}: {metric_name(metric)} on {part.groups[0].runs[0].tasks} test tasks, {order}",
         ("method", *part.varied, "mean", "± seeds", "± tasks", "untrained", "seeds", "time a run"),
         tuple(rows),
         words=1 + len(part.varied),
@@ -158,12 +163,11 @@ def of_block(part: Block) -> Table:
     )
 
 
-def of_pairs(part: Block, pairs: Sequence[paired.Difference]) -> Table:
-    metric = part.metric
+def of_pairs(task: str, names: Sequence[str], metric: str, pairs: Sequence[paired.Difference]) -> Table:
     rows = [
         (
-            part.label(pair.other),
-            part.label(pair.best),
+            label(pair.other.identity, names),
+            label(pair.best.identity, names),
             signed(metric, pair.mean),
             plus_minus(metric, pair.interval),
             "yes" if pair.clear else "no",
@@ -175,7 +179,7 @@ def of_pairs(part: Block, pairs: Sequence[paired.Difference]) -> Table:
     ]
     heads = ("method", "the best", "difference", "±", "clear", "± alone", "± of the best", "tasks")
     notes = (OF_PAIRS, "clear: the interval leaves zero out.")
-    return Table(f"{part.name}: differences to the best, task by task", heads, tuple(rows), words=2, notes=notes)
+    return Table(f"{task}: differences to the best, task by task", heads, tuple(rows), words=2, notes=notes)
 
 
 def singles(runs: Sequence[Run]) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from metarun.errors import nearby
-from metarun.report.compare import Block, tested_on, value_of, varied
+from metarun.report.compare import Block, Group, by_task, value_of
 from metarun.report.found import Run
 
 NAMED = 5  # rows, in one line
@@ -13,7 +13,7 @@ NAMED = 5  # rows, in one line
 
 def flags(blocks: Sequence[Block], runs: Sequence[Run]) -> list[str]:
     """One line each, the gravest first."""
-    told = [line for block in blocks for line in incomparable(block)]
+    told = [line for alike in by_task(blocks).values() for line in incomparable(alike)]
     told += [line for block in blocks for line in unequal(block)]
     versions = counted(run.version for run in runs)
     if len(versions) > 1:
@@ -30,18 +30,20 @@ def not_finite(run: Run) -> Iterator[str]:
         yield f"{nearby(run.folder)}: {run.skipped} of its steps were not finite and were skipped"
 
 
-def incomparable(block: Block) -> list[str]:
+def incomparable(blocks: Sequence[Block]) -> list[str]:
+    """Of one task's blocks: what they were tested with that differs."""
+    first, groups = blocks[0], [group for block in blocks for group in block.groups]
     return [
-        f"{block.name}: {name} differs ({divided(block, name)}): not comparable with one another; "
-        "the best is marked among those that are alike"
-        for name in varied([tested_on(group.identity) for group in block.groups])
+        f"{first.task}: {name} differs ({divided(groups, name)}): not comparable with one another; "
+        "each has a table and a best of its own"
+        for name in first.protocol
     ]
 
 
 def unequal(block: Block) -> list[str]:
     told = []
     if "iterations" in block.varied:
-        told.append(f"{block.name}: iterations differ ({divided(block, 'iterations')}): trained unequally long")
+        told.append(f"{block.name}: iterations differ ({divided(block.groups, 'iterations')}): trained unequally long")
     seeds = {block.label(group): ", ".join(str(run.seed) for run in group.runs) for group in block.groups}
     counts = counted(seeds.values())
     usual = max(counts, key=lambda chosen: counts[chosen])
@@ -52,11 +54,9 @@ def unequal(block: Block) -> list[str]:
     return told
 
 
-def divided(block: Block, name: str) -> str:
+def divided(groups: Sequence[Group], name: str) -> str:
     """Each value of a setting, and how many runs have it."""
-    return listed(
-        counted(value_of(group.identity, name) or "none" for group in block.groups for _ in group.runs), " runs"
-    )
+    return listed(counted(value_of(group.identity, name) or "none" for group in groups for _ in group.runs), " runs")
 
 
 def counted(values: Iterable[str]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metarun.paired import TASKS, paired, parsed
-from metarun.report.compare import Block, Group
+from metarun.report.compare import Block, Group, key_of, tested_on
 from metarun.report.found import Fault, Run, text
 
 ROUNDING = 1e-4  # of a mean over tasks in single precision, and to spare
@@ -16,7 +16,7 @@ ROUNDING = 1e-4  # of a mean over tasks in single precision, and to spare
 
 @dataclass(frozen=True)
 class Difference:
-    """A group against the best of its block, over the same test tasks; each task's metric is a mean over seeds."""
+    """A group against the best of several, over the same test tasks; each task's metric is a mean over seeds."""
 
     best: Group
     other: Group
@@ -32,32 +32,46 @@ class Difference:
         return abs(self.mean) > self.interval
 
 
-def differences(block: Block) -> tuple[list[Difference], list[str]]:
-    """Of each group to the best that it can be compared with, and why one is missing."""
-    found, told = [], []
-    for part in block.alike:
-        if len(part) < 2:
-            continue
-        best = next(group for group in block.best if group in part)
-        values = {}
-        for group in part:
-            try:
-                values[id(group)] = of_group(group)
-            except Fault as fault:
-                told.append(str(fault))
-        if id(best) not in values:
-            continue
-        for group in part:
-            if group is not best and id(group) in values:
-                found.append(difference(best, group, values[id(best)], values[id(group)]))
-    return found, told
+def differences(groups: Sequence[Group]) -> tuple[list[Difference], list[str]]:
+    """Of each group to the best on the test tasks that all of them share, and why one is missing.
+
+    All draw their tasks from the same, so that those with fewer tasks have the first of the others'. Where the best
+    over all of its own tasks cannot be read, there is nothing to compare with.
+    """
+    if len(groups) < 2:
+        return [], []
+    values: list[tuple[Group, list[float]]] = []
+    told = []
+    for group in groups:
+        try:
+            values.append((group, of_group(group)))
+        except Fault as fault:
+            told.append(str(fault))
+    if len({group.runs[0].tasks for group in groups}) == 1 and (not values or values[0][0] is not groups[0]):
+        return [], told
+    count = min((len(one) for _, one in values), default=0)
+    shared = sorted(
+        ((group, one[:count]) for group, one in values),
+        key=lambda pair: statistics.fmean(pair[1]),
+        reverse=groups[0].runs[0].larger_is_better,
+    )
+    return [difference(*shared[0], *other) for other in shared[1:]], told
 
 
-def difference(best: Group, other: Group, of_best: Sequence[float], of_other: Sequence[float]) -> Difference:
+def difference(best: Group, of_best: Sequence[float], other: Group, of_other: Sequence[float]) -> Difference:
     """Of the metrics of the same tasks, in order."""
     each = [b - a for a, b in zip(of_best, of_other, strict=True)]
     mean, interval = paired(each)
     return Difference(best, other, mean, interval, paired(of_best)[1], paired(of_other)[1], len(each))
+
+
+def sharing(blocks: Sequence[Block]) -> list[list[Group]]:
+    """Groups of several blocks that were tested alike but for the number of tasks."""
+    alike: dict[str, list[Block]] = {}
+    for block in blocks:
+        tested = {name: value for name, value in tested_on(block.groups[0].identity).items() if name != "eval.tasks"}
+        alike.setdefault(f"{block.task}{block.metric}{key_of(tested)}", []).append(block)
+    return [[group for part in parts for group in part.groups] for parts in alike.values() if len(parts) > 1]
 
 
 def of_group(group: Group) -> list[float]:

@@ -90,7 +90,7 @@ def code(words: str) -> str:
 
 def groups_csv(blocks: Sequence[Block]) -> bytes:
     """A line for each row of the tables; numbers in full, accuracy as a fraction."""
-    names = list(dict.fromkeys(name for block in blocks for name in block.varied))
+    names = list(dict.fromkeys(name for block in blocks for name in (*block.protocol, *block.varied)))
     heads = ["dataset", "ways", "shots", "method", *names, "metric", "mean", "ci95_seeds", "ci95_tasks", "untrained"]
     rows = []
     for block in blocks:

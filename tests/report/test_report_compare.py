@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from report_runs import run
+from report_runs import run, tasks
 
 from metarun.report import found
 from metarun.report.compare import Block, blocks
@@ -85,9 +85,37 @@ def test_what_cannot_be_compared_is_flagged_and_has_its_own_best(tmp_path: Path,
         run(tmp_path / f"other{number}", mean=mean + 0.2, method=method, **changes)
     (flag,) = flagged(tmp_path)
     assert flag.startswith(f"glyphs, 5-way 1-shot: {name} differs (") and "not comparable" in flag
-    (block,) = compared(tmp_path)
-    assert [group.mean for group in block.best] == pytest.approx([0.6, 0.8])
-    assert name in block.varied
+    found_blocks = compared(tmp_path)
+    assert [[group.mean for group in block.groups] for block in found_blocks] == [[0.6, 0.5], [0.8, 0.7]]
+    assert [[group.mean for group in block.best] for block in found_blocks] == [[0.6], [0.8]]
+    for block in found_blocks:
+        assert block.protocol == (name,) and f", {name}=" in block.name and block.varied == ()
+
+
+def test_a_worse_run_with_other_test_tasks_is_not_the_best(tmp_path: Path) -> None:
+    """The only mark is that of the two rows with the same number of tasks, in a table of their own."""
+    for name, method, mean, count in (("a", "maml", 0.5, 4), ("b", "l2f", 0.6, 4), ("c", "msgd", 0.9, 2)):
+        tasks(run(tmp_path / name, mean=mean, method=method, tasks=count), [mean + 0.1, mean - 0.1] * (count // 2))
+    report = contents(found.read(found.folders(str(tmp_path))))
+    marked = {table.title: [table.rows[row][0] for row in table.best] for table in report.tables}
+    assert [rows for rows in marked.values() if rows] == [["l2f"]]
+    assert marked["glyphs, 5-way 1-shot, eval.tasks=2: accuracy in % on 2 test tasks, higher is better"] == []
+    (shared,) = [table for table in report.tables if "the first 2 tasks, which all share" in table.title]
+    assert [row[:3] for row in shared.rows] == [
+        ("l2f, eval.tasks=4", "msgd, eval.tasks=2", "-30.00"),
+        ("maml, eval.tasks=4", "msgd, eval.tasks=2", "-40.00"),
+    ]
+    assert {row[-1] for row in shared.rows} == {"2"}
+
+
+def test_the_best_on_shared_tasks_is_found_on_them_alone(tmp_path: Path) -> None:
+    """0.5 of four tasks is more than 0.4 of two, and on the two that both have it is less."""
+    tasks(run(tmp_path / "long", mean=0.5, tasks=4), [0.1, 0.1, 0.9, 0.9])
+    tasks(run(tmp_path / "short", mean=0.4, tasks=2, method="l2f"), [0.3, 0.5])
+    tables = contents(found.read(found.folders(str(tmp_path)))).tables
+    (row,) = next(table for table in tables if "which all share" in table.title).rows
+    assert row[:4] == ("maml, eval.tasks=4", "l2f, eval.tasks=2", "-30.00", "± 13.86")
+    assert not any(table.best for table in tables)
 
 
 def test_what_is_unequal_is_flagged(tmp_path: Path) -> None:

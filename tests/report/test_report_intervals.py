@@ -44,7 +44,7 @@ def test_differences_are_task_by_task_over_the_mean_of_the_seeds(tmp_path) -> No
             tasks(folder, own)
             values[method, seed] = own
     (block,), _ = blocks(found.read(found.folders(str(tmp_path))).runs)
-    (pair,), told = paired.differences(block)
+    (pair,), told = paired.differences(block.groups)
     each = [
         (values["maml", 0][i] + values["maml", 1][i] - values["l2f", 0][i] - values["l2f", 1][i]) / 2 for i in range(50)
     ]
@@ -76,5 +76,5 @@ def test_a_table_of_tasks_that_cannot_be_used_is_told(tmp_path, content: str | N
     else:
         (tmp_path / "maml/tasks.csv").write_text(content)
     (block,), _ = blocks(found.read(found.folders(str(tmp_path))).runs)
-    pairs, told = paired.differences(block)
+    pairs, told = paired.differences(block.groups)
     assert not pairs and len(told) == 1 and "maml/tasks.csv" in told[0] and reason in told[0]
