@@ -6,13 +6,11 @@ Torch is imported when work begins, so that help and mistakes are answered at on
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -23,15 +21,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from metarun import __version__, help, places, settings, sweep_progress, sweeps
+from metarun import __version__, help, places, settings, sweep_progress, sweeps, whole_files
 from metarun.errors import RunFailure, UserError
 from metarun.groups import GROUPS
 from metarun.mistakes import CHOICES, MISTAKES, explain
 from metarun.schema import AUTO, Settings
 from metarun.seat import given_seat
 from metarun.typed import arrange, names, typed_in
+from metarun.utils import logs, run_dir
 from metarun.utils.text import printable
-from metarun.whole_files import plain, told
+from metarun.whole_files import plain
 
 UNUSABLE = {  # what is wrong with a path that a person gave
     *(errno.EACCES, errno.EPERM, errno.EROFS),
@@ -40,7 +39,7 @@ UNUSABLE = {  # what is wrong with a path that a person gave
 TOLD = (UserError, RunFailure, FloatingPointError)  # in one line, without a traceback
 AUTO_NEEDS = "goes on with what is in a folder of its own, and a new one would be empty"
 failures: list[Exception] = []  # of the jobs of this sweep; each has been told
-claimed: list[Path] = []  # folders that were made for this command
+claimed: list[Path] = []  # folders that are made for this command
 
 
 def main() -> int:
@@ -98,55 +97,54 @@ def refuse(error: Exception) -> int:
 
 def job(config: DictConfig) -> float | None:
     """One run, as Hydra calls it. A failure ends the command, but in a sweep it is left to Hydra, which goes on."""
+    with logs.held() as let_log_go:
+        return one_run(config, let_log_go)
+
+
+def one_run(config: DictConfig, let_log_go: Callable[[], None]) -> float | None:
     now = HydraConfig.get()
     typed = [text for text in typed_in(now) if text not in sweeps.Brought().choices]
     sweeps.take_share(now)
+    folder, sweeping = Path(now.runtime.output_dir), now.mode == RunMode.MULTIRUN
+
+    def record() -> None:
+        let_log_go()
+        if config.resume in (None, AUTO):  # a resumed run keeps its first record
+            write_record(folder / ".hydra", config)
+
+    os.chdir(now.runtime.cwd)  # hydra.job.chdir has left it; paths mean what they meant where they were typed
     try:
         named = list(names(typed))
         chosen = settings.meet(settings.build(config, named), named)
         sweeps.check_sweeper(now, chosen.dataset.name, chosen.mode)
-        folder = Path(now.runtime.output_dir)
+        run_dir.require_free(folder, chosen.mode, chosen.resume, sweeping)
         if chosen.resume == AUTO:
             settings.require_same(chosen, folder)
-        raise_log_errors()
         if chosen.mode == "report":
             from metarun.report.write import report
 
-            report(chosen.runs, folder)
+            report(chosen.runs, folder, record)
             return None
         from metarun.runner import run
 
-        return run(chosen, folder)
+        return run(chosen, folder, record)
     except Exception as error:
         if isinstance(error, OSError) and error.errno in UNUSABLE:
             error = UserError(f"{error.filename}: {error.strerror}; give a folder that can be read and written")
         error = plain(error) or error
         if not isinstance(error, TOLD):
             traceback.print_exc()
-        if now.mode == RunMode.MULTIRUN:
+        if sweeping:
+            if not any(folder.iterdir()):
+                record()
             failures.append(error)
             sweeps.leave_word(error, f"job {now.job.num} ({' '.join(typed)})")
             tell(f"{sweeps.of_job(error)}{error}")
             raise error
         if isinstance(error, TOLD):
             tell(str(error))
+        give_up(claimed)
         sys.exit(worst([error]))
-
-
-def raise_log_errors() -> None:
-    """A log file that cannot be written ends the run, instead of printing a traceback for each of its lines."""
-
-    def refuse(handler: logging.FileHandler) -> None:
-        with told(Path(handler.baseFilename)):
-            try:
-                raise  # what logging is handling
-            finally:
-                with suppress(OSError):  # the same once more, for what is still in its buffer
-                    handler.close()
-
-    for handler in logging.root.handlers:
-        if isinstance(handler, logging.FileHandler):
-            handler.handleError = lambda record, handler=handler: refuse(handler)
 
 
 def worst(errors: Sequence[Exception]) -> int:
@@ -171,12 +169,22 @@ def config_folder() -> Path:
 
 def checked(*, _root_: DictConfig) -> str:
     """Refuses the settings of a run, and a sweeper's, before a folder is made for it, whoever chose the folder."""
-    if {"--help", "-h"} & set(sys.argv):
+    if {"--help", "-h"} & set(sys.argv) or sweep_progress.swept:  # Hydra looks here after each job of a sweep too
         return ""
-    if _root_.hydra.mode == RunMode.MULTIRUN:
+    node = "sweep" if _root_.hydra.mode == RunMode.MULTIRUN else "run"
+    if node == "sweep":
         sweeps.check_sweep(_root_)
     else:
         settings.build(_root_, list(names(typed_in(_root_.hydra))))
+    if "${metarun." in str(OmegaConf.to_container(_root_.hydra[node], resolve=False)["dir"]):
+        return ""  # a new folder, or that of resume=RUN
+    folder = Path(str(_root_.hydra[node].dir)).absolute()
+    if node == "sweep":
+        run_dir.require_free_sweep(folder, _root_.resume)
+    else:
+        run_dir.require_free(folder, _root_.mode, _root_.resume)
+    if not folder.exists():
+        claimed.append(folder)
     return ""
 
 
@@ -215,19 +223,24 @@ def claim(parent: Path) -> str:
 
 
 def give_up(folders: Iterable[Path]) -> None:
-    """Take away those that were made for a sweep no job of which began, and what is then empty above them."""
+    """Take away those that were made for a command that was refused, and what is then empty above them."""
     for folder in folders:
-        if [path.name for path in folder.iterdir()] == ["multirun.yaml"]:
-            (folder / "multirun.yaml").unlink()
+        if folder.is_dir() and [path.name for path in folder.iterdir()] in ([], [run_dir.SWEEP]):
+            (folder / run_dir.SWEEP).unlink(missing_ok=True)
             for empty in (folder, *folder.parents[:3]):
                 if empty == Path() or any(empty.iterdir()):
                     break
                 empty.rmdir()
 
 
-def record_folder(resume: str | None) -> str | None:
-    """Where Hydra writes down what was typed; a resumed run keeps its first record."""
-    return ".hydra" if resume in (None, AUTO) else None
+def write_record(place: Path, config: DictConfig) -> None:
+    """What was typed, and the config that it came to, in the files that Hydra would write before the run begins."""
+    place.mkdir(exist_ok=True)
+    hydra_config = HydraConfig.instance().cfg
+    assert hydra_config is not None
+    nodes = {"config": config, "hydra": hydra_config, "overrides": hydra_config.hydra.overrides.task}
+    for name, node in nodes.items():
+        whole_files.write(place / f"{name}.yaml", OmegaConf.to_yaml(node))
 
 
 def help_text(*, _root_: DictConfig) -> str:
@@ -248,7 +261,6 @@ def register() -> None:
     OmegaConf.register_new_resolver("metarun.checked", checked, replace=True)
     OmegaConf.register_new_resolver("metarun.run_folder", run_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("metarun.sweep_folder", sweep_folder, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("metarun.record_folder", record_folder, replace=True)
     OmegaConf.register_new_resolver("metarun.help", help_text, replace=True)
 
 

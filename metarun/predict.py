@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from metarun.norm import is_transductive
 from metarun.objective import classification_among
 from metarun.own_pictures import Pictures, listed, read_query, read_support
 from metarun.precision import set_precision
+from metarun.run_files import PREDICTIONS
 from metarun.schema import Settings
 from metarun.task import Task
 from metarun.utils.text import csv_table, printable
@@ -60,8 +62,11 @@ class Prediction:
         return [known == found for known, found in zip(self.query.labels, self.found, strict=True) if known is not None]
 
 
-def predict(settings: Settings, folder: Path) -> None:
+def predict(settings: Settings, folder: Path, begin: Callable[[], object]) -> None:
     """Label the pictures of `query` by what `support` shows; leaves predictions.csv and predictions.png in `folder`.
+
+    Args:
+        begin: is called when the command can no longer be refused.
 
     Raises:
         UserError: no such pictures, too few or too many classes, or a checkpoint that cannot label pictures.
@@ -69,14 +74,15 @@ def predict(settings: Settings, folder: Path) -> None:
     """
     path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
     made = prediction(settings, checkpoint.load(path), str(path))
-    whole_files.write(folder / "predictions.csv", table(made))
+    begin()
+    whole_files.write(folder / PREDICTIONS, table(made))
     from metarun.predict_picture import draw  # brings matplotlib with it
 
     title = f"{settings.method.name} on {settings.dataset.name}"
     whole_files.write(
         folder / "predictions.png", draw(made.classes, made.support, made.query, made.probabilities, title)
     )
-    files = ["predictions.csv", "predictions.png"]
+    files = [PREDICTIONS, "predictions.png"]
     if settings.adapted_weights:
         whole_files.write(folder / "adapted.safetensors", weights_file(made))
         files.append("adapted.safetensors")

@@ -8,7 +8,6 @@ from typing import Any
 from metarun.evaluation import spelt
 from metarun.utils.text import csv_table
 
-TABLE = "results.csv"
 VARIED = ("dataset", "split", "ways", "shots", "inner_loop")
 COLUMNS = (
     *VARIED,

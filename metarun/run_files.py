@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 METRICS = "metrics.jsonl"
+PREDICTIONS = "predictions.csv"
+RESULTS = "results.csv"  # of several evaluations
 RESULT = "result.json"  # written last: a folder that has it holds a finished run
 
 

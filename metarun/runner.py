@@ -5,33 +5,35 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from metarun import checkpoint, processes, results_table, start, whole_files
 from metarun.data import Source
 from metarun.errors import RunFailure, UserError, nearby, pasteable
 from metarun.predict import predict
 from metarun.records import write_result
-from metarun.run_files import RESULT, read_result
+from metarun.run_files import RESULT, RESULTS, read_result
 from metarun.schema import AUTO, Settings
 from metarun.several import expanded
 from metarun.sharing import workers
 from metarun.team import assembled, sharing
 from metarun.testing import finish, test, testing, title, trained_on
 from metarun.train import train
-from metarun.whole_files import plain, remove_parts
+from metarun.utils import run_dir
+from metarun.whole_files import plain
 from metarun.work import Work, build
 
 log = logging.getLogger(__name__)
 
 
-def run(settings: Settings, folder: Path) -> float | None:
+def run(settings: Settings, folder: Path, record: Callable[[], object] = lambda: None) -> float | None:
     """Do what `mode` says; everything it leaves lies in `folder`.
+
+    Args:
+        record: writes down in `folder` what was typed; called when the command can no longer be refused.
 
     Returns:
         The best validation metric of a training run, for a sweeper (accuracy: higher is better; mse: lower).
@@ -45,31 +47,15 @@ def run(settings: Settings, folder: Path) -> float | None:
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
-    with alone(folder), rescued(folder, settings.mode):
+    patience = run_dir.PATIENCE if settings.resume == AUTO else 0
+    with run_dir.own(folder, record, patience) as begin, rescued(folder, settings.mode):
         if settings.mode == "train":
-            return train_and_test(settings, folder, began)
+            return train_and_test(settings, folder, began, begin)
         if settings.mode == "predict":
-            predict(settings, folder)
+            predict(settings, folder, begin)
         else:
-            evaluate(settings, folder, began)
+            evaluate(settings, folder, began, begin)
     return None
-
-
-@contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """No two processes write to one run folder. The lock dies with its process."""
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise UserError(
-            f"{nearby(folder)}: another process is writing to this run folder; wait for it, stop it or give another"
-        ) from error
-    try:
-        remove_parts(folder)
-        yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -85,12 +71,12 @@ def rescued(folder: Path, mode: str) -> Iterator[None]:
         raise RunFailure(f"{failure}; {how}") from error
 
 
-def train_and_test(settings: Settings, folder: Path, began: float) -> float:
+def train_and_test(settings: Settings, folder: Path, began: float, begin: Callable[[], object]) -> float:
     """Train, from the beginning or from what is in the folder, and test; returns the best validation metric."""
     resume_from = None
     if settings.resume == AUTO and (folder / RESULT).exists():
         log.info("%s is finished already and skipped", nearby(folder))
-        return read_result(folder)["validation"]["mean"]
+        return best_validation(folder)
     if settings.resume and (settings.resume != AUTO or checkpoint.steps(folder)):
         resume_from = checkpoint.newest(folder)
         for damaged in checkpoint.set_damaged_aside(folder, resume_from):
@@ -100,7 +86,7 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
         untrained = start.untrained(work, folder / "checkpoints", begins=resume_from is None)
         what = title(work, trained_on(work))
         log.info("training %s for %d iterations in %s", what, settings.iterations, nearby(folder))
-        best = train(team, folder, resume_from)
+        best = train(team, folder, resume_from, begin)
         if best is None:
             raise FloatingPointError(
                 f"no validation was finite, so there is nothing to test; {nearby(folder)} has the checkpoints"
@@ -114,7 +100,17 @@ def train_and_test(settings: Settings, folder: Path, began: float) -> float:
     return best
 
 
-def evaluate(settings: Settings, folder: Path, began: float) -> None:
+def best_validation(folder: Path) -> float:
+    """Of a finished run. Raises UserError where its result cannot be read."""
+    try:
+        return float(read_result(folder)["validation"]["mean"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(
+            f"{nearby(folder / RESULT)}: is damaged ({type(error).__name__}); take it away, and resume=auto tests again"
+        ) from error
+
+
+def evaluate(settings: Settings, folder: Path, began: float, begin: Callable[[], object]) -> None:
     """Every combination of what `eval.*` lists, one after another; all of them are looked at before the first."""
     path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
     sources: dict[str, Source] = {}
@@ -126,14 +122,18 @@ def evaluate(settings: Settings, folder: Path, began: float) -> None:
         content = checkpoint.load(path)
         for work in works:
             work.fitting(content, str(path))
+            if len(works) > 1:
+                run_dir.require_free(own_folder(folder, work), settings.mode, None)
+        begin()
         with testing(len(works) * settings.eval.tasks, lambda: kept(results, folder)) as progress:
             for work in works:
                 place = folder if len(works) == 1 else own_folder(folder, work)
+                place.mkdir(exist_ok=True)
                 with sharing(work, seat, others) as team:
                     untrained = start.untrained(work, path.parent, begins=False)
                     found = test(team, place, path, untrained, progress)
                 results.append(finish(place, work.settings, found, began))
-                whole_files.write(folder / results_table.TABLE, results_table.as_csv(results))
+                whole_files.write(folder / RESULTS, results_table.as_csv(results))
     if len(works) > 1:
         write_result(folder, {"checkpoint": str(path.resolve()), "results": results})
         for line in results_table.as_text(results):
@@ -146,10 +146,8 @@ def own_folder(folder: Path, work: Work) -> Path:
     ways = f"{work.eval_shape.ways}-way-" if work.source.metric == "accuracy" else ""
     task = f"{ways}{work.eval_shape.shots}-shot-{work.eval_inner_loop}-steps"
     place = folder / f"{work.settings.dataset.name}-{work.settings.eval.split}-{task}"
-    place.mkdir(exist_ok=True)
-    remove_parts(place)
     return place
 
 
 def kept(results: list[dict[str, Any]], folder: Path) -> str:
-    return f", {len(results)} finished ones are in {nearby(folder / results_table.TABLE)}" if results else ""
+    return f", {len(results)} finished ones are in {nearby(folder / RESULTS)}" if results else ""

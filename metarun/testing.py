@@ -129,6 +129,7 @@ def result(
     s = work.settings
     classes = work.source.metric == "accuracy"
     return {
+        "mode": s.mode,
         "dataset": s.dataset.name,
         "method": s.method.name,
         "backbone": s.backbone.name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,8 +20,13 @@ from metarun.training import Training
 log = logging.getLogger(__name__)
 
 
-def train(team: Team, folder: Path, resume_from: Path | None = None) -> float | None:
+def train(
+    team: Team, folder: Path, resume_from: Path | None = None, begin: Callable[[], object] = lambda: None
+) -> float | None:
     """Train to `iterations`, validating and saving on the way; SIGINT, SIGTERM and SIGUSR1 save and stop.
+
+    Args:
+        begin: is called when the run can no longer be refused.
 
     Returns:
         The best validation metric.
@@ -33,11 +39,12 @@ def train(team: Team, folder: Path, resume_from: Path | None = None) -> float | 
     if resume_from is not None:
         training.restore(resume_from)
         log.info("going on from %s", nearby(resume_from))
-    hparams.write(folder, settings)
     sitting, before = time.perf_counter(), training.seconds
     bar = tqdm(total=settings.iterations, initial=training.step, desc="training", unit="step", disable=None)
     go_on = f"which is saved; go on with {pasteable('resume', nearby(folder))}"
     records = Records(folder, training.step, training.due, training.lines)
+    begin()
+    hparams.write(folder, settings)
     with records, noted_signals() as stop, logging_redirect_tqdm(), bar:
         training.records = records
 

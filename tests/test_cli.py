@@ -44,7 +44,12 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Settings, Path]]:
 
 def runner(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     module = ModuleType("metarun.runner")
-    module.run = run  # type: ignore[attr-defined]
+
+    def recording(chosen: Settings, folder: Path, record: Callable[[], None]) -> float | None:
+        record()
+        return run(chosen, folder)
+
+    module.run = recording  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "metarun.runner", module)
 
 

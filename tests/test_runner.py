@@ -63,9 +63,9 @@ def test_a_run_repeats_to_the_bit_and_another_seed_differs(tmp_path: Path) -> No
 HOLDER = """
 import sys, time
 from pathlib import Path
-from metarun.runner import alone
+from metarun.utils.run_dir import own
 
-with alone(Path(sys.argv[1])):
+with own(Path(sys.argv[1]), lambda: None):
     print("held", flush=True)
     time.sleep(60)
 """

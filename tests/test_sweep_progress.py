@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("alone")
 def runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each leaves a result; seed 1 fails."""
 
-    def run(chosen: Settings, folder: Path) -> float:
+    def run(chosen: Settings, folder: Path, record: Callable[[], None]) -> float:
+        record()
         if chosen.seed == 1:
             raise UserError("no such data")
         if not (folder / "result.json").exists():
@@ -70,7 +72,7 @@ def test_a_sweep_that_is_typed_again_tells_the_whole(runs: None, capsys: pytest.
 def test_without_a_result_there_is_no_table(
     typed: list[str], runs: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys.modules["metarun.runner"], "run", lambda chosen, folder: None)
+    monkeypatch.setattr(sys.modules["metarun.runner"], "run", lambda chosen, folder, record: None)
     assert command("--multirun", *typed) in (0, 2)
     assert "compared" not in capsys.readouterr().out
     assert not list(Path().rglob("report.md"))

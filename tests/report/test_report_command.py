@@ -35,7 +35,7 @@ def test_a_report_leaves_its_files_in_its_own_folder_and_brings_no_torch(tmp_pat
     assert (status, done.stderr) == ("0 False", "")
     assert last == "everything is in here; open here/report.html in a browser"
     files = {"comparison.png", "curves.png", "steps.png", "report.md", "report.html", "report.csv", "runs.csv"}
-    assert {path.name for path in (tmp_path / "here").iterdir()} == {*files, "metarun.log", ".hydra"}
+    assert {path.name for path in (tmp_path / "here").iterdir()} == {*files, "metarun.log", ".hydra", ".lock"}
     assert "2 runs compared" in (tmp_path / "here/metarun.log").read_text()
 
 
