@@ -112,10 +112,11 @@ def one_run(config: DictConfig, let_log_go: Callable[[], None]) -> float | None:
         if config.resume in (None, AUTO):  # a resumed run keeps its first record
             write_record(folder / ".hydra", config)
 
-    os.chdir(now.runtime.cwd)  # hydra.job.chdir has left it; paths mean what they meant where they were typed
+    if now.job.chdir:
+        os.chdir(now.runtime.cwd)  # where paths mean what they meant when they were typed
     try:
         named = list(names(typed))
-        chosen = settings.meet(settings.build(config, named), named)
+        chosen = places.absolute(settings.meet(settings.build(config, named), named))
         sweeps.check_sweeper(now, chosen.dataset.name, chosen.mode)
         run_dir.require_free(folder, chosen.mode, chosen.resume, sweeping)
         if chosen.resume == AUTO:

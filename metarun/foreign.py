@@ -8,6 +8,7 @@ import torch
 
 from metarun.data import likeness
 from metarun.data.sampler import ImageSource
+from metarun.data.source import Source
 from metarun.errors import UserError
 from metarun.groups import Sinusoid
 
@@ -38,3 +39,17 @@ def form_for(dataset: Any, content: dict[str, Any], path: str, device: torch.dev
     if Sinusoid.name in (learned["name"], dataset.name):
         raise UserError(f"dataset={dataset.name}: checkpoint {path} learned {learned['name']}; one has no pictures")
     return form_learned(content, path, device)
+
+
+def require_same_pictures(dataset: Any, source: Source, content: dict[str, Any]) -> None:
+    """Raises UserError where `dataset.root` is another than the run's, and so are the training pictures in it."""
+    root = getattr(dataset, "root", None)
+    if root == content["config"]["dataset"].get("root"):
+        return
+    now, before = likeness.of(source) or {}, content.get("pictures") or {}
+    differ = [f"their {name} was {before.get(name)}, is {now[name]}" for name in now if now[name] != before.get(name)]
+    if differ:
+        raise UserError(
+            f"dataset.root={root}: its training pictures are not those that the run learned ({'; '.join(differ)}); "
+            "give the folder that it was trained on, where it is now, or start a new run"
+        )

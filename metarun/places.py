@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from metarun.errors import UserError
@@ -35,6 +36,21 @@ def check(settings: Settings) -> None:
     split = getattr(settings.dataset, "split", "")
     if split.endswith(".json") and not Path(split).expanduser().is_file():
         raise UserError(f"dataset.split={split}: no such file; give a JSON file, or the name of a division")
+
+
+def absolute(settings: Settings) -> Settings:
+    """The same, with paths that mean the same from any working folder; `~` does as it is."""
+
+    def whole(place: str | None) -> str | None:
+        return place if place is None or place.startswith("~") else str(Path(place).absolute())
+
+    dataset = settings.dataset
+    if isinstance(dataset, Folder):
+        dataset = replace(dataset, root=whole(dataset.root))
+    elif getattr(dataset, "split", "").endswith(".json"):
+        dataset = replace(dataset, split=whole(dataset.split))
+    places = {name: whole(getattr(settings, name)) for name in ("data_dir", "cache_dir", "start")}
+    return replace(settings, dataset=dataset, **places)  # type: ignore[arg-type]
 
 
 def root(place: str) -> Path:

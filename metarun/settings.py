@@ -25,6 +25,7 @@ FREE = (
     "data_dir",
     "cache_dir",
     "download",
+    "dataset.root",
 )  # a resumed run may change these
 FREE_NODES = ("eval.", "save.", "engine.")  # and these
 ADAPTING = ("inner_loop", "inner_learning_rate", "batch_norm")  # and a prediction these
@@ -173,7 +174,7 @@ def require_same(now: Settings, folder: Path) -> None:
         return
     saved = flat(rebuild(saved_config(checkpoint.newest(folder)), str(folder)))
     for name, value in flat(now).items():
-        free = name in ELSEWHERE or (name.startswith("engine.") and name != "engine.precision")
+        free = name in (*ELSEWHERE, "dataset.root") or (name.startswith("engine.") and name != "engine.precision")
         if not free and saved.get(name) != value:
             raise UserError(
                 f"resume=auto: the run in {nearby(folder)} has {name}={saved.get(name)}, not {value}; "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun import checkpoint, chosen, ensemble, generators, health, offline, shown
+from metarun import checkpoint, chosen, ensemble, foreign, generators, health, offline, shown
 from metarun.ahead import Ahead
 from metarun.compiled import Compiled
 from metarun.data import likeness, order
@@ -94,6 +94,7 @@ class Training:
         """Go on from a checkpoint of the same run. Raises UserError where it is none."""
         content = checkpoint.load(path)
         self.work.restore(content, str(path))
+        foreign.require_same_pictures(self.work.settings.dataset, self.work.source, content)
         with checkpoint.readable(path):
             self.step, self.due, self.lines = int(content["step"]), bool(content["due"]), int(content["lines"])
             self.running = numbers(content["running"], *content["running"])

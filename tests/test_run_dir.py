@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from command_line import command
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 from small_runs import small
 
 from metarun.errors import UserError
@@ -160,3 +161,62 @@ def test_a_process_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
         other.stdin.close()
         with run_dir.own(tmp_path, lambda: None, 30):
             pass
+
+
+# --- relative paths -----------------------------------------------------------------------------------------
+
+
+FOLDER = ["dataset=folder", "backbone=mlp", "backbone.hidden=[4]", "ways=2", "queries=1", "dataset.size=8"]
+FOLDER += [
+    "outer_schedule=constant",
+    "iterations=4",
+    "eval.every=4",
+    "eval.tasks=4",
+    "eval.validation_tasks=4",
+    "cache_dir=cache",
+]
+
+
+def pictures(folder: str, shade: int = 9) -> None:
+    for number in range(12):
+        (Path(folder) / str(number)).mkdir(parents=True)
+        for i in range(3):
+            Image.new("RGB", (8, 8), (shade * number, 60 * i, 90)).save(Path(folder) / str(number) / f"{i}.png")
+
+
+def test_relative_paths_mean_what_they_meant_where_they_were_typed() -> None:
+    """Also where Hydra takes the job into its run folder."""
+    pictures("pictures")
+    chdir = "hydra.job.chdir=true"
+    assert typed(*FOLDER, "dataset.root=pictures", "data_dir=data", "hydra.run.dir=run", chdir) == 0
+    assert typed("resume=run", "iterations=8", chdir) == 0
+    again = [*FOLDER, "dataset.root=pictures", "start=run", "hydra.run.dir=second", "resume=auto", chdir]
+    assert [typed(*again), typed(*again)] == [0, 0]
+    assert typed("mode=evaluate", "checkpoint=run", "eval.tasks=2", "hydra.run.dir=judged", chdir) == 0
+    shown = ["support=pictures", "query=[pictures/0/0.png]", "hydra.run.dir=labelled"]
+    assert typed("mode=predict", "checkpoint=run", *shown, chdir) == 0
+    assert typed("mode=report", "runs=[run,second]", "hydra.run.dir=report", chdir) == 0
+    assert typed("--multirun", *FOLDER, "dataset.root=pictures", "seed=1,2", "hydra.sweep.dir=sweep", chdir) == 0
+    made = {"run", "second", "judged", "labelled", "report", "sweep", "cache", "pictures"}
+    assert {path.name for path in Path().iterdir()} == made
+
+
+def test_a_run_goes_on_from_any_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures("here/pictures")
+    monkeypatch.chdir("here")
+    assert typed(*FOLDER, "dataset.root=pictures", "hydra.run.dir=run") == 0
+    sweep = ["--multirun", *FOLDER[:-1], "seed=0,1", "resume=auto"]
+    assert typed(*sweep, "dataset.root=pictures", "cache_dir=cache", "hydra.sweep.dir=sweep") == 0
+    monkeypatch.chdir("..")
+    assert typed("resume=here/run", "iterations=8") == 0
+    assert typed("mode=evaluate", "checkpoint=here/run", "eval.tasks=2") == 0
+    # and where the pictures have moved
+    Path("here/pictures").rename("moved")
+    assert "dataset.root=" in refused(capsys, "resume=here/run", "iterations=12", folder="here/run")
+    assert typed("resume=here/run", "iterations=12", "dataset.root=moved") == 0
+    assert typed("resume=here/run", "iterations=16") == 0  # which it remembers
+    assert typed("mode=evaluate", "checkpoint=here/run", "eval.tasks=2", "dataset.root=moved") == 0
+    assert typed(*sweep, "dataset.root=moved", "hydra.sweep.dir=here/sweep") == 0
+    pictures("others", shade=10)
+    told = refused(capsys, "resume=here/run", "iterations=20", "dataset.root=others", folder="here/run")
+    assert "others: its training pictures are not those that the run learned" in told
