@@ -177,7 +177,8 @@ def checked(*, _root_: DictConfig) -> str:
         sweeps.check_sweep(_root_)
     else:
         settings.build(_root_, list(names(typed_in(_root_.hydra))))
-    if "${metarun." in str(OmegaConf.to_container(_root_.hydra[node], resolve=False)["dir"]):
+    typed = dict(_root_.hydra[node].items_ex(resolve=False))["dir"]
+    if "${metarun." in str(typed):
         return ""  # a new folder, or that of resume=RUN
     folder = Path(str(_root_.hydra[node].dir)).absolute()
     if node == "sweep":
@@ -237,9 +238,8 @@ def give_up(folders: Iterable[Path]) -> None:
 def write_record(place: Path, config: DictConfig) -> None:
     """What was typed, and the config that it came to, in the files that Hydra would write before the run begins."""
     place.mkdir(exist_ok=True)
-    hydra_config = HydraConfig.instance().cfg
-    assert hydra_config is not None
-    nodes = {"config": config, "hydra": hydra_config, "overrides": hydra_config.hydra.overrides.task}
+    of_hydra = HydraConfig.instance().cfg
+    nodes = {"config": config, "hydra": of_hydra, "overrides": HydraConfig.get().overrides.task}
     for name, node in nodes.items():
         whole_files.write(place / f"{name}.yaml", OmegaConf.to_yaml(node))
 

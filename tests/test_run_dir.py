@@ -155,6 +155,7 @@ def test_a_process_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", program], **pipes, env=environment) as other:  # type: ignore[call-overload]
+        assert other.stdin is not None and other.stdout is not None
         other.stdout.readline()
         with pytest.raises(UserError, match="another process is writing"), run_dir.own(tmp_path, lambda: None, 0.3):
             raise AssertionError
