@@ -91,6 +91,8 @@ def of_cache(_: str, files: Sequence[Path], __: ExitStack) -> Part:
     (path,) = files
     content = load_pickle(path)
     images, classes = pictures(path, content, "image_data"), field(path, content, "class_dict", dict)
+    if sum(len(rows) for rows in classes.values() if isinstance(rows, list | np.ndarray)) > len(images):
+        raise UserError(f"{path}: its class_dict lists more than its {len(images)} images; {AGAIN}")
     rows = [numbers(path, f"class_dict[{text(name)!r}]", indices) for name, indices in classes.items()]
     every = np.concatenate([np.zeros(0, np.int64), *rows])
     if not np.array_equal(np.sort(every), np.arange(len(images))):
@@ -123,7 +125,10 @@ def field(path: Path, content: Any, key: str, kind: type) -> Any:
 
 
 def text(name: Any) -> str:
-    return name.decode("latin1") if isinstance(name, bytes) else str(name)
+    """A class's name; nothing where it is neither text nor a number."""
+    if isinstance(name, bytes):
+        return name.decode("latin1")
+    return str(name) if isinstance(name, str | int | float) else ""
 
 
 def pictures(path: Path, content: Any, key: str) -> np.ndarray:
@@ -138,6 +143,8 @@ def pictures(path: Path, content: Any, key: str) -> np.ndarray:
 def numbers(path: Path, key: str, found: Any) -> np.ndarray:
     """A list or an array of whole numbers as int64 [N]."""
     with damage(path, "the file that its name says"):
+        if isinstance(found, list) and any(isinstance(entry, list | tuple | dict) for entry in found):
+            raise ValueError(f"{key} is not a list of whole numbers")  # which few bytes can nest without end
         array = np.asarray(found)
         if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
             raise ValueError(f"{key} is not a list of whole numbers")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from metarun.data.arrays import damage, field, form, numbers, of_categories, same_count, triples
+from metarun.data.arrays import damage, field, form, numbers, of_categories, same_count, text, triples
 from metarun.data.images import ImageSet
 from metarun.data.known import Known
 from metarun.data.known import load as load_known
@@ -99,7 +99,7 @@ def of_cifar_100(train: tuple[Path, Any], test: tuple[Path, Any], meta: tuple[Pa
         same_count(path, len(images), path, len(labels))
         halves.append((path, images, labels))
     images = ((f"{path}[{i}]", row) for path, rows, _ in halves for i, row in enumerate(rows))
-    return Contents([str(name) for name in names], np.concatenate([labels for _, _, labels in halves]), images)
+    return Contents([text(name) for name in names], np.concatenate([labels for _, _, labels in halves]), images)
 
 
 # --- the two divisions of it -------------------------------------------------------------------------------
