@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from metarun.data.listing import NOT_PICTURES, classes_in, files_below, spelt, visible
 from metarun.data.look import Look, Unreadable, pixels
-from metarun.data.trees import NOT_PICTURES, classes_in, files_below, spelt, visible
 from metarun.errors import UserError
 from metarun.places import query_place, support_folder
 from metarun.utils.safe_files import is_regular

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -17,6 +16,7 @@ from metarun.data.pickles import load_pickle, refuse_web_page
 from metarun.data.prepare import Contents
 from metarun.data.source import SPLITS
 from metarun.errors import UserError
+from metarun.utils.safe_files import read_json
 
 ROWS = 64  # pictures that are read at a time
 AGAIN = "put back the original file"
@@ -171,7 +171,7 @@ def same_count(path: Path, images: int, labels_path: Path, labels: int) -> None:
 def of_hdf5(_: str, files: Sequence[Path], stack: ExitStack) -> Part:
     path, list_path = files
     with damage(list_path, "a JSON list of class names"):
-        names = json.loads(list_path.read_text(encoding="utf-8"))
+        names = read_json(list_path)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise ValueError("it is no list of names")
         if len(set(names)) < len(names):

@@ -9,10 +9,11 @@ from typing import NamedTuple
 from metarun.data.archives import archived
 from metarun.data.download import fetch
 from metarun.data.images import ImageSet
+from metarun.data.listing import files_below
 from metarun.data.look import Look
 from metarun.data.on_disk import Finder, Form, Places, absent, below, find, load_form
 from metarun.data.splits import asked, published
-from metarun.data.trees import files_below, of_listing
+from metarun.data.trees import of_listing
 
 ENDS = ("tar.gz", "tgz", "tar", "zip")
 
@@ -59,4 +60,4 @@ def known_folders(folder: Path, dataset: str) -> Form | None:
     names = sorted({name for parts in divisions for part in parts.values() for name in part})
     there = {name: files_below(folder / name) for name in names if (folder / name).is_dir()}
     listing = {name: files for name, files in there.items() if files}
-    return of_listing("class folders", listing) if listing else None
+    return of_listing("class folders", listing, folder) if listing else None

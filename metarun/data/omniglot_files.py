@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 import zlib
@@ -14,6 +13,7 @@ from typing import Any
 
 from metarun.data.arrays import damage
 from metarun.data.download import fetch
+from metarun.data.listing import is_folder, visible
 from metarun.data.look import Raw
 from metarun.data.omniglot_splits import BACKGROUND, EVALUATION
 from metarun.data.pickles import refuse_web_page
@@ -138,8 +138,8 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 
 def in_folder(folder: Path) -> Iterator[Drawing]:
     """The drawings <alphabet>/<character>/<file>.png of one folder; hidden files are passed over."""
-    for alphabet in visible(folder):
-        for character in visible(alphabet):
+    for alphabet in filter(is_folder, visible(folder)):
+        for character in filter(is_folder, visible(alphabet)):
             for file in visible(character):
                 if file.name.endswith(".png") and file.is_file():
                     name = f"{alphabet.name}/{character.name}"
@@ -154,13 +154,6 @@ def in_hdf5(path: Path) -> Iterator[Drawing]:
         for place, found in open_groups(path, 3, stack).items():
             name = place.partition("/")[2]
             yield from (Drawing(name, f"{i:02}", path, place, stamp) for i in range(len(found)))
-
-
-def visible(folder: os.DirEntry | Path) -> list[os.DirEntry]:
-    if isinstance(folder, os.DirEntry) and not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
 
 
 class Reader:

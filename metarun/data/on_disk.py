@@ -28,6 +28,7 @@ class Form(NamedTuple):
     name: str  # what kind of files they are, in words
     files: Sequence[Path]  # where one of them changes, the data set is prepared again
     contents: Callable[[ExitStack], Contents]  # lists the pictures; what it opens it enters into the stack
+    left_out: Sequence[tuple[str, str]] = ()  # files and folders that are not taken, and why
 
 
 Finder = Callable[[Path], Form | None]  # a folder -> what lies in it, if it is of the finder's form

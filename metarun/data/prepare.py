@@ -80,7 +80,12 @@ def tell(found: Prepared) -> None:
     listed = f"; {found.path} lists them"
     if left_out := found.manifest.left_out:
         names = [f"{name} ({reason})" for name, reason in left_out]
-        log.warning("%d files are no pictures and left out, first %s%s", len(names), in_short(names), listed)
+        log.warning(
+            "%d files or folders are left out, as they are no pictures or stand in no class, first %s%s",
+            len(names),
+            in_short(names),
+            listed,
+        )
     for one_class, where in ((True, "the same class: both may stand in one task"), (False, "another class")):
         pairs = [f"{name} = {other}" for name, other, same in found.manifest.equal if same == one_class]
         if pairs:

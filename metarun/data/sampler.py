@@ -19,6 +19,7 @@ from metarun.task import Task
 
 log = logging.getLogger(__name__)
 
+NAMED = 5  # classes that a warning lists
 TURNS = 4  # by 0, 90, 180, 270 degrees
 LARGEST_ON_DEVICE = 2**32  # bytes; a larger set stays on disk, and its tasks' images are sent to the GPU
 
@@ -56,13 +57,15 @@ class ImageSource:
         """Raises UserError where `ways` or `shots` + `queries`, by their `names`, ask for more than the split holds."""
         ways, shots, queries = names
         classes = self.classes(split, shape)
-        if len(classes) < len(self.set.splits[split]):
-            self.tell_small(split, shape)
+        small = len(self.set.splits[split]) - len(classes)
+        if self.set.any_size:
+            self.tell_classes(split, shape)
         available = len(classes) * self.turns
         if shape.ways > available:
             most = min(len(self.classes(part, shape)) for part in self.set.splits) * self.turns
             raise UserError(
-                f"{ways}={shape.ways}: the {split} split ({self.class_split}) has {available} classes; "
+                f"{ways}={shape.ways}: the {split} split ({self.class_split}) has {available} classes"
+                f"{f' with enough pictures, {small} have too few' if small else ''}; "
                 f"{most} is the most that every split can fill"
             )
         smallest = classes[self.set.count[classes].argmin()]
@@ -78,13 +81,18 @@ class ImageSource:
         classes = self.set.splits[split]
         return classes[self.set.count[classes] >= shape.shots + shape.queries] if self.set.any_size else classes
 
-    def tell_small(self, split: str, shape: Shape) -> None:
-        classes, wanted = self.set.splits[split], shape.shots + shape.queries
-        small = classes[self.set.count[classes] < wanted]
-        log.warning(
-            "%d of %d classes of the %s split are left out: fewer than %d images (shots + queries), as %r",
-            *(len(small), len(classes), split, wanted, self.set.names[small[0]]),
-        )
+    def tell_classes(self, split: str, shape: Shape) -> None:
+        """How many classes and pictures tasks are drawn from, and which classes are too small for them."""
+        count, wanted = self.set.count, shape.shots + shape.queries
+        classes, taken = self.set.splits[split], self.classes(split, shape)
+        log.info("%s split: %d classes, %d pictures", split, len(taken), count[taken].sum())
+        small = sorted(set(classes.tolist()) - set(taken.tolist()), key=lambda i: -count[i])
+        if small:
+            names = ", ".join(f"{self.set.names[i]!r} ({count[i]})" for i in small[:NAMED])
+            log.warning(
+                "%d of %d classes of the %s split are left out: fewer than %d images (shots + queries), as %s%s",
+                *(len(small), len(classes), split, wanted, names, ", ..." if len(small) > NAMED else ""),
+            )
 
     def outputs(self, ways: int) -> int:
         return ways

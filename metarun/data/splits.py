@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 from metarun.data.source import SPLITS
 from metarun.errors import UserError, nearest
+from metarun.utils.safe_files import read_json
 
 Parts = Mapping[str, Sequence[str]]  # "train", "val", "test" -> class names
 
@@ -17,11 +19,11 @@ def published(dataset: str) -> dict[str, dict[str, list[str]]]:
     """The published divisions of a data set, by their names."""
     folder = files("metarun.data") / "class_lists"
     lists = (file for file in folder.iterdir() if file.name.startswith(f"{dataset}-"))
-    return {file.name.removeprefix(f"{dataset}-").removesuffix(".json"): parts_of(file.read_text()) for file in lists}
+    named = {file.name.removeprefix(f"{dataset}-").removesuffix(".json"): file.read_text() for file in lists}
+    return {name: parts_of(json.loads(text)) for name, text in named.items()}
 
 
-def parts_of(text: str) -> dict[str, list[str]]:
-    content = json.loads(text)
+def parts_of(content: Any) -> dict[str, list[str]]:
     return {part: content[part] for part in SPLITS}
 
 
@@ -71,7 +73,7 @@ def sizes(parts: Parts) -> str:
 def own(path: Path) -> dict[str, list[str]]:
     """A person's own division. Raises UserError where the file is none, or a class stands twice."""
     try:
-        parts = parts_of(path.read_text())
+        parts = parts_of(read_json(path))
     except OSError as error:
         raise UserError(f"dataset.split={path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:

@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
+from metarun.data.arrays import damage
+from metarun.data.listing import LeftOut, Listing, classes_in, is_folder, once, visible
 from metarun.data.on_disk import Form
 from metarun.data.prepare import Contents
 from metarun.data.source import SPLITS
+from metarun.data.tables import csv_rows, existing, json_rows
 from metarun.errors import UserError
+from metarun.utils.safe_files import read_text
 
-SPLIT_NAMES = {"train": ("train", "base"), "val": ("val", "validation", "valid"), "test": ("test", "novel")}
-NOT_PICTURES = {"thumbs.db", "desktop.ini"}  # what other systems leave in folders, besides hidden files
-Listing = Mapping[str, Sequence[Path]]  # class name -> its files
+SPLIT_NAMES = {  # in any case, of folders, lists and a CSV's values alike
+    "train": ("train", "training", "base"),
+    "val": ("val", "validation", "valid", "dev"),
+    "test": ("test", "testing", "novel"),
+}
 
 
 # --- finders -----------------------------------------------------------------------------------------------
 
 
-def class_folders(folder: Path) -> Form | None:
-    """CLASS/*."""
-    listing = classes_in(folder)
-    return of_listing("class folders", listing) if listing else None
-
-
 def split_folders(folder: Path) -> Form | None:
     """{train,val,test}/CLASS/*."""
-    parts = {split: one_of(folder, names) for split, names in SPLIT_NAMES.items()}
-    if any(part is None for part in parts.values()):
+    found = by_split(entry.name for entry in visible(folder) if is_folder(entry))
+    if len(found) < len(SPLITS):
         return None
-    return of_parts("train, val and test folders", {s: classes_in(part) for s, part in parts.items() if part}, folder)
+    parts = {split: classes_in(folder / name) for split, name in one_each(folder, found).items()}
+    return of_parts("train, val and test folders", parts, folder)
 
 
 def csv_lists(folder: Path) -> Form | None:
@@ -55,19 +52,41 @@ def listed_folders(folder: Path, images: str, lists: str) -> Form | None:
     if not all(file.is_file() for file in files) or not (folder / images).is_dir():
         return None
     listing = classes_in(folder / images)
-    splits = {split: file.read_text().split() for split, file in zip(SPLITS, files, strict=True)}
+    splits = {split: words(file) for split, file in zip(SPLITS, files, strict=True)}
     for file, names in zip(files, splits.values(), strict=True):
         lacking = [name for name in names if name not in listing]
         if lacking:
             raise UserError(f"{file}: lists {lacking[0]!r}, but {folder / images / lacking[0]} holds no pictures")
     wanted = {name: listing[name] for names in splits.values() for name in names}
-    return of_listing("class folders and lists of classes", wanted, splits, files)
+    return of_listing("class folders and lists of classes", wanted, folder, splits, files)
+
+
+def words(file: Path) -> list[str]:
+    with damage(file, "a list of class names"):
+        return read_text(file).split()
 
 
 # --- what they are made of ---------------------------------------------------------------------------------
 
 
-def of_parts(name: str, parts: Mapping[str, Listing], place: Path, lists: Sequence[Path] = ()) -> Form:
+def by_split(names: Iterable[str]) -> dict[str, list[str]]:
+    """Split -> those of the names that mean it, in the order of SPLITS; other names are passed over."""
+    names = list(names)
+    found = {s: [n for n in names if n.strip().casefold() in known] for s, known in SPLIT_NAMES.items()}
+    return {split: known for split, known in found.items() if known}
+
+
+def one_each(place: Path, found: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """Split -> its only name. Raises UserError where two names mean one split."""
+    for split, names in found.items():
+        if len(names) > 1:
+            raise UserError(f"{place}: {' and '.join(map(repr, names))} may both be its {split} part; leave one")
+    return {split: names[0] for split, names in found.items()}
+
+
+def of_parts(
+    name: str, parts: Mapping[str, Listing], place: Path, lists: Sequence[Path] = (), left_out: LeftOut | None = None
+) -> Form:
     """A form that divides its classes itself.
 
     Raises:
@@ -85,120 +104,52 @@ def of_parts(name: str, parts: Mapping[str, Listing], place: Path, lists: Sequen
                     "give one folder of all classes, and they are divided"
                 )
             whole[label] = files
-    return of_listing(name, whole, {split: list(listing) for split, listing in parts.items()}, lists)
+    return of_listing(name, whole, place, {split: list(listing) for split, listing in parts.items()}, lists, left_out)
 
 
 def of_lists(name: str, folder: Path, ending: str, read: Callable[[Path, Path], Listing]) -> Form | None:
     """A list of files for each split, read by `read`, which is given the list's path and the folder."""
-    found = [one_of(folder, [f"{split}.{ending}" for split in names]) for names in SPLIT_NAMES.values()]
-    lists = [path for path in found if path is not None]
-    if len(lists) < len(SPLIT_NAMES):
+    stems = [Path(e.name).stem for e in visible(folder) if e.name.endswith(f".{ending}")]
+    found = by_split(stems)
+    if len(found) < len(SPLITS):
         return None
-    return of_parts(
-        name, {split: read(path, folder) for split, path in zip(SPLIT_NAMES, lists, strict=True)}, folder, lists
-    )
+    lists = {split: folder / f"{stem}.{ending}" for split, stem in one_each(folder, found).items()}
+    return of_parts(name, {s: read(path, folder) for s, path in lists.items()}, folder, list(lists.values()))
 
 
 def of_listing(
-    name: str, listing: Listing, splits: dict[str, list[str]] | None = None, lists: Sequence[Path] = ()
+    name: str,
+    listing: Listing,
+    place: Path,
+    splits: dict[str, list[str]] | None = None,
+    lists: Sequence[Path] = (),
+    left_out: LeftOut | None = None,
 ) -> Form:
+    """A form of picture files, each taken once. Raises UserError where one stands in two classes."""
+    listing = once(listing, place)
     files = [file for paths in listing.values() for file in paths]
 
     def contents(_: ExitStack) -> Contents:
         labels = np.repeat(np.arange(len(listing)), [len(paths) for paths in listing.values()])
-        return Contents(list(listing), labels, ((str(file), file) for file in files), splits)
+        return Contents(list(listing), labels, ((str(file), file) for file in files), splits, left_out or ())
 
-    return Form(name, [*lists, *files], contents)
-
-
-def classes_in(folder: Path) -> dict[str, list[Path]]:
-    """Class name -> all files below its folder, sorted; hidden files and empty folders are passed over."""
-    return {
-        spelt(name): files
-        for name in sorted(entry.name for entry in visible(folder) if entry.is_dir())
-        if (files := files_below(folder / name))
-    }
-
-
-def spelt(name: str) -> str:
-    """A folder's name with accents spelt in one way, as file systems differ."""
-    return unicodedata.normalize("NFC", name)
-
-
-def files_below(folder: Path) -> list[Path]:
-    found: list[Path] = []
-    for entry in visible(folder):
-        if entry.is_dir():
-            if not entry.is_symlink():  # which may lead back up
-                found += files_below(Path(entry.path))
-        elif entry.name.lower() not in NOT_PICTURES:
-            found.append(Path(entry.path))
-    return sorted(found)
-
-
-def visible(folder: Path) -> list[os.DirEntry]:
-    with os.scandir(folder) as entries:
-        return [entry for entry in entries if not entry.name.startswith(".")]
-
-
-def one_of(folder: Path, names: Iterable[str]) -> Path | None:
-    return next((folder / name for name in names if (folder / name).exists()), None)
+    return Form(name, [*lists, *files], contents, left_out or ())
 
 
 def csv_list(path: Path, folder: Path) -> dict[str, list[Path]]:
     """Class -> files that the list names, below images/ or images/CLASS/ or the folder itself."""
     found: dict[str, list[Path]] = {}
-    for row in csv_rows(path, [{"filename", "label"}, {"class_name", "image_name"}]):
-        label = row.get("label") or row.get("class_name") or ""
-        name = row.get("filename") or row.get("image_name") or ""
-        file = existing([folder / "images" / name, folder / "images" / label / name, folder / name], path, name)
-        found.setdefault(label, []).append(file)
+    for row in csv_rows(path):
+        images = folder / "images"
+        file = existing([images / row.path, images / row.label / row.path, folder / row.path], path, row.path)
+        found.setdefault(row.label, []).append(file)
     return found
-
-
-def csv_rows(path: Path, admitted: Sequence[set[str]]) -> list[dict[str, str]]:
-    """The rows of a CSV file whose header has one of the admitted sets of columns.
-
-    Raises:
-        UserError: other columns, a row that lacks one of them, or text that is no UTF-8.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = next((names for names in admitted if names <= set(reader.fieldnames or ())), None)
-            if columns is None:
-                wanted = " or ".join(",".join(sorted(names)) for names in admitted)
-                raise UserError(f"{path}: its first line must name the columns {wanted}, found {reader.fieldnames}")
-            rows = list(reader)
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV file in UTF-8 ({error})") from error
-    for number, row in enumerate(rows, 2):
-        if not all(row.get(column) for column in columns):
-            raise UserError(f"{path}: line {number} lacks a value for {', '.join(sorted(columns))}: {row}")
-    return rows
 
 
 def json_list(path: Path, folder: Path) -> dict[str, list[Path]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        names, files, labels = (content[key] for key in ("label_names", "image_names", "image_labels"))
-        if len(files) != len(labels):
-            raise ValueError(f"{len(files)} image_names, {len(labels)} image_labels")
-        named = [(str(names[int(label)]), str(file)) for file, label in zip(files, labels, strict=True)]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(
-            f"{path}: must hold label_names, image_names and image_labels of equal length ({error!r})"
-        ) from error
     found: dict[str, list[Path]] = {}
-    for label, name in named:  # these lists hold whole paths of the machine that they were written on
+    for name, label, _ in json_rows(path):  # these lists hold whole paths of the machine that they were written on
         tails = [folder.joinpath(*Path(name).parts[-n:]) for n in (4, 3, 2, 1)]
-        file = existing([Path(name), folder / name, *tails, folder / "images" / label / Path(name).name], path, name)
-        found.setdefault(label, []).append(file)
-    return found
-
-
-def existing(candidates: Sequence[Path], lists: Path, name: str) -> Path:
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is None:
-        raise UserError(f"{lists}: lists {name}, which is not there (looked for {candidates[0]} and near it)")
+        images = folder / "images" / label / Path(name).name
+        found.setdefault(label, []).append(existing([Path(name), folder / name, *tails, images], path, name))
     return found

@@ -108,8 +108,9 @@ def read_bytes(path: Path, most: int, links: bool = True) -> bytes:
 
 
 def read_text(path: Path, most: int = LIST_BYTES, links: bool = True) -> str:
-    """UTF-8, with or without a byte order mark. Raises ValueError for anything else; otherwise as `read_bytes`."""
-    return read_bytes(path, most, links).decode("utf-8-sig")
+    """UTF-8, or UTF-16 with its byte order mark. Raises ValueError for anything else; otherwise as `read_bytes`."""
+    content = read_bytes(path, most, links)
+    return content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
 
 
 def read_json(path: Path, most: int = LIST_BYTES, links: bool = True) -> Any:
