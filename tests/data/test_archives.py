@@ -17,11 +17,18 @@ from image_forms import put
 from PIL import Image
 
 from metarun.data.archives import archived, unpack
+from metarun.data.listing import classes_in
 from metarun.data.look import Look
-from metarun.data.on_disk import Finder
+from metarun.data.on_disk import Finder, Form
 from metarun.data.prepare import Prepared, prepared
-from metarun.data.trees import class_folders
+from metarun.data.trees import of_listing
 from metarun.errors import UserError
+
+
+def class_folders(folder: Path) -> Form | None:
+    listing = classes_in(folder)
+    return of_listing("class folders", listing, folder) if listing else None
+
 
 FILES = {"top/a/1.txt": b"first", "top/a/2.bin": bytes(range(256)) * 40, "top/b/3.txt": b"", "4.txt": b"last"}
 KINDS = pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.tgz", "a.zip"])
