@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map
 from metarun.forward import Measures, MetaLearner, run_model, support_weights
 from metarun.meta import one_by_one, stack
 from metarun.methods import Parameters
-from metarun.methods.slots import head
+from metarun.methods.layers import head
 from metarun.task import Task
 
 SCALE = 10.0  # of the cosines, as logits of the loss that is told; the paper's first value
@@ -46,7 +46,7 @@ def features(learner: MetaLearner, parameters: Parameters, data: Tensor) -> Tens
     def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         seen.append(inputs[0])
 
-    hook = head(learner.model, "pretrain").module.register_forward_pre_hook(look)
+    hook = head(learner.model, "pretrain")[1].register_forward_pre_hook(look)
     try:
         run_model(learner, support_weights(learner, *parameters, 0), data)
     finally:

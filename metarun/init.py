@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -42,12 +43,15 @@ class Init(nn.Module):
         use_t: MT-net, T layers and masks; options of `metarun.methods.mtnet.transform`.
         use_warp: WarpGrad, warp layers; options of `metarun.methods.warpgrad.warp`.
         use_forget: L2F, an attenuated initialisation.
+        across: names of parameters, or of modules with all that they hold, which are learned across tasks and do not
+            adapt, as the body with `across=["body"]` (ANIL). What is frozen (requires_grad=False) is not learned.
 
     A switch is True, or a dict of options. `learn_lr` goes with any one of the others. What a method learns besides
     is added to `model`, which can be prepared once.
 
     Raises:
-        UserError: a negative inner_loop; two of use_t, use_warp and use_forget; a model without layers to act on.
+        UserError: a negative inner_loop; two of use_t, use_warp and use_forget; a model without layers to act on, or of
+            which nothing adapts; an unknown name in `across`.
     """
 
     def __init__(
@@ -62,12 +66,13 @@ class Init(nn.Module):
         use_t: bool | dict[str, Any] = False,
         use_warp: bool | dict[str, Any] = False,
         use_forget: bool | dict[str, Any] = False,
+        across: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if inner_loop < 0:
             raise UserError(f"inner_loop={inner_loop}: must be 0 or more")
         self.model = model
-        method = compose(model, inner_learning_rate, learn_lr, use_t, use_warp, use_forget)
+        method = compose(model, inner_learning_rate, learn_lr, use_t, use_warp, use_forget, across)
         self.learner = MetaLearner(model, method, inner_objective, outer_objective, inner_loop, use_second_order)
 
     @property

@@ -19,7 +19,7 @@ from metarun.backbones.torchvision_models import weights_url
 from metarun.errors import UserError, nearby
 from metarun.groups import Torchvision
 from metarun.methods import Tensors
-from metarun.methods.partial import head_names
+from metarun.methods.layers import head_names
 from metarun.network import build_model
 from metarun.work import Work
 

@@ -5,7 +5,7 @@ Each is a function of a model, the inner learning rate and the method's options,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from inspect import signature
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from metarun.errors import UserError, nearest
 from metarun.methods.l2f import forget
+from metarun.methods.layers import resolved
 from metarun.methods.maml import maml
 from metarun.methods.msgd import learn_rates
 from metarun.methods.mtnet import transform
@@ -20,6 +21,7 @@ from metarun.methods.partial import anil, boil
 from metarun.methods.pretrain import pretrain
 from metarun.methods.slots import Method, Parameters, Tensors, divide
 from metarun.methods.warpgrad import warp
+from metarun.norm import norm_parameters
 
 __all__ = ["METHODS", "Method", "Parameters", "Tensors", "compose", "prepare"]
 
@@ -34,7 +36,7 @@ def mtnet(model: nn.Module, inner_learning_rate: float, **options: Any) -> Metho
 
 def warpgrad(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
     """Everything of the model adapts, the affine of its norm layers included."""
-    return warp(maml(model, inner_learning_rate, divide(model, across=())), model, **options)
+    return warp(maml(model, inner_learning_rate, divide(model, across=()), "warpgrad"), model, **options)
 
 
 def l2f(model: nn.Module, inner_learning_rate: float) -> Method:
@@ -68,12 +70,22 @@ Switch = bool | dict[str, Any]
 
 
 def compose(
-    model: nn.Module, inner_learning_rate: float, learn_lr: Switch, use_t: Switch, use_warp: Switch, use_forget: Switch
+    model: nn.Module,
+    inner_learning_rate: float,
+    learn_lr: Switch,
+    use_t: Switch,
+    use_warp: Switch,
+    use_forget: Switch,
+    across: Iterable[str] = (),
 ) -> Method:
     """A switch is off, on, or on with options. Learned rates go with any one of the other three.
 
+    across: names of parameters and modules that are learned across tasks only, besides the affine of norm layers,
+        which adapts with use_warp alone.
+
     Raises:
-        UserError: two of use_t, use_warp and use_forget together; an option that a switch does not have.
+        UserError: two of use_t, use_warp and use_forget together; an option that a switch does not have; a name that
+            the model does not have; nothing adapts.
     """
     on = [
         name
@@ -87,9 +99,10 @@ def compose(
     if options(use_warp, "use_warp", warp).get("objective") == "trajectory":
         raise UserError("use_warp objective='trajectory': learns from stored iterates, which the command does only")
     rate = 1.0 if is_on(learn_lr) else inner_learning_rate
-    method = maml(model, rate)
+    norms = set() if is_on(use_warp) else norm_parameters(model)
+    method = maml(model, rate, divide(model, norms | resolved(model, across)), "Init")
     if is_on(use_warp):
-        method = warpgrad(model, rate, **options(use_warp, "use_warp", warp))
+        method = warp(method, model, **options(use_warp, "use_warp", warp))
     if is_on(learn_lr):
         method = learn_rates(method, model, inner_learning_rate, **options(learn_lr, "learn_lr", learn_rates))
     if is_on(use_t):

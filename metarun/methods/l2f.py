@@ -10,39 +10,48 @@ norm layers are learned across tasks only.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.methods.slots import Method, Parts, Tensors, attach
+from metarun.methods.slots import Method, Parts, Tensors, attach, widest
 
 
 def forget(method: Method, model: nn.Module) -> Method:
     """The method from an attenuated initialisation."""
     theta, phi = method.parameters
-    size = len(theta)
-    attenuator = Parts({"0": nn.Linear(size, size), "2": nn.Linear(size, size)})
+    size, device = len(theta), next(iter(theta.values())).device
+    attenuator = Parts({"0": nn.Linear(size, size), "2": nn.Linear(size, size)}).to(device, widest(theta))
     added = attach(model, "attenuator", attenuator)
+    own = Forgetting(method)
+    parameters = method.parameters._replace(phi={**phi, **added})
+    return replace(method, parameters=parameters, begin=own.begin, shown=own.shown)
 
-    def attenuation(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors]) -> Tensor:
+
+@dataclass(frozen=True)
+class Forgetting:
+    """The functions of a method that starts from what is attenuated."""
+
+    method: Method
+
+    def attenuation(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors]) -> Tensor:
         """gamma, [tensors of theta]."""
-        seen = torch.stack([entry.mean() for entry in gradient(theta).values()]).detach()
-        hidden = F.linear(seen, phi["attenuator.0.weight"], phi["attenuator.0.bias"]).relu()
+        like = phi["attenuator.0.weight"]
+        seen = torch.stack([entry.mean().to(like) for entry in gradient(theta).values()]).detach()
+        hidden = F.linear(seen, like, phi["attenuator.0.bias"]).relu()
         return F.linear(hidden, phi["attenuator.2.weight"], phi["attenuator.2.bias"]).sigmoid()
 
     def begin(
-        theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor
+        self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor
     ) -> tuple[Tensors, Any]:
-        gamma = attenuation(theta, phi, gradient)
-        kept = {name: gamma[i] * tensor for i, (name, tensor) in enumerate(theta.items())}
-        return method.begin(kept, phi, gradient, noise)
+        gamma = self.attenuation(theta, phi, gradient)
+        kept = {name: gamma[i].to(tensor) * tensor for i, (name, tensor) in enumerate(theta.items())}
+        return self.method.begin(kept, phi, gradient, noise)
 
-    def shown(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
-        gamma = attenuation(theta, phi, gradient)
+    def shown(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+        gamma = self.attenuation(theta, phi, gradient)
         own = {f"gamma/{name}": gamma[i] for i, name in enumerate(theta)}
-        return {**method.shown(theta, phi, gradient, noise), **own}
-
-    return replace(method, parameters=method.parameters._replace(phi={**phi, **added}), begin=begin, shown=shown)
+        return {**self.method.shown(theta, phi, gradient, noise), **own}

@@ -8,17 +8,28 @@ First-order MAML (section 5.2 there) drops the second derivatives: `method=fomam
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import nn
 
-from metarun.methods.slots import Method, Parameters, Tensors, divide
+from metarun.methods.slots import Method, Parameters, Tensors, divide, require_adapting
 
 
-def maml(model: nn.Module, inner_learning_rate: float, parameters: Parameters | None = None) -> Method:
-    """Everything adapts but the affine of norm layers, unless `parameters` says otherwise."""
+def maml(
+    model: nn.Module, inner_learning_rate: float, parameters: Parameters | None = None, name: str = "maml"
+) -> Method:
+    """Everything adapts but the affine of norm layers, unless `parameters` says otherwise.
 
-    def update(theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int) -> Tensors:
-        return {name: tensor - inner_learning_rate * gradient[name] for name, tensor in theta.items()}
+    Raises:
+        UserError: nothing adapts; the message begins with `name`.
+    """
+    parameters = divide(model) if parameters is None else parameters
+    require_adapting(parameters, model, name)
+    return Method(parameters, partial(descend, inner_learning_rate))
 
-    return Method(parameters or divide(model), update)
+
+def descend(
+    inner_learning_rate: float, theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int
+) -> Tensors:
+    return {name: tensor - inner_learning_rate * gradient[name] for name, tensor in theta.items()}

@@ -11,14 +11,14 @@ rate for each tensor and step, alpha_{l,k}.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError
-from metarun.methods.slots import Bag, Method, Tensors, attach, require_choice, spelt
+from metarun.methods.slots import Bag, Method, Tensors, attach, require_choice, spelt, widest
 
 ALPHAS = ("element", "tensor", "tensor_step", "scalar")
 PAPER_RANGE = (0.005, 0.1)  # of alpha's first value
@@ -49,22 +49,46 @@ def learn_rates(
         raise UserError(f"alpha='tensor_step': needs steps=N, the number of inner steps in training; found {steps}")
     theta, phi = method.parameters
     first = inner_learning_rate if start == "rate" else float(torch.empty((), device="cpu").uniform_(*PAPER_RANGE))
-    chosen = theta if alpha != "scalar" else dict([next(iter(theta.items()))])
-    shapes = {name: {"element": tensor.shape, "tensor_step": (steps,)}.get(alpha, ()) for name, tensor in theta.items()}
-    rates = {name: torch.full(shapes[name], first, dtype=tensor.dtype) for name, tensor in chosen.items()}
+
+    def rate(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        shape = {"element": tensor.shape, "tensor_step": (steps,)}.get(alpha, ())
+        return torch.full(shape, first, dtype=dtype, device=tensor.device)
+
+    rates = {name: rate(tensor, tensor.dtype) for name, tensor in theta.items()}
+    if alpha == "scalar":
+        name, tensor = next(iter(theta.items()))
+        rates = {name: rate(tensor, widest(theta))}
     added = attach(model, "inner_rates", Bag(rates))
-    common = f"inner_rates.{spelt(next(iter(rates)))}"
-    key = {name: f"inner_rates.{spelt(name)}" if alpha != "scalar" else common for name in theta}
+    own = Rates(
+        method, alpha, {name: f"inner_rates.{spelt(name if name in rates else next(iter(rates)))}" for name in theta}
+    )
+    parameters = method.parameters._replace(phi={**phi, **added})
+    return replace(method, parameters=parameters, update=own.update, shown=own.shown)
 
-    def update(theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int) -> Tensors:
-        def rate(name: str) -> Tensor:
-            rates = phi[key[name]]
-            return rates[min(step, len(rates) - 1)] if alpha == "tensor_step" else rates
 
-        return method.update(theta, {name: rate(name) * entry for name, entry in gradient.items()}, phi, fixed, step)
+@dataclass(frozen=True)
+class Rates:
+    """The functions of a method with learned rates.
 
-    def shown(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
-        own = {f"inner_learning_rate/{name if alpha != 'scalar' else 'all'}": phi[key[name]] for name in rates}
-        return {**method.shown(theta, phi, gradient, noise), **own}
+    method  without them
+    key     the name of the rate in phi, by that of the parameter
+    """
 
-    return replace(method, parameters=method.parameters._replace(phi={**phi, **added}), update=update, shown=shown)
+    method: Method
+    alpha: str
+    key: dict[str, str]
+
+    def rate(self, phi: Tensors, name: str, step: int, device: torch.device) -> Tensor:
+        rates = phi[self.key[name]]
+        if self.alpha == "scalar":
+            return rates.to(device)  # one for layers on several devices
+        return rates[min(step, len(rates) - 1)] if self.alpha == "tensor_step" else rates
+
+    def update(self, theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int) -> Tensors:
+        scaled = {name: self.rate(phi, name, step, entry.device) * entry for name, entry in gradient.items()}
+        return self.method.update(theta, scaled, phi, fixed, step)
+
+    def shown(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+        names = {"all": next(iter(theta))} if self.alpha == "scalar" else {name: name for name in theta}
+        own = {f"inner_learning_rate/{told}": phi[self.key[name]] for told, name in names.items()}
+        return {**self.method.shown(theta, phi, gradient, noise), **own}

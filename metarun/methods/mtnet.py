@@ -13,98 +13,146 @@ between W and T, T is applied to the weights: the network runs on T W and T b.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError
-from metarun.methods.slots import Bag, Layer, Method, Tensors, attach, layers, require_layers, spelt
+from metarun.methods.layers import layers, name_left_out, parametrised
+from metarun.methods.slots import Bag, Method, Tensors, attach, spelt
 
 FULL_LOGIT_STD = {True: 0.01, False: 0.1}  # of a mask for each weight: with convolutions, without
 
 
+Maps = dict[str, tuple[str, int]]  # of a weight or bias: the weight whose T acts on it, and the axis of output units
+
+
 def transform(method: Method, model: nn.Module, mask: bool = True, full: bool = False) -> Method:
-    """The method with T layers and masks.
+    """The method with T layers and masks, on every convolution and linear layer; the log names what adapts without.
 
     Args:
         mask: false is T-net: T without masks.
         full: a logit for each weight instead of each output unit, and a fresh mask at each inner step.
 
     Raises:
-        UserError: no layer to act on, or a grouped convolution, whose T would have to be block-diagonal.
+        UserError: no layer to act on; a grouped convolution, whose T would have to be block-diagonal; or a layer whose
+            weight is computed by a parametrisation.
     """
     theta, phi = method.parameters
-    found = require_layers(layers(model, theta), "mtnet")
-    for layer in found:
+    if computed := parametrised(model):
+        raise UserError(
+            f"mtnet: {', '.join(computed)}: T is multiplied into weights, and there a parametrisation computes them, "
+            "as spectral or weight norm does; remove it (torch.nn.utils.parametrize), or take another method"
+        )
+    maps: Maps = {}
+    for layer in layers(model, theta):
         if getattr(layer.module, "groups", 1) != 1:
             raise UserError(f"mtnet: {layer.name} is a grouped convolution, which T cannot act on")
-    transforms = {layer.weight: torch.eye(len(theta[layer.weight])) for layer in found}
+        maps[layer.weight] = (layer.weight, layer.units)
+        if layer.bias is not None:
+            maps[layer.bias] = (layer.weight, 0)
+    if not maps:
+        raise UserError("mtnet: the model has no convolution or linear layer whose weights adapt")
+    transforms = {
+        name: torch.eye(theta[name].shape[units], dtype=theta[name].dtype, device=theta[name].device)
+        for name, (owner, units) in maps.items()
+        if name == owner
+    }
     added = attach(model, "t_layers", Bag(transforms))
+    name_left_out(
+        "mtnet: T and masks act on convolution and linear layers; these adapt without",
+        model,
+        theta.keys() - maps.keys(),
+    )
+    own = Transformed(method, maps)
+    transformed = replace(method, parameters=method.parameters._replace(phi={**phi, **added}), weights=own.weights)
+    return masked(transformed, model, maps, full) if mask else transformed
 
-    def weights(theta: Tensors, phi: Tensors) -> Tensors:
-        run = method.weights(theta, phi)
-        for layer in found:
-            t = phi[f"t_layers.{spelt(layer.weight)}"]  # [out, out]
-            run[layer.weight] = (t @ run[layer.weight].flatten(1)).view_as(run[layer.weight])
-            if layer.bias is not None:
-                run[layer.bias] = t @ run[layer.bias]
+
+@dataclass(frozen=True)
+class Transformed:
+    """The functions of a method whose network runs on T W and T b."""
+
+    method: Method
+    maps: Maps
+
+    def weights(self, theta: Tensors, phi: Tensors) -> Tensors:
+        run = self.method.weights(theta, phi)
+        for name, (owner, units) in self.maps.items():
+            t, tensor = phi[f"t_layers.{spelt(owner)}"], run[name]  # t: [out, out]
+            if tensor.dim() == 1:
+                run[name] = t @ tensor
+            else:
+                moved = tensor.transpose(0, units) if units else tensor
+                product = (t @ moved.flatten(1)).view(moved.shape)
+                run[name] = product.transpose(0, units) if units else product
         return run
 
-    transformed = replace(method, parameters=method.parameters._replace(phi={**phi, **added}), weights=weights)
-    return masked(transformed, model, found, full) if mask else transformed
 
-
-def masked(method: Method, model: nn.Module, found: list[Layer], full: bool) -> Method:
+def masked(method: Method, model: nn.Module, maps: Maps, full: bool) -> Method:
     """The method with masked gradients: of a unit's weights and bias together, or of each weight (`full`)."""
     theta, phi = method.parameters
-    units = {layer.weight: torch.zeros(len(theta[layer.weight])) for layer in found}
     if full:
-        convolutional = any(theta[layer.weight].dim() > 2 for layer in found)
-        names = [name for layer in found for name in (layer.weight, layer.bias) if name is not None]
-        std = FULL_LOGIT_STD[convolutional]
-        units = {name: nn.init.trunc_normal_(torch.empty(theta[name].shape), std=std) for name in names}
+        std = FULL_LOGIT_STD[any(theta[name].dim() > 2 for name in maps)]
+        maps = {name: (name, 0) for name in maps}
+        units = {name: nn.init.trunc_normal_(torch.empty(theta[name].shape), std=std).to(theta[name]) for name in maps}
+    else:
+        units = {
+            name: theta[name].new_zeros(theta[name].shape[axis])
+            for name, (owner, axis) in maps.items()
+            if name == owner
+        }
     added = attach(model, "mask_logits", Bag(units))
-    sizes = [logit.numel() for logit in units.values()]
-    owner = {name: name for name in units}  # whose mask a weight or bias takes
-    if not full:
-        owner.update({layer.bias: layer.weight for layer in found if layer.bias is not None})
+    own = Masked(method, maps, {name: logit.shape for name, logit in units.items()}, full)
+    parameters = method.parameters._replace(phi={**phi, **added})
+    return replace(method, parameters=parameters, begin=own.begin, shown=own.shown, update=own.update, noise=own.noise)
 
-    def draw(phi: Tensors, noise: Tensor) -> Tensors:
-        logits = {name: phi[f"mask_logits.{spelt(name)}"] for name in units}
-        parts = noise.split(sizes)
+
+@dataclass(frozen=True)
+class Masked:
+    """The functions of a method with masked gradients.
+
+    method  without masks
+    maps    of a weight or bias: whose mask it takes, and the axis that a mask of units lies along
+    shapes  of each mask
+    """
+
+    method: Method
+    maps: Maps
+    shapes: dict[str, torch.Size]
+    full: bool
+
+    def draw(self, phi: Tensors, noise: Tensor) -> Tensors:
+        parts = noise.split([shape.numel() for shape in self.shapes.values()])
         return {
-            name: straight_through(logit, part.view_as(logit))
-            for (name, logit), part in zip(logits.items(), parts, strict=True)
+            name: straight_through(phi[f"mask_logits.{spelt(name)}"], part.view(shape))
+            for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
     def begin(
-        theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor
+        self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor
     ) -> tuple[Tensors, Any]:
-        theta, fixed = method.begin(theta, phi, gradient, noise)
-        return theta, (fixed, [draw(phi, part) for part in noise.view(-1, sum(sizes))])
+        theta, fixed = self.method.begin(theta, phi, gradient, noise)
+        return theta, (fixed, [self.draw(phi, part) for part in noise.view(-1, self.noise(1))])
 
-    def update(theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int) -> Tensors:
+    def update(self, theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int) -> Tensors:
         before, masks = fixed
-        mask = masks[step if full else 0]
-        kept = {name: g * aligned(mask[owner[name]], g) if name in owner else g for name, g in gradient.items()}
-        return method.update(theta, kept, phi, before, step)
+        mask = masks[step if self.full else 0]
+        kept = dict(gradient)
+        for name, (owner, units) in self.maps.items():
+            kept[name] = gradient[name] * aligned(mask[owner], gradient[name], units)
+        return self.method.update(theta, kept, phi, before, step)
 
-    def shown(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+    def shown(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
         """The share that a draw masks on average, P(M = 0)."""
-        shares = {name: (-phi[f"mask_logits.{spelt(name)}"]).sigmoid().mean() for name in units}
-        own = {f"masked_{'weights' if full else 'units'}/{name}": share for name, share in shares.items()}
-        return {**method.shown(theta, phi, gradient, noise), **own}
+        shares = {name: (-phi[f"mask_logits.{spelt(name)}"]).sigmoid().mean() for name in self.shapes}
+        own = {f"masked_{'weights' if self.full else 'units'}/{name}": share for name, share in shares.items()}
+        return {**self.method.shown(theta, phi, gradient, noise), **own}
 
-    return replace(
-        method,
-        parameters=method.parameters._replace(phi={**phi, **added}),
-        begin=begin,
-        shown=shown,
-        update=update,
-        noise=lambda steps: sum(sizes) * (max(steps, 1) if full else 1),
-    )
+    def noise(self, steps: int) -> int:
+        return sum(shape.numel() for shape in self.shapes.values()) * (max(steps, 1) if self.full else 1)
 
 
 def straight_through(logit: Tensor, noise: Tensor) -> Tensor:
@@ -112,11 +160,13 @@ def straight_through(logit: Tensor, noise: Tensor) -> Tensor:
 
     The difference of two Gumbel variables is logistic: the softmax over (logit, 0) is a sigmoid.
     """
-    tiny = torch.finfo(noise.dtype).tiny
+    noise, tiny = noise.to(logit.device), torch.finfo(noise.dtype).tiny
     soft = torch.sigmoid(logit + noise.clamp_min(tiny).log() - torch.log1p(-noise))
-    return (soft > 0.5).to(soft) + (soft - soft.detach())  # exactly 0 or 1
+    return ((soft > 0.5).to(soft) + (soft - soft.detach())).to(logit)  # exactly 0 or 1
 
 
-def aligned(mask: Tensor, gradient: Tensor) -> Tensor:
-    """A mask of output units [out] as [out, 1, ...]; one of the gradient's own shape as it is."""
-    return mask if mask.shape == gradient.shape else mask.view(-1, *[1] * (gradient.dim() - 1))
+def aligned(mask: Tensor, gradient: Tensor, units: int) -> Tensor:
+    """A mask of output units [out] along that axis of the gradient; one of the gradient's own shape as it is."""
+    if mask.shape == gradient.shape:
+        return mask
+    return mask.view([-1 if axis == units else 1 for axis in range(gradient.dim())])

@@ -8,23 +8,18 @@ from __future__ import annotations
 
 from torch import nn
 
+from metarun.methods.layers import head_names
 from metarun.methods.maml import maml
-from metarun.methods.slots import Method, divide, head
+from metarun.methods.slots import Method, divide
 
 
 def anil(model: nn.Module, inner_learning_rate: float) -> Method:
-    """Raises UserError where the model has no linear or convolution layer."""
+    """Raises UserError where the model has no linear or convolution layer, or its head is frozen."""
     names = head_names(model)
     body = [name for name, _ in model.named_parameters() if name not in names]
-    return maml(model, inner_learning_rate, divide(model, across=body))
+    return maml(model, inner_learning_rate, divide(model, across=body), "anil")
 
 
 def boil(model: nn.Module, inner_learning_rate: float) -> Method:
-    """Raises UserError where the model has no linear or convolution layer."""
-    return maml(model, inner_learning_rate, divide(model, across=head_names(model)))
-
-
-def head_names(model: nn.Module) -> set[str]:
-    """The parameters of the last linear or convolution layer."""
-    last = head(model, "anil and boil")
-    return {last.weight} if last.bias is None else {last.weight, last.bias}
+    """Raises UserError where the model has no linear or convolution layer, or nothing but the head to adapt."""
+    return maml(model, inner_learning_rate, divide(model, across=head_names(model)), "boil")

@@ -6,10 +6,13 @@ Two kinds of parameters: theta adapts to a task, phi is learned only across task
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from metarun.errors import UserError
 from metarun.norm import norm_parameters
@@ -112,7 +115,16 @@ def divide(model: nn.Module, across: Iterable[str] | None = None) -> Parameters:
     """A model's parameters: those named in `across` (the affine of norm layers, unless told) are phi, the rest theta.
 
     What is frozen (requires_grad=False) is neither.
+
+    Raises:
+        UserError: a lazy module without shapes.
     """
+    for name, module in model.named_modules():
+        if any(is_lazy(held) for held in (*module._parameters.values(), *module._buffers.values()) if held is not None):
+            raise UserError(
+                f"model: {name or 'it'} ({type(module).__name__}) has no shapes yet; run the model once on data, as "
+                "model(data), before it is given"
+            )
     names = norm_parameters(model) if across is None else set(across)
     learned = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     return Parameters(
@@ -121,8 +133,32 @@ def divide(model: nn.Module, across: Iterable[str] | None = None) -> Parameters:
     )
 
 
+def require_adapting(parameters: Parameters, model: nn.Module, method: str) -> None:
+    """Raises UserError where no parameter of the model adapts; it says what is frozen and what learned across tasks."""
+    if parameters.theta:
+        return
+    frozen = [name for name, tensor in model.named_parameters() if not tensor.requires_grad]
+    parts = {"frozen (requires_grad=False)": frozen, "learned across tasks only": list(parameters.phi)}
+    told = [
+        f"{len(names)} are {what}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}"
+        for what, names in parts.items()
+        if names
+    ]
+    raise UserError(
+        f"{method}: no parameter of the model adapts to a task ({'; '.join(told) or 'it has none'}); the inner loop "
+        "needs weights with requires_grad=True that are neither the affine of norm layers nor named in `across`"
+    )
+
+
+def widest(tensors: Tensors) -> torch.dtype:
+    """The type that holds what every one of the tensors holds."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+
+
 def attach(model: nn.Module, name: str, module: nn.Module) -> Tensors:
     """Add what a method learns across tasks to the model, as its part `name`; its parameters by their full names.
+
+    Each tensor of it has the type and the device of the layer that it serves.
 
     Raises:
         UserError: the model has such a part already, as one that has been prepared before.
@@ -130,8 +166,6 @@ def attach(model: nn.Module, name: str, module: nn.Module) -> Tensors:
     if hasattr(model, name):
         raise UserError(f"the model has a part {name!r} already: a method prepares a model once; give it a fresh one")
     model.add_module(name, module)
-    reference = next(parameter for other, parameter in model.named_parameters() if not other.startswith(f"{name}."))
-    module.to(reference)
     return {f"{name}.{inner}": parameter for inner, parameter in module.named_parameters()}
 
 
@@ -159,41 +193,7 @@ def spelt(name: str) -> str:
     return name.replace(".", "/")
 
 
-@dataclass(frozen=True)
-class Layer:
-    """A convolution or linear layer of a model, by the names of its parameters."""
-
-    name: str
-    module: nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
-    weight: str
-    bias: str | None = field(default=None)
-
-
-def layers(model: nn.Module, theta: Tensors) -> list[Layer]:
-    """The convolution and linear layers whose weight adapts, in the order of the model."""
-    kinds = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-    found = []
-    for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
-        if isinstance(module, kinds) and f"{prefix}weight" in theta:
-            bias = f"{prefix}bias"
-            found.append(Layer(name, module, f"{prefix}weight", bias if bias in theta else None))
-    return found
-
-
-def head(model: nn.Module, method: str) -> Layer:
-    """The last convolution or linear layer. Raises UserError where there is none."""
-    return require_layers(layers(model, dict(model.named_parameters())), method)[-1]
-
-
 def require_choice(option: str, value: str, choices: Iterable[str]) -> None:
     """Raises UserError where the option has another value."""
     if value not in choices:
         raise UserError(f"{option}={value!r}: choose one of {', '.join(choices)}")
-
-
-def require_layers(found: list[Layer], method: str) -> list[Layer]:
-    """Raises UserError where there are none."""
-    if not found:
-        raise UserError(f"{method}: the model has no convolution or linear layer whose weights adapt")
-    return found

@@ -18,41 +18,48 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
 from metarun.errors import UserError
-from metarun.methods.slots import (
-    Method,
-    Parameters,
-    Parts,
-    TaskFunctions,
-    Tensors,
-    attach,
-    layers,
-    require_choice,
-    require_layers,
-    spelt,
-)
+from metarun.methods.layers import called
+from metarun.methods.slots import Method, Parameters, Parts, TaskFunctions, Tensors, attach, require_choice, spelt
 from metarun.norm import Norm
 
-Map = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d
+CONVOLUTIONS = {  # what warps a convolution's output, transposed or not
+    (nn.Conv1d, nn.ConvTranspose1d): nn.Conv1d,
+    (nn.Conv2d, nn.ConvTranspose2d): nn.Conv2d,
+    (nn.Conv3d, nn.ConvTranspose3d): nn.Conv3d,
+}
+WIDTHS: dict[type[nn.Module] | tuple[type[nn.Module], ...], Callable[[Any], int]] = {  # of outputs, by the layer
+    (nn.Linear, nn.Bilinear): lambda module: module.out_features,
+    **dict.fromkeys(CONVOLUTIONS, lambda module: module.out_channels),
+    (nn.Embedding, nn.EmbeddingBag): lambda module: module.embedding_dim,
+    nn.MultiheadAttention: lambda module: module.embed_dim,
+    nn.RNNBase: lambda module: (module.proj_size or module.hidden_size) * (1 + module.bidirectional),
+    nn.RNNCellBase: lambda module: module.hidden_size,
+}
+WARPED = tuple(t for types in WIDTHS for t in (types if isinstance(types, tuple) else (types,)))
 
 
 class Warp(nn.Module):
     """One warp: `depth` linear maps or convolutions of unchanged width, [batch, channels, ...] -> the same shape."""
 
-    def __init__(self, like: Map, depth: int, kernel: int, norm: bool, activation: bool, residual: bool) -> None:
+    def __init__(self, like: nn.Module, depth: int, kernel: int, norm: bool, activation: bool, residual: bool) -> None:
         super().__init__()
-        width = like.out_features if isinstance(like, nn.Linear) else like.out_channels
+        width = next(width for types, width in WIDTHS.items() if isinstance(like, types))(like)
+        convolution = next((made for types, made in CONVOLUTIONS.items() if isinstance(like, types)), None)
         self.maps = nn.ModuleList(
-            nn.Linear(width, width)
-            if isinstance(like, nn.Linear)
-            else type(like)(width, width, kernel, padding=kernel // 2)
+            nn.Linear(width, width) if convolution is None else convolution(width, width, kernel, padding=kernel // 2)
             for _ in range(depth)
         )
         self.norm = Norm("batch", width) if norm else nn.Identity()
         self.activation = activation
         self.residual = residual
+        self.width = width
+        self.axis = -1 if convolution is None else 1 - next(self.maps[0].parameters()).dim()  # of the channels
+        self.ran = False  # whether data has passed through
+        self.to(next(like.parameters()))
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
@@ -90,8 +97,8 @@ def warp(
     """The method on a model with warp layers.
 
     Args:
-        after: names of the modules behind which a warp layer stands; by default each of the model's `blocks`,
-            or each convolution and linear layer but the last.
+        after: names of the modules behind which a warp layer stands; by default each of the model's `blocks`, or each
+            layer but the last: convolutions (transposed too), linear, recurrent and attention layers, embeddings.
         objective: "warp_maml"; "trajectory", Algorithm 2 with stored iterates, for many inner steps; or "unrolled":
             everything by backpropagation through the inner loop.
         initialisation: of "trajectory": it follows the trajectories ("leap"), or stays as it is ("frozen").
@@ -101,7 +108,7 @@ def warp(
 
     Raises:
         UserError: no place for a warp layer, a name that is no module or stands twice, an even kernel, or a norm
-            behind something not 2-d.
+            behind something not 2-d; while adapting, a module that is not called or whose output has another width.
     """
     require_choice("objective", objective, ("warp_maml", "trajectory", "unrolled"))
     require_choice("initialisation", initialisation, ("leap", "frozen"))
@@ -117,73 +124,146 @@ def warp(
     for name in names:
         if name not in places:
             raise UserError(f"warpgrad: the model has no module {name!r} to put a warp layer behind")
-        inner = require_layers(layers(places[name], dict(places[name].named_parameters())), f"warpgrad behind {name!r}")
-        like = inner[-1].module
-        if norm and not isinstance(like, nn.Conv2d):
-            raise UserError(f"warpgrad: norm=true needs 2-d convolutions, {name!r} ends in {type(like).__name__}")
-        layer = Warp(like, depth, kernel, norm, activation, residual)
+        inner = list(warped_modules(places[name]).values())
+        if not inner:
+            raise UserError(
+                f"warpgrad behind {name!r}: the model has no convolution, linear, recurrent or attention layer there, "
+                "which would say how wide a warp is; name another module"
+            )
+        if norm and not isinstance(inner[-1], (nn.Conv2d, nn.ConvTranspose2d)):
+            raise UserError(f"warpgrad: norm=true needs 2-d convolutions, {name!r} ends in {type(inner[-1]).__name__}")
+        layer = Warp(inner[-1], depth, kernel, norm, activation, residual)
         if start == "identity":
             layer.start_as_identity()
         warps[spelt(name)] = layer
     added = attach(model, "warp_layers", warps)
-    for name, layer in zip(names, warps.values(), strict=True):
-        places[name].register_forward_hook(partial(run_warp, layer))  # a partial is copied along with the model
+    for name in names:
+        layer = warps[spelt(name)]
+        assert isinstance(layer, Warp)
+        places[name].register_forward_hook(partial(run_warp, name, layer))  # a partial is copied along with the model
 
-    def step(theta: Tensors, phi: Tensors, task: TaskFunctions, number: int) -> Tensors:
-        """The look-ahead; approximate: it does not see phi change."""
-        return task.step(theta, tree_map(torch.detach, phi) if approximate else phi, number)
-
-    def look_ahead(theta: Tensors, phi: Tensors, task: TaskFunctions, number: int) -> Tensor:
-        """L_query after one step from an iterate, which is detached."""
-        return task.query_loss(step(tree_map(torch.detach, theta), phi, task, number), phi)
-
-    def warp_maml(parameters: Parameters, task: TaskFunctions) -> Tensor:
-        theta, phi = parameters
-        still = tree_map(torch.detach, phi)
-        if task.inner_loop == 0:
-            return task.query_loss(task.adapt(parameters)[0], still)
-        if task.loss_weights is not None:
-            trajectory = task.adapt(Parameters(theta, still))
-            ahead = [look_ahead(iterate, phi, task, number) for number, iterate in enumerate(trajectory[:-1])]
-            return torch.stack(ahead).sum() + task.multi_step_loss(trajectory, still)
-        last = task.inner_loop - 1
-        trajectory = task.adapt(Parameters(theta, still), last)
-        total = sum(look_ahead(iterate, phi, task, number) for number, iterate in enumerate(trajectory[:-1]))
-        # MAML's loss by theta and the last look-ahead's by phi are derivatives of one value, computed once for both.
-        both = task.query_loss(step(trajectory[-1], phi, task, last), phi)
-        return total + both + both.detach()
-
-    method = replace(method, parameters=method.parameters._replace(phi={**phi, **added}), shown=norms(method, names))
+    method = replace(
+        method,
+        parameters=method.parameters._replace(phi={**phi, **added}),
+        update=partial(update, method.update, warps),
+        shown=partial(shown, method.shown, names),
+    )
     if objective == "unrolled":
         return method
     if objective == "trajectory":
-        return replace(method, offline=look_ahead, leap=initialisation == "leap")
-    return replace(method, meta_objective=warp_maml)
+        return replace(method, offline=partial(look_ahead, approximate), leap=initialisation == "leap")
+    return replace(method, meta_objective=partial(warp_maml, approximate))
 
 
-def norms(method: Method, names: list[str]) -> Callable[..., Tensors]:
-    """What the method shows, and the norm of each warp layer's parameters."""
-
-    def shown(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
-        own = {}
-        for name in names:
-            prefix = f"warp_layers.{spelt(name)}."
-            entries = [tensor.flatten() for key, tensor in phi.items() if key.startswith(prefix)]
-            own[f"warp_norm/{name}"] = torch.cat(entries).norm()
-        return {**method.shown(theta, phi, gradient, noise), **own}
-
-    return shown
+# --- the functions of the method ---------------------------------------------------------------------------
 
 
-def run_warp(layer: nn.Module, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    return layer(output)
+def update(
+    inner: Callable[..., Tensors], warps: Parts, theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int
+) -> Tensors:
+    """That of the method without warps. Raises UserError where no data has passed through one of them."""
+    if not torch.compiler.is_compiling():
+        dead = [name.replace("/", ".") for name, layer in warps.items() if not layer.ran]
+        if dead:
+            raise UserError(
+                f"warpgrad: no data passes through {', '.join(dead)}, so that a warp layer behind it never acts: its "
+                "parent uses the weights without calling it; name the modules to warp, after=[...]"
+            )
+    return inner(theta, gradient, phi, fixed, step)
+
+
+def ahead(approximate: bool, theta: Tensors, phi: Tensors, task: TaskFunctions, number: int) -> Tensors:
+    """The look-ahead; approximate: it does not see phi change."""
+    return task.step(theta, tree_map(torch.detach, phi) if approximate else phi, number)
+
+
+def look_ahead(approximate: bool, theta: Tensors, phi: Tensors, task: TaskFunctions, number: int) -> Tensor:
+    """L_query after one step from an iterate, which is detached."""
+    return task.query_loss(ahead(approximate, tree_map(torch.detach, theta), phi, task, number), phi)
+
+
+def warp_maml(approximate: bool, parameters: Parameters, task: TaskFunctions) -> Tensor:
+    theta, phi = parameters
+    still = tree_map(torch.detach, phi)
+    if task.inner_loop == 0:
+        return task.query_loss(task.adapt(parameters)[0], still)
+    if task.loss_weights is not None:
+        trajectory = task.adapt(Parameters(theta, still))
+        losses = [look_ahead(approximate, iterate, phi, task, k) for k, iterate in enumerate(trajectory[:-1])]
+        return torch.stack(losses).sum() + task.multi_step_loss(trajectory, still)
+    last = task.inner_loop - 1
+    trajectory = task.adapt(Parameters(theta, still), last)
+    total = sum(look_ahead(approximate, iterate, phi, task, k) for k, iterate in enumerate(trajectory[:-1]))
+    # MAML's loss by theta and the last look-ahead's by phi are derivatives of one value, computed once for both.
+    both = task.query_loss(ahead(approximate, trajectory[-1], phi, task, last), phi)
+    return total + both + both.detach()
+
+
+def shown(
+    inner: Callable[..., Tensors],
+    names: list[str],
+    theta: Tensors,
+    phi: Tensors,
+    gradient: Callable[[Tensors], Tensors],
+    noise: Tensor,
+) -> Tensors:
+    """What the method without warps shows, and the norm of each warp layer's parameters."""
+    own = {}
+    for name in names:
+        prefix = f"warp_layers.{spelt(name)}."
+        entries = [tensor.flatten() for key, tensor in phi.items() if key.startswith(prefix)]
+        own[f"warp_norm/{name}"] = torch.cat(entries).norm()
+    return {**inner(theta, phi, gradient, noise), **own}
+
+
+# --- warp layers behind the modules of a model --------------------------------------------------------------
+
+
+def run_warp(name: str, layer: Warp, module: nn.Module, inputs: Any, output: Any) -> Any:
+    """The output of a module, warped: of several the first, of a recurrent network its hidden states as well."""
+    warped = partial(warp_output, name, layer)
+    if isinstance(module, nn.RNNBase):
+        sequence, states = output
+        directions = 1 + int(module.bidirectional)
+        if isinstance(module, nn.LSTM):
+            return warped(sequence), (warp_states(warped, states[0], directions), states[1])
+        return warped(sequence), warp_states(warped, states, directions)
+    if isinstance(output, tuple) and not isinstance(output, PackedSequence):
+        return warped(output[0]), *output[1:]
+    return warped(output)
+
+
+def warp_states(warped: Callable[[Tensor], Tensor], states: Tensor, directions: int) -> Tensor:
+    """Hidden states [layers * directions, ..., width] of a recurrent network, whose outputs join the directions."""
+    joined = torch.cat(states.unflatten(0, (-1, directions)).unbind(1), -1)
+    return torch.stack(warped(joined).chunk(directions, -1), 1).flatten(0, 1)
+
+
+def warp_output(name: str, layer: Warp, x: Any) -> Any:
+    """Raises UserError where the module `name` has given what the warp cannot act on."""
+    if isinstance(x, PackedSequence):
+        return x._replace(data=warp_output(name, layer, x.data))
+    if not isinstance(x, Tensor) or x.dim() < -layer.axis or x.shape[layer.axis] != layer.width:
+        found = f"a tensor of shape {list(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise UserError(
+            f"warpgrad: module {name!r} gives {found}, which a warp of {layer.width} channels cannot act on; name "
+            "the modules to warp, after=[...]"
+        )
+    if not torch.compiler.is_compiling():
+        layer.ran = True
+    return layer(x)
+
+
+def warped_modules(model: nn.Module) -> dict[str, nn.Module]:
+    """The layers that a warp can follow."""
+    return {name: module for name, module in called(model).items() if isinstance(module, WARPED)}
 
 
 def default_places(model: nn.Module) -> list[str]:
     blocks = getattr(model, "blocks", None)
     if isinstance(blocks, nn.Module):
         return [f"blocks.{name}" for name, _ in blocks.named_children()]
-    found = layers(model, dict(model.named_parameters()))[:-1]
+    found = list(warped_modules(model))[:-1]
     if not found:
         raise UserError("warpgrad: the model has a single layer or none; warp layers stand between layers")
-    return [layer.name for layer in found]
+    return found

@@ -14,7 +14,7 @@ from metarun.backbones import BACKBONES
 from metarun.backbones.torchvision_models import keep_house, torchvision_model, weights_url
 from metarun.errors import UserError
 from metarun.methods import METHODS
-from metarun.methods.partial import head_names
+from metarun.methods.layers import head_names
 from metarun.norm import Norm, is_transductive
 
 models = pytest.importorskip("torchvision.models")
