@@ -44,6 +44,20 @@ claimed: list[Path] = []  # folders that are made for this command
 
 def main() -> int:
     """Run the command that stands in sys.argv; its exit status."""
+    try:
+        status = command()
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    processes = sys.modules.get("metarun.processes")
+    if processes and processes.abandoned:  # one of torchrun's hangs: torch would wait for it
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+    return status
+
+
+def command() -> int:
+    """The same, which may also raise SystemExit."""
     typed, before = sys.argv, os.environ.get("HYDRA_FULL_ERROR", "0")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them over several lines
     failures.clear()

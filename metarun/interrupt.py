@@ -21,6 +21,14 @@ class Stopped(KeyboardInterrupt):
         self.number = number
 
 
+noting: list[Stop] = []  # of the blocks of `noted_signals` that last
+
+
+def asked_to_stop() -> bool:
+    """Whether a signal has asked the run to stop, and it has not yet."""
+    return any(stop.number for stop in noting)
+
+
 class Stop:
     """Remembers the first signal that asked to stop; 0 as long as none has."""
 
@@ -58,8 +66,10 @@ def noted_signals() -> Iterator[Stop]:
     ours = [number for number in CLAIMED if number in (STOPPING if before[number] in UNCLAIMED else stop.theirs)]
     for number in ours:
         signal.signal(number, stop)
+    noting.append(stop)
     try:
         yield stop
     finally:
+        noting.remove(stop)
         for number in ours:
             signal.signal(number, before[number])

@@ -5,7 +5,10 @@ torchrun starts them all; `engine.workers=N` starts N - 1 beside this one, and t
 
 from __future__ import annotations
 
+import ctypes
+import math
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -13,22 +16,35 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
 from metarun.errors import RunFailure
+from metarun.interrupt import asked_to_stop
 from metarun.seat import ALONE, JOIN, Seat, given_seat
 
-FOREVER = timedelta(days=365)  # a process waits while another reads data; one that has ended is noticed at once
+FOREVER = timedelta(days=365)  # of gloo: how long is waited, `wait` says; one that has ended is noticed at once
+TICK = 0.5  # seconds of waiting after which signals are looked at
+STARTING = 600.0  # seconds that processes wait for one another before the first step that they share has ended
+PATIENCE = 120.0  # and from then on at least
+SHARES = 20  # or so many times as long as the leader's own share of the work has taken
+ASKED = 10.0  # where a signal has asked the run to stop, at least; else twice the share
+LEADING = 3600.0  # that the others wait for the leader within a run, which also writes and draws
+READING = 86400.0  # and between runs, while it prepares data
+PR_SET_PDEATHSIG = 1  # of prctl
 CODE = "import sys; sys.path[:] = {!r}; from metarun.cli import main; sys.exit(main())"
 
 
 class Lost(Exception):
-    """Another process has ended."""
+    """Another process has ended, or does not answer."""
+
+
+abandoned: list[bool] = []  # not empty where torch's threads still wait for a process that does not answer
 
 
 @contextmanager
@@ -38,6 +54,33 @@ def connection() -> Iterator[None]:
         yield
     except RuntimeError as error:  # gloo and NCCL have no narrower one
         raise Lost(str(error).splitlines()[0]) from error
+
+
+def wait(operation: Callable[[], Any], patience: float, asked: float = math.inf) -> None:
+    """Do what all processes share, and is begun by `operation` with async_op=True.
+
+    Time counts as long as this process runs itself: all of them may be suspended, and go on.
+
+    Args:
+        patience: seconds to wait for the others.
+        asked: the same where a signal has asked the run to stop.
+
+    Raises:
+        Lost: another process has ended, or has not answered for so long.
+    """
+    with connection():
+        begun = operation()
+    waited = 0.0
+    while True:
+        try:
+            begun.wait(timedelta(seconds=TICK))
+            return
+        except RuntimeError as error:
+            if begun.is_completed():
+                raise Lost(str(error).splitlines()[0]) from error
+        waited += TICK
+        if waited >= (limit := min(patience, asked) if asked_to_stop() else patience):
+            raise Lost(f"has not answered for {limit:.0f} s")
 
 
 def join(seat: Seat) -> None:
@@ -60,11 +103,21 @@ def started(workers: int) -> Iterator[tuple[Seat, Sequence[subprocess.Popen[str]
             with patched(environment):
                 yield Seat(0, workers, 0, workers), others
         finally:
-            for other in others:  # which have nothing to lose
-                other.kill()
-                other.communicate()
-            if dist.is_initialized():
-                dist.destroy_process_group()
+            part(others)
+
+
+def part(others: Sequence[subprocess.Popen[str]]) -> None:
+    """End the other processes, which have nothing to lose; those of torchrun end when they are left alone."""
+    for other in others:
+        other.kill()
+        other.wait()
+        if other.stdout is not None:
+            other.stdout.close()
+    if dist.is_initialized() and not abandoned:
+        if others:  # before, torch would wait for what they have begun
+            dist.destroy_process_group()
+        else:
+            abandoned.append(True)
 
 
 def start(rank: int, size: int, environment: dict[str, str]) -> subprocess.Popen[str]:
@@ -101,18 +154,36 @@ def patched(environment: dict[str, str]) -> Iterator[None]:
 def await_ready(others: Sequence[subprocess.Popen[str]]) -> None:
     """Until each process that was started can be joined. Raises Lost where one ends before."""
     for other in others:
-        if other.stdout is not None and not other.stdout.readline():
-            raise Lost
+        assert other.stdout is not None
+        if not select.select([other.stdout], [], [], STARTING)[0]:
+            raise Lost(f"has not answered for {STARTING:.0f} s")
+        if not other.stdout.readline():
+            raise Lost("has ended")
 
 
-def failure(others: Sequence[subprocess.Popen[str]]) -> RunFailure:
-    """What to tell where a process has ended that should not have."""
+def failure(others: Sequence[subprocess.Popen[str]], lost: Lost) -> RunFailure:
+    """What to tell where a process has ended that should not have, or does not answer."""
     time.sleep(0.5)  # the system may not have taken note of it yet
+    silent = str(lost) if str(lost).startswith("has not") else ""
     for rank, other in enumerate(others, 1):
+        how = ""
         if status := other.poll():
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        elif silent and (len(others) == 1 or is_stopped(other.pid)):
+            how = f"{silent}{', it is stopped' if is_stopped(other.pid) else ''}"
+        if how:
             return RunFailure(f"process {rank} of {len(others) + 1} {how} (engine.workers={len(others) + 1})")
+    if silent:
+        return RunFailure(f"another process of this run {silent}")
     return RunFailure("another process of this run has ended, or its connection is lost; torchrun tells which")
+
+
+def is_stopped(process: int) -> bool:
+    """Whether a signal has stopped it, where the system tells."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "Tt"
+    except (OSError, IndexError):
+        return False
 
 
 def attend() -> None:
@@ -120,11 +191,19 @@ def attend() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if JOIN in os.environ:
-        threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+        end_with_parent(lambda: os._exit(1))
+        if sys.platform == "linux":  # also where this process is stopped then
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         print("ready", flush=True)
 
 
-def end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
+def end_with_parent(end: Callable[[], object]) -> None:
+    """Call `end` when the process that has started this one has ended."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        end()
+
+    threading.Thread(target=watch, daemon=True).start()

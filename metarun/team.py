@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -34,7 +35,7 @@ from metarun.seat import ALONE, Seat, given_seat
 from metarun.sharing import require_shares, workers
 from metarun.work import Work, build
 
-END, GRADIENT, EVALUATE, OUTPUTS, RUNNING = range(5)  # what the leader asks for
+END, GRADIENT, EVALUATE, OUTPUTS, RUNNING, RUN = range(6)  # what the leader asks for
 NCCL_PATIENCE = timedelta(seconds=45)  # all have met by gloo before, so that none is late by more
 
 
@@ -45,6 +46,8 @@ class Team:
         self.work, self.seat, self.others = work, seat, others
         on_gpu = seat.size > 1 and work.device.type == "cuda"
         self.midway = False  # in a step that all share
+        self.share_seconds = 0.0  # the longest that a share of this process has taken
+        self.met = False  # all have ended a step that they share
         self.group: Any = dist.new_group(backend="nccl", timeout=NCCL_PATIENCE) if on_gpu else None
 
     def compiles(self, step: int, second_order: bool) -> bool:
@@ -65,7 +68,7 @@ class Team:
         with self.told():
             self.send(GRADIENT, first, count, second_order)
             self.share_parameters()
-            total = self.add_up(self.gradient_share(first, count, second_order))
+            total = self.add_up(lambda: self.gradient_share(first, count, second_order))
         tensors = self.work.tensors
         *entries, judged = total.split([*(tensor.numel() for tensor in tensors), 2 * count])
         mean = iter([entry.view_as(tensor) / count for entry, tensor in zip(entries, tensors, strict=True)])
@@ -115,7 +118,7 @@ class Team:
             self.send(kind, *request)
             if anew:
                 self.share_parameters()
-            return self.add_up(self.evaluation_share(kind, *request))
+            return self.add_up(lambda: self.evaluation_share(kind, *request))
 
     def find_running(self) -> None:
         """The statistics of batch_norm=per_step, where those that are held are not of the present parameters."""
@@ -128,7 +131,7 @@ class Team:
             with self.told():
                 self.send(RUNNING, 0, RUNNING_TASKS)
                 self.share_parameters()
-                total = self.add_up(self.running_share(0, RUNNING_TASKS))
+                total = self.add_up(lambda: self.running_share(0, RUNNING_TASKS))
         running.take(total / RUNNING_TASKS)
 
     @contextmanager
@@ -137,13 +140,13 @@ class Team:
         try:
             yield
         except Lost as error:
-            raise processes.failure(self.others) from error
+            raise processes.failure(self.others, error) from error
         self.midway = False
 
     def dismiss(self) -> None:
         """The others are free for another run, unless this one failed while they shared a step."""
         if self.midway:
-            dist.destroy_process_group()
+            processes.part(self.others)
         else:
             with self.told():
                 self.send(END)
@@ -158,14 +161,14 @@ class Team:
                 return
             if kind == GRADIENT:
                 self.share_parameters()
-                self.add_up(self.gradient_share(*request))
+                self.add_up(lambda: self.gradient_share(*request))  # noqa: B023, called at once
             elif kind == RUNNING:
                 self.share_parameters()
-                self.add_up(self.running_share(*request[:2]))
+                self.add_up(lambda: self.running_share(*request[:2]))  # noqa: B023, called at once
             else:
                 if kind == OUTPUTS or request[0] == 0:
                     self.share_parameters()
-                self.add_up(self.evaluation_share(kind, *request))
+                self.add_up(lambda: self.evaluation_share(kind, *request))  # noqa: B023, called at once
 
     # --- both ---
 
@@ -206,35 +209,55 @@ class Team:
         return range(rank * count // size, (rank + 1) * count // size)
 
     def send(self, *message: int) -> None:
-        with connection():
-            dist.broadcast(torch.tensor([*message, 0, 0, 0][:4]), 0)
+        self.do(lambda: dist.broadcast(torch.tensor([*message, 0, 0, 0][:4]), 0, async_op=True))
 
     def receive(self) -> list[int]:
-        message = torch.zeros(4, dtype=torch.int64)
-        with connection():
-            dist.broadcast(message, 0)
-        return message.tolist()
+        return receive(processes.LEADING)
+
+    def do(self, operation: Callable[[], Any]) -> None:
+        """What all processes share. Raises Lost where one has ended, or keeps the others waiting for too long."""
+        least = processes.PATIENCE if self.met else processes.STARTING
+        patience = max(least, processes.SHARES * self.share_seconds)
+        asked = max(processes.ASKED, 2 * self.share_seconds)
+        if self.seat.rank:  # the leader has more to do than its share
+            patience = asked = processes.LEADING
+        processes.wait(operation, patience, asked)
 
     def share_parameters(self) -> None:
         """Everyone's become the leader's, and so do the statistics of batch_norm=per_step."""
         tensors = [*self.work.tensors, *(self.work.running.tensors.values() if self.work.running else ())]
         flat = torch.cat([tensor.detach().flatten() for tensor in tensors])
-        with connection():
-            dist.broadcast(flat, 0, group=self.group)
+        if self.group is None:
+            self.do(lambda: dist.broadcast(flat, 0, async_op=True))
+        else:
+            self.do(lambda: dist.barrier(async_op=True))  # NCCL would wait without an end
+            with connection():
+                dist.broadcast(flat, 0, group=self.group)
         if self.seat.rank:
             with torch.no_grad():
                 for tensor, entry in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
                     tensor.copy_(entry.view_as(tensor))
 
-    def add_up(self, own: Tensor) -> Tensor:
-        """The sum over processes, at the leader."""
-        with connection():
-            if self.group is not None and own.is_cuda:
-                dist.barrier()
+    def add_up(self, share: Callable[[], Tensor]) -> Tensor:
+        """The sum over processes, at the leader, of what `share` finds."""
+        began = time.perf_counter()
+        own = share()
+        self.share_seconds = max(self.share_seconds, time.perf_counter() - began)
+        if self.group is not None and own.is_cuda:
+            self.do(lambda: dist.barrier(async_op=True))
+            with connection():
                 dist.reduce(own, 0, group=self.group)
-            else:
-                dist.reduce(own, 0)
+        else:
+            self.do(lambda: dist.reduce(own, 0, async_op=True))
+        self.met = True
         return own
+
+
+def receive(patience: float) -> list[int]:
+    """What the leader asks for."""
+    message = torch.zeros(4, dtype=torch.int64)
+    processes.wait(lambda: dist.broadcast(message, 0, async_op=True), patience)
+    return message.tolist()
 
 
 @contextmanager
@@ -262,18 +285,21 @@ def sharing(work: Work, seat: Seat, others: Sequence[subprocess.Popen[str]]) -> 
         yield Team(work)
         return
     require_shares(work, seat)
-    if not others and not dist.is_initialized():
+    if not others and (processes.abandoned or not dist.is_initialized()):
         raise RunFailure("the job before failed in the middle of a shared step: start again with resume=auto")
     try:
         if others and not dist.is_initialized():
             processes.await_ready(others)
             processes.join(seat)
+        processes.wait(lambda: dist.broadcast(torch.tensor([RUN, 0, 0, 0]), 0, async_op=True), processes.STARTING)
         with connection():
             dist.broadcast_object_list([(work.settings, likeness.of(work.source))], 0)
-            dist.barrier()  # they have built theirs
+        team = Team(work, seat, others)
+        team.do(lambda: dist.barrier(async_op=True))  # they have built theirs
     except Lost as error:
-        raise processes.failure(others) from error
-    team = Team(work, seat, others)
+        failure = processes.failure(others, error)
+        processes.part(others)
+        raise failure from error
     try:
         yield team
     finally:
@@ -289,13 +315,13 @@ def follow() -> NoReturn:
     processes.join(seat)
     try:
         while True:
+            receive(processes.READING)
             job: list[Any] = [None]
             with connection():
                 dist.broadcast_object_list(job, 0)
             settings, form = job[0]
             team = Team(build(settings, seat, form=form), seat)
-            with connection():
-                dist.barrier()
+            team.do(lambda: dist.barrier(async_op=True))
             team.follow()
     except Lost:
         os._exit(0)  # at a usual end, gloo's threads would abort the process

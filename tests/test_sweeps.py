@@ -114,7 +114,9 @@ def test_joblib_s_jobs_are_those_of_a_sweep_one_by_one(capfd: pytest.CaptureFixt
     assert sweep(*joblib, *words, "seed=0,1,2", "resume=auto", "outer_clip=1,null") == 2
     told = capfd.readouterr().err
     assert len(re.findall("^metarun: error: job 0 .*has outer_clip=None, not 1.0", told, re.MULTILINE)) == 1
-    assert sweep(*joblib, "mode=evaluate", "checkpoint=one_by_one/0", "eval.inner_loop=1,2", "eval.tasks=4") == 0
+    GlobalHydra.instance().clear()
+    judging = ["mode=evaluate", "checkpoint=one_by_one/0", "eval.inner_loop=1,2", "eval.tasks=4"]
+    assert command("--multirun", *joblib, *judging, "hydra.sweep.dir=judged") == 0
 
 
 def children(process: int) -> list[int]:

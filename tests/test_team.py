@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +17,7 @@ import pytest
 import torch
 from small_runs import lines, small, tensors
 
-from metarun import checkpoint
+from metarun import checkpoint, processes
 from metarun.engine import choose_device
 from metarun.errors import RunFailure, UserError
 from metarun.groups import Warpgrad
@@ -97,6 +100,90 @@ def test_a_process_that_dies_ends_all(tmp_path: Path, leader: bool) -> None:
     (line,) = told.splitlines()
     assert "process 1 of 2 was ended by SIGKILL" in line and "go on with resume=run" in line
     assert checkpoint.newest(tmp_path / "run").name in line
+
+
+IMPATIENT = """
+import sys
+from metarun import processes
+from metarun.cli import main
+
+patience = sys.argv.pop(1)
+processes.PATIENCE, processes.ASKED, processes.LEADING = map(float, patience.split(","))
+leading = f"from metarun import processes; processes.LEADING = {processes.LEADING}"
+processes.CODE = processes.CODE.replace("from metarun.cli", f"{leading}; from metarun.cli")
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="sees in /proc that a process is stopped")
+@pytest.mark.parametrize(
+    ("patience", "signals", "status", "words"),
+    [
+        ("1,99,999", [], 1, r"process 1 of 2 has not answered for \d s, it is stopped"),
+        ("99,1,999", [signal.SIGTERM], 1, r"process 1 of 2 has not answered for \d s, it is stopped"),
+        ("99,99,999", [signal.SIGINT, signal.SIGINT], 130, "stopped at once by a second interrupt"),
+    ],
+)
+def test_a_process_that_is_stopped_ends_all(
+    tmp_path: Path, patience: str, signals: list[int], status: int, words: str
+) -> None:
+    with hanging(tmp_path, patience) as (process, other):
+        os.kill(other, signal.SIGSTOP)
+        for number in signals:
+            time.sleep(0.5)
+            process.send_signal(number)
+        told = process.communicate(timeout=PATIENCE)[1]
+    (line,) = told.splitlines()
+    assert process.returncode == status and re.search(words, line), line
+    assert not Path(f"/proc/{other}").exists()
+    if status == 1:
+        assert f"{checkpoint.newest(tmp_path / 'run').name} is whole" in line and "resume=run" in line
+
+
+def test_a_leader_that_is_stopped_is_left(tmp_path: Path) -> None:
+    with hanging(tmp_path, "99,99,1") as (process, other):
+        process.send_signal(signal.SIGSTOP)
+        end = time.monotonic() + PATIENCE
+        while Path(f"/proc/{other}/cmdline").read_text():  # a process that has ended and is not waited for has none
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        process.send_signal(signal.SIGCONT)
+        assert "process 1 of 2 ended with status" in process.communicate(timeout=PATIENCE)[1]
+
+
+@contextmanager
+def hanging(folder: Path, patience: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A run with two processes in the midst of training, and the number of the second."""
+    words = [*COMMAND, "iterations=1000000", "eval.every=20", "engine.workers=2", "hydra.run.dir=run"]
+    command = [sys.executable, "-c", IMPATIENT, patience, *words]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment(), cwd=folder, text=True, **pipes) as process:  # type: ignore
+        try:
+            wait_for(folder / "run" / "checkpoints" / "step-00000020.pt")
+            (other,) = children(process.pid)
+            yield process, other
+        finally:
+            process.kill()
+
+
+def test_waiting_counts_while_the_process_itself_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Operation:
+        """Ends with its third tick, each of which seems to take an hour: the machine was asleep."""
+
+        ticks = 0
+
+        def wait(self, tick: object) -> None:
+            self.ticks += 1
+            monkeypatch.setattr(time, "monotonic", lambda: 3600.0 * self.ticks)
+            if self.ticks < 3:
+                raise RuntimeError("timed out")
+
+        def is_completed(self) -> bool:
+            return False
+
+    processes.wait(Operation, 5 * processes.TICK)
+    with pytest.raises(processes.Lost, match="has not answered for 1 s"):
+        processes.wait(Operation, 2 * processes.TICK)
 
 
 def test_an_evaluation_is_shared_whatever_the_meta_batch(tmp_path: Path) -> None:
