@@ -97,7 +97,7 @@ class Array(np.ndarray):
             and np.frombuffer(content, f"{dtype.dtype.str[0]}u4").max(initial=0) > sys.maxunicode
         ):
             raise Refused("it holds text of letters that there are not")
-        super().__setstate__((1, shape, dtype.dtype, fortran, content if of_objects else bytes(content)))
+        super().__setstate__((1, shape, dtype.dtype, fortran, content if of_objects else bytes(content)))  # pyright: ignore[reportArgumentType]
 
 
 ARRAY = Stand()
