@@ -16,6 +16,7 @@ from typing import Any
 from metarun import whole_files
 from metarun.errors import UserError, nearby
 from metarun.run_files import RESULT, read_result
+from metarun.utils.safe_files import read_text
 
 TASKS = "tasks.csv"
 DRAWN = "test_tasks"  # of result.json: what they are drawn from
@@ -62,7 +63,7 @@ def read_tasks(path: Path) -> tuple[str, list[float]]:
         UserError: the file is missing, cannot be read or is no such table.
     """
     try:
-        return parsed(path.read_text(encoding="utf-8"))
+        return parsed(read_text(path))
     except OSError as error:
         raise UserError(
             f"{nearby(path)}: cannot be read ({error.strerror}); metarun mode=evaluate checkpoint=RUN writes one"

@@ -14,6 +14,7 @@ from metarun import whole_files
 from metarun.curves import Curves, Shown
 from metarun.errors import UserError, nearby
 from metarun.run_files import METRICS, RESULT, parsed
+from metarun.utils.safe_files import LIST_BYTES, read_bytes
 from metarun.whole_files import Growing, sync_folder, told
 
 log = logging.getLogger(__name__)
@@ -94,7 +95,10 @@ def readable(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
     Raises:
         UserError: a line that cannot be read stands before others that can.
     """
-    lines = path.read_bytes().splitlines(keepends=True)
+    try:
+        lines = read_bytes(path, LIST_BYTES, links=False).splitlines(keepends=True)
+    except ValueError as error:
+        raise UserError(f"{nearby(path)}: {error}; take the file away, and new lines begin another") from error
     entries = [parsed(line) for line in lines]
     found = [(line, entry) for line, entry in zip(lines, entries, strict=True) if entry is not None]
     if any(entry is None for entry in entries[: len(found)]):

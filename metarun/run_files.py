@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from metarun.utils.safe_files import RECORD_BYTES, parse_json, read_json
 
 METRICS = "metrics.jsonl"
 PREDICTIONS = "predictions.csv"
@@ -15,13 +16,14 @@ RESULT = "result.json"  # written last: a folder that has it holds a finished ru
 def parsed(line: bytes) -> dict[str, Any] | None:
     """What a line of metrics.jsonl says, or None where it is cut short or damaged."""
     try:
-        entry = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
+        entry = parse_json(line) if line.endswith(b"\n") and len(line) <= RECORD_BYTES else None
+    except ValueError:
         return None
-    known = isinstance(entry, dict) and type(entry.get("step")) is int and entry.get("split") in ("train", "val")
-    return entry if known else None
+    if not isinstance(entry, dict) or type(entry.get("step")) is not int or entry.get("split") not in ("train", "val"):
+        return None
+    return entry if all(isinstance(entry[name], int | float | None) for name in entry if name != "split") else None
 
 
 def read_result(folder: Path) -> dict[str, Any]:
     """Raises OSError or ValueError where it is missing or damaged."""
-    return json.loads((folder / RESULT).read_text(encoding="utf-8"))
+    return read_json(folder / RESULT, RECORD_BYTES, links=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
@@ -81,12 +80,12 @@ def job_count(config: DictConfig) -> int | None:
 
 def outcome(result: Path) -> str:
     """What a finished job came to; nothing after one that tests nothing."""
-    if not result.is_file():
+    try:
+        (run,) = found.finished(result.parent)
+    except ValueError:  # nothing to read, or the results of several evaluations
         return ""
-    content = json.loads(result.read_text(encoding="utf-8"))
-    metric = content["metric"]
-    unit = " %" if metric == "accuracy" else ""
-    return f": {metric} {number(metric, content['mean'])} {plus_minus(metric, content['ci95'])}{unit}"
+    unit = " %" if run.metric == "accuracy" else ""
+    return f": {run.metric} {number(run.metric, run.mean)} {plus_minus(run.metric, run.ci95)}{unit}"
 
 
 def tell_table() -> None:

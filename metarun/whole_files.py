@@ -32,7 +32,8 @@ def write(path: Path, content: str | bytes | memoryview) -> None:
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with told(path):
         try:
-            with part.open("wb", buffering=0) as file:
+            part.unlink(missing_ok=True)
+            with part.open("xb", buffering=0) as file:  # which follows no link
                 put(file.fileno(), content.encode() if isinstance(content, str) else content)
                 os.fsync(file.fileno())
             part.replace(path)
@@ -52,7 +53,8 @@ class Growing:
     def __init__(self, path: Path) -> None:
         self.path = path
         with told(path):
-            self.file = path.open("ab", buffering=0)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            self.file = os.fdopen(os.open(path, flags, 0o666), "ab", buffering=0)
 
     def write(self, content: bytes) -> None:
         with told(self.path):

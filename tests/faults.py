@@ -50,7 +50,7 @@ def failing(kind: str, number: int, failure: BaseException) -> Iterator[Counter[
         return real(path, target)
 
     def opened(path: Path, mode: str = "r", *rest: Any, real: Callable[..., Any] = Path.open, **named: Any) -> Any:
-        if "w" in mode:
+        if {"w", "x"} & set(mode):
             counted("open")
         return real(path, mode, *rest, **named)
 

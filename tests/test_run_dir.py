@@ -221,3 +221,24 @@ def test_a_run_goes_on_from_any_folder(monkeypatch: pytest.MonkeyPatch, capsys: 
     pictures("others", shade=10)
     told = refused(capsys, "resume=here/run", "iterations=20", "dataset.root=others", folder="here/run")
     assert "others: its training pictures are not those that the run learned" in told
+
+
+@pytest.mark.parametrize(
+    "name", ["metarun.log", "metrics.jsonl", "result.json", ".hydra", "checkpoints", "tensorboard"]
+)
+def test_a_link_or_a_pipe_among_what_will_be_written_is_refused(tmp_path: Path, name: str) -> None:
+    """Also in a folder that is gone on with, and for what is within the folders that are written to."""
+    folder, outside = tmp_path / "run", tmp_path / "outside"
+    folder.mkdir()
+    outside.mkdir()
+    place = folder / name
+    places = [place] if "." in name[1:] else [place, place / "part"]
+    for path in places:
+        path.parent.mkdir(exist_ok=True)
+        for make in (lambda path=path: path.symlink_to(outside / "new"), lambda path=path: os.mkfifo(path)):
+            make()
+            for resume in (None, "auto", str(folder)):
+                with pytest.raises(UserError, match=rf"{path.name}: it is a (link|pipe).*take it away"):
+                    run_dir.require_free(folder, "train", resume)
+            path.unlink()
+    assert not list(outside.iterdir())

@@ -62,13 +62,24 @@ def test_a_file_system_without_fsync_of_folders_will_do(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no /dev/full")
 def test_a_growing_file_on_a_full_disk_is_told(tmp_path: Path) -> None:
-    (tmp_path / "full").symlink_to("/dev/full")
     file = Growing(tmp_path / "full")
+    file.close()
+    file.file = Path("/dev/full").open("ab", buffering=0)  # noqa: SIM115, closed below
     with pytest.raises(
         RunFailure, match=r"full could not be written \(No space left on device\): make room on its disk"
     ):
         file.write(b"a")
     file.close()
+
+
+def test_neither_a_whole_nor_a_growing_file_is_written_through_a_link(tmp_path: Path) -> None:
+    outside, part = tmp_path / "outside", tmp_path / f".a.{os.getpid()}.part"
+    for name in (tmp_path / "a", part, tmp_path / "log"):
+        name.symlink_to(outside)
+    whole_files.write(tmp_path / "a", b"own")
+    with pytest.raises(OSError, match="symbolic links"):
+        Growing(tmp_path / "log")
+    assert (tmp_path / "a").read_bytes() == b"own" and not (tmp_path / "a").is_symlink() and not outside.exists()
 
 
 def test_another_error_names_the_file_and_not_its_unfinished_one(tmp_path: Path) -> None:

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from metarun.errors import UserError
-from metarun.run_files import METRICS, RESULT, parsed
+from metarun.groups import GROUPS
+from metarun.run_files import METRICS, RESULT, parsed, read_result
+from metarun.utils.safe_files import LIST_BYTES, read_bytes, read_yaml, require_unlinked
 
 SIGNS = (RESULT, METRICS, "checkpoints", ".hydra")  # of a run folder: one of them is in it
 MARKED = re.compile(r"step-(\d+)\.pt")
 TESTED = ("train", "evaluate")  # modes that end with a test
-MOST = 16 * 2**20  # bytes of a result.json or config.yaml: what is larger is none
+LARGEST = 1e40  # of a number of a result: its square is one as well
 
 
 @dataclass(frozen=True)
@@ -106,21 +106,24 @@ def folders(places: str | Sequence[str]) -> list[Path]:
 
 def search(top: Path) -> Iterator[Path]:
     """Run folders at or below `top`; not those within a run folder, in hidden folders or behind links."""
-    if any((top / sign).exists() for sign in SIGNS):
-        yield top
-        return
-    try:
-        inside = [Path(entry.path) for entry in os.scandir(top) if entry.is_dir(follow_symlinks=False)]
-    except OSError as error:
-        raise UserError(f"runs={top}: cannot be read ({error.strerror})") from error
-    for folder in sorted(inside, key=natural):
-        if not folder.name.startswith("."):
-            yield from search(folder)
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        if any((folder / sign).exists() for sign in SIGNS):
+            yield folder
+            continue
+        try:
+            inside = [Path(entry.path) for entry in os.scandir(folder) if entry.is_dir(follow_symlinks=False)]
+        except OSError as error:
+            raise UserError(f"runs={folder}: cannot be read ({error.strerror})") from error
+        waiting += sorted((path for path in inside if not path.name.startswith(".")), key=natural, reverse=True)
 
 
 def natural(path: Path) -> list[tuple[bool, int, str]]:
     """Sorts job 2 before job 10."""
-    return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", path.name)]
+    return [
+        (not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", path.name)
+    ]
 
 
 def read(run_folders: Sequence[Path]) -> Found:
@@ -131,7 +134,7 @@ def read(run_folders: Sequence[Path]) -> Found:
             settings = typed_settings(folder)
             if settings.get("mode", "train") not in TESTED:
                 continue
-            if (folder / RESULT).is_file():
+            if os.path.lexists(folder / RESULT):
                 runs += finished(folder)
             else:
                 unfinished.append(Unfinished(folder, command(folder), state(folder, settings)))
@@ -149,26 +152,27 @@ def finished(folder: Path) -> list[Run]:
     Raises:
         Fault: result.json is damaged or lacks what this version writes.
     """
-    try:
-        content = json.loads(text(folder / RESULT))
-    except (ValueError, RecursionError) as error:
-        raise Fault(f"{RESULT} is damaged ({str(error)[:80]})") from error
+    with faults(RESULT):
+        content = read_result(folder)
     if not isinstance(content, dict):
         raise Fault(f"{RESULT} is damaged (no object)")
     results = content.get("results", [content])
     if not isinstance(results, list) or not all(isinstance(result, dict) for result in results):
         raise Fault(f"{RESULT} is damaged (its results are no list)")
-    return [run_of(folder, result) for result in results]
+    typed, lines = command(folder), metrics(folder)
+    return [run_of(folder, result, typed, lines) for result in results]
 
 
-def run_of(folder: Path, result: Mapping[str, Any]) -> Run:
+def run_of(folder: Path, result: Mapping[str, Any], typed: str, lines: Sequence[Mapping[str, Any]]) -> Run:
     take = taker(result, f"{RESULT} is of another version of metarun ({result.get('metarun', 'unknown')})")
     settings = take("settings", dict)
+    if not all(isinstance(settings.get(group, ""), str) for group in GROUPS):
+        raise Fault(f"{RESULT} is damaged (a choice in its settings is no name)")
     untrained = result.get("untrained")
-    return Run(
+    run = Run(
         folder=folder,
-        settings={str(name): value for name, value in settings.items()},
-        command=command(folder),
+        settings=settings,
+        command=typed,
         dataset=take("dataset", str),
         method=take("method", str),
         ways=take("ways", int, type(None)),
@@ -179,10 +183,12 @@ def run_of(folder: Path, result: Mapping[str, Any]) -> Run:
         mean=take("mean", float, int, type(None)),
         ci95=take("ci95", float, int, type(None)),
         tasks=take("tasks", int),
-        by_step=[value if isinstance(value, (int, float)) else None for value in take("by_step", list)],
+        by_step=[
+            taker({"by_step": value}, RESULT)("by_step", float, int, type(None)) for value in take("by_step", list)
+        ],
         untrained=taker(untrained, RESULT)("mean", float, int, type(None)) if isinstance(untrained, dict) else None,
         split=take("split", str),
-        trained_on=result.get("trained_on", take("dataset", str)),
+        trained_on=take("trained_on", str) if "trained_on" in result else take("dataset", str),
         class_split=take("class_split", str, type(None)),
         batch_norm=take("batch_norm", str),
         step=take("iterations", int),
@@ -190,8 +196,11 @@ def run_of(folder: Path, result: Mapping[str, Any]) -> Run:
         seconds=take("seconds", float, int),
         skipped=take("skipped_steps", int),
         version=take("metarun", str),
-        metrics=metrics(folder),
+        metrics=lines,
     )
+    if run.metric not in ("accuracy", "mse"):
+        raise Fault(f"{RESULT} is damaged (its metric is {run.metric[:40]!r})")
+    return run
 
 
 def taker(content: Mapping[str, Any], what: str) -> Callable[..., Any]:
@@ -201,22 +210,24 @@ def taker(content: Mapping[str, Any], what: str) -> Callable[..., Any]:
         if name not in content:
             raise Fault(f"{what}: it has no {name!r}")
         value = content[name]
-        if type(value) not in kinds:
+        if type(value) not in kinds or (isinstance(value, int | float) and abs(value) > LARGEST):
             raise Fault(f"{what}: its {name!r} is {str(value)[:40]!r}")
         return value
 
     return take
 
 
-def text(path: Path) -> str:
-    """Raises Fault where it cannot be read."""
+@contextmanager
+def faults(name: str) -> Iterator[None]:
+    """Makes a Fault of whatever a file of a run folder cannot be read for."""
     try:
-        if path.stat().st_size > MOST:
-            raise Fault(f"{path.name} is too large to be one that metarun wrote")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "no UTF-8 text"
-        raise Fault(f"{path.name} cannot be read ({reason})") from error
+        yield
+    except OSError as error:
+        raise Fault(f"{name} cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise Fault(f"{name} cannot be read (no UTF-8 text)") from error
+    except ValueError as error:
+        raise Fault(f"{name} is damaged ({str(error)[:80]})") from error
 
 
 # --- what was typed, and how far it came -------------------------------------------------------------------
@@ -243,12 +254,11 @@ def command(folder: Path) -> str:
 
 def hydra_file(folder: Path, name: str, kind: type) -> Any:
     path = folder / ".hydra" / name
-    if not path.is_file():
+    if not os.path.lexists(path):
         return kind()
-    try:
-        content = yaml.safe_load(text(path))
-    except (yaml.YAMLError, RecursionError) as error:
-        raise Fault(f".hydra/{name} is damaged ({str(error).splitlines()[0][:80]})") from error
+    with faults(f".hydra/{name}"):
+        require_unlinked(folder, [".hydra"])
+        content = read_yaml(path, links=False)
     if not isinstance(content, kind):
         raise Fault(f".hydra/{name} is damaged (no {kind.__name__})")
     return content
@@ -267,16 +277,14 @@ def state(folder: Path, settings: Mapping[str, Any]) -> str:
     of = f" of {settings['iterations']}" if isinstance(settings.get("iterations"), int) else ""
     kept = "no checkpoint yet" if saved is None else f"saved at step {saved}"
     written = max(path.stat().st_mtime for path in (folder, folder / METRICS, folder / "checkpoints") if path.exists())
-    return f"at step {at}{of}, {kept}, last written {datetime.fromtimestamp(written):%Y-%m-%d %H:%M}"
+    return f"at step {at}{of}, {kept}, last written {datetime.fromtimestamp(min(written, 2**37)):%Y-%m-%d %H:%M}"
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl that can be read. Raises Fault where the file cannot."""
     path = folder / METRICS
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
-    try:
-        with path.open("rb") as file:
-            return [entry for line in file if (entry := parsed(line))]
-    except OSError as error:
-        raise Fault(f"{METRICS} cannot be read ({error.strerror})") from error
+    with faults(METRICS):
+        lines = read_bytes(path, LIST_BYTES, links=False).splitlines(keepends=True)
+    return [entry for line in lines if (entry := parsed(line))]

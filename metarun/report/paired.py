@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import os
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from metarun.paired import TASKS, paired, parsed
 from metarun.report.compare import Block, Group, key_of, tested_on
-from metarun.report.found import Fault, Run, text
+from metarun.report.found import LARGEST, Fault, Run, faults
+from metarun.utils.safe_files import read_text
 
 ROUNDING = 1e-4  # of a mean over tasks in single precision, and to spare
 
@@ -83,13 +84,11 @@ def of_group(group: Group) -> list[float]:
 def of_run(run: Run) -> list[float]:
     """Its tasks.csv: each task's final metric. Raises Fault where it is missing, damaged or not of this run's test."""
     path = run.folder / TASKS
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise Fault(f"{path} is missing")
-    try:
-        metric, values = parsed(text(path))
-    except ValueError as error:
-        raise Fault(f"{path}: {error}") from error
-    if metric != run.metric or not all(map(math.isfinite, values)):
+    with faults(str(path)):
+        metric, values = parsed(read_text(path, links=False))
+    if metric != run.metric or not all(abs(value) <= LARGEST for value in values):
         raise Fault(f"{path}: is not of finite {run.metric}")
     if len(values) != run.tasks:
         raise Fault(f"{path}: has {len(values)} tasks of {run.tasks}")

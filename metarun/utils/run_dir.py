@@ -17,6 +17,7 @@ from pathlib import Path
 from metarun.errors import RunFailure, UserError, nearby, pasteable
 from metarun.run_files import METRICS, PREDICTIONS, RESULT, RESULTS, read_result
 from metarun.schema import AUTO
+from metarun.utils.safe_files import UnsafeFile, require_unlinked
 from metarun.whole_files import remove_parts
 
 LOCK = ".lock"
@@ -35,6 +36,7 @@ def require_free(folder: Path, mode: str, resume: str | None, sweeping: bool = F
         UserError: names the folder, what it holds and where to go.
     """
     place = nearby(folder)
+    require_own_files(folder)
     if resume not in (None, AUTO):
         if folder.resolve() != Path(str(resume)).expanduser().resolve():
             raise UserError(f"resume={resume}: goes on in its own folder, not in {place}; leave hydra.run.dir out")
@@ -54,6 +56,16 @@ def require_free(folder: Path, mode: str, resume: str | None, sweeping: bool = F
         for name in RECORDS:
             if os.path.lexists(folder / name):
                 raise UserError(f"{place / name}: is of another program, and would be written over; give {key}=ANOTHER")
+
+
+def require_own_files(folder: Path) -> None:
+    """Raises UserError where a file or folder that a run writes to is a link or no regular file."""
+    try:
+        require_unlinked(folder, (LOCK, RESULT, "checkpoints", *RECORDS))
+    except UnsafeFile as error:
+        raise UserError(
+            f"{nearby(Path(error.filename))}: {error.strerror}; a run folder's files are its own, take it away"
+        ) from error
 
 
 def content(folder: Path) -> str | None:
