@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from metarun import Init
+from metarun import Init, State
 from metarun.errors import UserError
 from metarun.methods import METHODS as ON_COMMAND_LINE
 from metarun.methods.layers import head_names
@@ -437,6 +437,26 @@ def test_a_lazy_layer_is_run_once_before(method: str) -> None:
     optimized(Init(model, mse, mse, 0.1, 2, **METHODS[method]), *tasks)
 
 
+@pytest.mark.parametrize("second_order", [False, True])
+def test_autocast_of_the_caller_is_kept(second_order: bool) -> None:
+    """What the layers give is bfloat16, whether torch keeps the weights' casts or not."""
+    seen: set[torch.dtype] = set()
+
+    def loss(state: State) -> Tensor:
+        output = state.model(state.data, state.updated_weights)
+        seen.add(output.dtype)
+        return (output.float() - state.target).square().mean()
+
+    tasks, found = [side.float() for side in regression_tasks(2)], []
+    meta = Init(Tanh().float(), loss, loss, 0.1, 2, second_order)
+    for cached in (True, False):
+        with torch.autocast("cpu", torch.bfloat16, cache_enabled=cached):
+            found.append(optimized(meta, *tasks))
+            meta.adapt(tasks[0][0], tasks[1][0])
+    assert seen == {torch.bfloat16}
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=0)
+
+
 # --- copies ------------------------------------------------------------------------------------------------
 
 
@@ -463,3 +483,12 @@ def test_a_pickled_meta_learner_goes_on_as_it_was(method: str, copied: Callable[
     other = Init(Tanh(), mse, mse, 0.1, 2, **METHODS[method])
     other.load_state_dict(twin.state_dict())
     torch.testing.assert_close(optimized(other, *tasks), expected, rtol=0, atol=0)
+
+
+def test_a_parametrised_module_is_saved_by_its_state_dict() -> None:
+    meta, other = (Init(spectral(), mse, mse, 0.1, 2, use_warp=True) for _ in range(2))
+    with pytest.raises(RuntimeError, match="parametrized modules is only supported through state_dict"):
+        pickle.dumps(meta)
+    other.load_state_dict(meta.state_dict())
+    tasks = regression_tasks(2, (5, 3))
+    torch.testing.assert_close(optimized(other, *tasks), optimized(meta, *tasks), rtol=0, atol=0)
