@@ -142,7 +142,7 @@ def folders() -> None:
         put(f"few/{name}/1.png", file.getvalue())
     for name in "abcdefg":
         put(f"junk/{name}/1.png", "no picture")
-    put("columns.csv", "file,class\n")
+    put("columns.csv", "date,class\n")
     put("gaps.csv", "path,label\na.png,\n")
     put("gone.csv", "path,label\nno.png,a\n")
     put("splits.csv", "path,label,split\nflat/a.png,a,dev\n")

@@ -414,7 +414,11 @@ DATA = [
     Mistake(
         "dataset=folder dataset.root=junk cache_dir=cache", ("junk", "no picture of the training classes"), "folders"
     ),
-    Mistake("dataset=folder dataset.root=columns.csv", ("columns.csv", "label,path"), "folders"),
+    Mistake(
+        "dataset=folder dataset.root=columns.csv",
+        ("columns.csv", "column of pictures (path", "classes (label"),
+        "folders",
+    ),
     Mistake("dataset=folder dataset.root=gaps.csv", ("gaps.csv", "line 2"), "folders"),
     Mistake("dataset=folder dataset.root=gone.csv", ("gone.csv", "no.png"), "folders"),
     Mistake("dataset=folder dataset.root=splits.csv", ("splits.csv", "train, val and test", "'dev'"), "folders"),

@@ -18,7 +18,7 @@ from metarun.data.source import SPLITS
 from metarun.data.splits import sizes
 from metarun.data.tables import csv_rows, existing
 from metarun.data.trees import by_split, of_listing, of_parts, one_each
-from metarun.errors import UserError
+from metarun.errors import UserError, nearby
 from metarun.places import root as existing_root
 
 log = logging.getLogger(__name__)
@@ -96,9 +96,9 @@ def of_classes(place: Path, left_out: LeftOut) -> Form:
     listing = class_listing(place, left_out)
     if not listing:
         lists = [entry.name for entry in visible(place) if entry.name.lower().endswith((".csv", ".tsv"))]
-        hint = f", or give its list of pictures, dataset.root={place / lists[0]}" if lists else ""
+        hint = f", or give its list of pictures, dataset.root={nearby(place / lists[0])}" if lists else ""
         raise UserError(
-            f"dataset.root={place}: holds no class folders with pictures in them; put each class in its own{hint}"
+            f"dataset.root={nearby(place)}: holds no class folders with pictures in them; put each class in its own{hint}"
         )
     tell_groups(place, list(listing))
     return of_listing("class folders", listing, place, left_out=left_out)
@@ -158,7 +158,7 @@ def divided(manifest: Manifest, seed: int) -> tuple[dict[str, list[str]], str]:
     given = manifest.splits
     if given is None:
         able = sum(number > 0 for number in manifest.count)
-        if able < len(SPLITS):
+        if 0 < able < len(SPLITS):
             raise UserError(
                 f"dataset.root: {able} classes cannot train, validate and test; to sort pictures into a few classes "
                 "of your own, use a trained network: mode=predict"
