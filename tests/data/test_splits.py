@@ -77,3 +77,11 @@ def test_the_files_own_division_stands_in_where_they_name_classes_otherwise() ->
     assert divide("miniimagenet", "ravi", names, given) == (given, "miniimagenet-ravi-as-given-64/16/20")
     with pytest.raises(UserError, match=r"dataset\.split=vinyals: .* not there.*the files hold 64/16/20"):
         divide("miniimagenet", "vinyals", names, given)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_division_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str) -> None:
+    parts = {"train": ["é", "b"], "val": ["c"], "test": ["d"]}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(parts, ensure_ascii=False), encoding=encoding)
+    assert divide("cub", str(path), "ébcd", None) == (parts, "cub-mine-2/1/1")
