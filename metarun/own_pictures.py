@@ -14,7 +14,6 @@ from metarun.data.look import Look, Unreadable, pixels
 from metarun.errors import UserError
 from metarun.places import query_place, support_folder
 from metarun.utils.safe_files import is_regular
-from metarun.utils.text import printable
 
 log = logging.getLogger(__name__)
 
@@ -29,18 +28,71 @@ class Pictures:
     labels: list[int | None]  # class numbers; None where the class is not known
     images: np.ndarray  # uint8 [pictures, channels, size, size]
 
+    def in_(self, other: Pictures) -> list[bool]:
+        """Of each picture, whether `other` has it as well, under whatever name: the pixels that a network is given."""
+        there = {image.tobytes() for image in other.images}
+        return [image.tobytes() in there for image in self.images]
+
     def of(self, label: int) -> list[Path]:
         return [file for file, own in zip(self.files, self.labels, strict=True) if own == label]
+
+
+def read(support: str, query: Sequence[str], look: Look) -> tuple[list[str], Pictures, Pictures]:
+    """The classes, the support pictures, and all pictures at the places of `query`, each once, sorted by path.
+
+    A query is labelled where its folder is named like a class. Queries that are no pictures are left out, with a
+    warning.
+
+    Raises:
+        UserError: no such folder or file, fewer than two classes, a class or a query without pictures, or a file of
+            the support that is no picture: all files that cannot be read are named.
+    """
+    classes, files, labels = support_files(support)
+    known, bad = decode(files, look)
+    paths = sorted({path for place in query for path in regular(query_files(place, classes))})
+    new, left_out = decode(paths, look)
+    if bad:
+        told = "; ".join(f"{path} ({reason})" for path, reason in {**bad, **left_out}.items())
+        of_query = f", and {len(left_out)} of query" if left_out else ""
+        raise UserError(
+            f"support={support}: {len(bad)} of its files cannot be read{of_query}: {told}; "
+            "replace them or take them away"
+        )
+    if left_out:
+        words = [f"{path} ({reason})" for path, reason in left_out.items()]
+        log.warning("query: left out, as they cannot be read: %d, %s", len(words), "; ".join(words))
+    if not new:
+        raise UserError(
+            f"query={' '.join(query)}: holds no picture that can be read; give pictures, or a folder of them"
+        )
+    number = {name: label for label, name in enumerate(classes)}
+    of_query = [number.get(spelt(path.absolute().parent.name)) for path in new]
+    return (
+        classes,
+        Pictures(files, list(labels), np.stack(list(known.values()))),
+        Pictures(list(new), of_query, np.stack(list(new.values()))),
+    )
+
+
+def decode(files: Iterable[Path], look: Look) -> tuple[dict[Path, np.ndarray], dict[Path, str]]:
+    """The pixels of each file, and of those that cannot be read the reason."""
+    images, bad = {}, {}
+    for path in files:
+        try:
+            images[path] = pixels(path, look)
+        except Unreadable as error:
+            bad[path] = str(error)
+    return images, bad
 
 
 # --- support -----------------------------------------------------------------------------------------------
 
 
-def read_support(place: str, look: Look) -> tuple[list[str], Pictures]:
-    """The class names, sorted, and the pictures below place/<class>.
+def support_files(place: str) -> tuple[list[str], list[Path], list[int]]:
+    """The class names, sorted, the files below place/<class>, and the class number of each.
 
     Raises:
-        UserError: no such folder, fewer than two classes, a class without pictures, or a file that is no picture.
+        UserError: no such folder, fewer than two classes, or a class without files.
     """
     folder = support_folder(place)
     try:
@@ -56,46 +108,11 @@ def read_support(place: str, look: Look) -> tuple[list[str], Pictures]:
         raise UserError(
             f"support={place}: holds one class, {next(iter(found))!r}; two or more are needed to tell apart"
         )
-    files, labels, images = [], [], []
-    for label, paths in enumerate(found.values()):
-        for path in paths:
-            try:
-                images.append(pixels(path, look))
-            except Unreadable as error:
-                raise UserError(f"support: {path}: cannot be read ({error}); replace it or take it away") from error
-            files.append(path)
-            labels.append(label)
-    return list(found), Pictures(files, labels, np.stack(images))
+    labelled = [(path, label) for label, paths in enumerate(found.values()) for path in paths]
+    return list(found), [path for path, _ in labelled], [label for _, label in labelled]
 
 
 # --- query -------------------------------------------------------------------------------------------------
-
-
-def read_query(places: Sequence[str], classes: Sequence[str], look: Look) -> Pictures:
-    """All pictures at `places`, each once, sorted by path; labelled where their folder is named like a class.
-
-    Files that are no pictures are left out with a warning.
-
-    Raises:
-        UserError: no such folder or file, or no pictures there.
-    """
-    paths = {path for place in places for path in regular(query_files(place, classes))}
-    files, images, left_out = [], [], []
-    for path in sorted(paths):
-        try:
-            images.append(pixels(path, look))
-            files.append(path)
-        except Unreadable as error:
-            left_out.append(printable(f"{path} ({error})"))
-    if left_out:
-        log.warning("query: left out, as they cannot be read: %d, %s", len(left_out), listed(left_out))
-    if not files:
-        raise UserError(
-            f"query={' '.join(places)}: holds no picture that can be read; give pictures, or a folder of them"
-        )
-    number = {name: label for label, name in enumerate(classes)}
-    labels = [number.get(spelt(path.absolute().parent.name)) for path in files]
-    return Pictures(files, labels, np.stack(images))
 
 
 def query_files(place: str, classes: Sequence[str]) -> list[Path]:

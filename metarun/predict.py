@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metarun import checkpoint, running, whole_files
+from metarun import checkpoint, own_pictures, running, whole_files
 from metarun.data import noise
 from metarun.data.sampler import ImageSource
 from metarun.engine import choose_device
@@ -29,7 +30,7 @@ from metarun.methods import Parameters, Tensors
 from metarun.network import batch_norm, build_learner, build_model, require_same_shapes
 from metarun.norm import is_transductive
 from metarun.objective import classification_among
-from metarun.own_pictures import Pictures, listed, read_query, read_support
+from metarun.own_pictures import Pictures, listed
 from metarun.precision import set_precision
 from metarun.run_files import PREDICTIONS
 from metarun.schema import Settings
@@ -40,6 +41,8 @@ from metarun.work import eval_inner_loop
 
 log = logging.getLogger(__name__)
 
+SUMMARY = "prediction.json"
+NORMAL = 1.959964  # standard deviations: 95 % of a normal distribution lie within them
 LOT = 100  # pictures that are labelled at a time
 
 
@@ -56,14 +59,9 @@ class Prediction:
     def found(self) -> list[int]:
         return self.probabilities.argmax(1).tolist()
 
-    @property
-    def right(self) -> list[bool]:
-        """Of the queries whose class is known."""
-        return [known == found for known, found in zip(self.query.labels, self.found, strict=True) if known is not None]
-
 
 def predict(settings: Settings, folder: Path, begin: Callable[[], object]) -> None:
-    """Label the pictures of `query` by what `support` shows; leaves predictions.csv and predictions.png in `folder`.
+    """Label the pictures of `query` by what `support` shows; leaves a table, a picture and a summary in `folder`.
 
     Args:
         begin: is called when the command can no longer be refused.
@@ -76,13 +74,14 @@ def predict(settings: Settings, folder: Path, begin: Callable[[], object]) -> No
     made = prediction(settings, checkpoint.load(path), str(path))
     begin()
     whole_files.write(folder / PREDICTIONS, table(made))
+    whole_files.write(folder / SUMMARY, json.dumps(summary(made, settings), indent=2, ensure_ascii=False) + "\n")
     from metarun.predict_picture import draw  # brings matplotlib with it
 
     title = f"{settings.method.name} on {settings.dataset.name}"
     whole_files.write(
         folder / "predictions.png", draw(made.classes, made.support, made.query, made.probabilities, title)
     )
-    files = [PREDICTIONS, "predictions.png"]
+    files = [PREDICTIONS, SUMMARY, "predictions.png"]
     if settings.adapted_weights:
         whole_files.write(folder / "adapted.safetensors", weights_file(made))
         files.append("adapted.safetensors")
@@ -98,9 +97,8 @@ def prediction(settings: Settings, content: dict[str, Any], path: str) -> Predic
     device = choose_device(settings.device)
     set_precision(settings.engine.precision, device)
     source = source_of(content, settings, path, device)
-    classes, support = read_support(str(settings.support), source.set.look)
     places = settings.query if isinstance(settings.query, list) else [settings.query]
-    query = read_query(places, classes, source.set.look)
+    classes, support, query = own_pictures.read(str(settings.support), places, source.set.look)
     learner = learner_of(content, settings, path, source, len(classes))
     labels = torch.tensor(support.labels, device=device)
     learner = replace(learner, inner_objective=classification_among(labels.bincount()))
@@ -260,8 +258,61 @@ def tell(made: Prediction, settings: Settings) -> None:
     log.info("query pictures: %d, labelled as %s", len(made.query.files), listed(labelled))
     if made.batch_norm == "transductive":
         log.info("transductive batch norm: the queries are normalised together, so a label depends on which come along")
-    if made.right:
-        log.info(
-            "accuracy %.2f %%: %d of the %d whose folder is named like a class",
-            *(100 * sum(made.right) / len(made.right), sum(made.right), len(made.right)),
+    whole = summary(made, settings)
+    if whole["accuracy"]:
+        log.info("of the queries whose folder is named like a class: %s", spelt_accuracy(whole["accuracy"]))
+    if whole["in_support"]:
+        others = whole["accuracy_of_others"]
+        log.warning(
+            "query: %d of %d pictures are in the support as well, same pixels, so that the network was adapted to "
+            "them and their labels say nothing of new pictures; %s",
+            *(whole["in_support"], len(made.query.files)),
+            f"of the others: {spelt_accuracy(others)}" if others else "no other has a known class",
         )
+
+
+def summary(made: Prediction, settings: Settings) -> dict[str, Any]:
+    """What prediction.json holds: the accuracy where classes are known, of all queries and of those not in support."""
+    known = [label is not None for label in made.query.labels]
+    right = [label == found for label, found in zip(made.query.labels, made.found, strict=True)]
+    twice = made.query.in_(made.support)
+    of_all = [one for one, has in zip(right, known, strict=True) if has]
+    of_others = [one for one, has, there in zip(right, known, twice, strict=True) if has and not there]
+    return {
+        "method": settings.method.name,
+        "dataset": settings.dataset.name,
+        "inner_loop": eval_inner_loop(settings),
+        "classes": made.classes,
+        "support": len(made.support.files),
+        "query": len(made.query.files),
+        "in_support": sum(twice),
+        "accuracy": accuracy(of_all),
+        "accuracy_of_others": accuracy(of_others) if any(twice) else None,
+        "interval": "Wilson score interval, 95 %",
+        "batch_norm": made.batch_norm,
+        "checkpoint": str(settings.checkpoint),
+    }
+
+
+def accuracy(right: Sequence[bool]) -> dict[str, Any] | None:
+    """A fraction with its 95 % interval; None of no pictures."""
+    if not right:
+        return None
+    low, high = wilson(sum(right), len(right))
+    return {"mean": sum(right) / len(right), "low": low, "high": high, "right": sum(right), "pictures": len(right)}
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Ends of the 95 % score interval of a proportion (Wilson 1927); within [0, 1], and right for few pictures."""
+    square = NORMAL * NORMAL / count
+    share = right / count
+    middle = (share + square / 2) / (1 + square)
+    half = NORMAL / (1 + square) * math.sqrt((share * (1 - share) + square / 4) / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def spelt_accuracy(found: dict[str, Any]) -> str:
+    ends = f"{100 * found['low']:.2f} to {100 * found['high']:.2f} %"
+    return (
+        f"accuracy {100 * found['mean']:.2f} %, {found['right']} of {found['pictures']} (95 % interval {ends}, Wilson)"
+    )

@@ -32,9 +32,10 @@ from metarun.methods import METHODS, Parameters
 from metarun.network import build_learner
 from metarun.objective import classification
 from metarun.own_pictures import Pictures
-from metarun.predict_picture import RIGHT, WRONG, draw
+from metarun.predict_picture import RIGHT, WRONG, draw, of_each_class, short
 from metarun.runner import run
 from metarun.schema import Engine, Eval, Settings
+from metarun.utils import fonts
 from metarun.widen import widened
 from metarun.work import build
 
@@ -416,6 +417,100 @@ def test_the_picture_is_of_the_originals() -> None:
         assert (abs(image - colour).max(-1) < 4).sum() > 1000  # in colour, though the network sees grey
 
 
+def test_the_picture_shows_each_class_and_a_query_of_each() -> None:
+    """Of 25 classes with five queries each, in the order of their paths, the first 40 are of eight classes alone."""
+    labels = [label for label in range(25) for _ in range(5)]
+    query = Pictures([Path(f"{n}.png") for n in range(125)], list(labels), np.zeros((125, 1, SIZE, SIZE), np.uint8))
+    chosen = of_each_class(query, np.eye(25)[labels], 40)
+    assert len(chosen) == 40 and chosen == sorted(chosen)
+    assert {labels[number] for number in chosen} == set(range(25))
+    unknown = replace(query, labels=[None] * 125)
+    assert of_each_class(unknown, np.eye(25)[labels], 40) == chosen  # by the class that was found
+
+
+@pytest.mark.parametrize(
+    "name", ["中文字", "قطة", "cat \N{CAT FACE}", "\N{FAMILY}\u200d\N{BOY}\ufe0f", "été", "a\ud800b"]
+)
+def test_a_name_is_drawn_in_a_font_that_has_it_or_escaped(name: str) -> None:
+    """matplotlib warns of a letter that it draws as a box; warnings are errors here."""
+    path = Path(picture("one.png", 0)).rename("图.png" if name[0] == "中" else "1.png")
+    support = Pictures([path, path], [0, 1], np.zeros((2, 1, SIZE, SIZE), np.uint8))
+    made = draw([name, "b"], support, support, np.tile([0.9, 0.1], (2, 1)), name)
+    assert Image.open(io.BytesIO(made)).size[0] > 100
+    letters = set(fonts.drawable(name))
+    assert letters and all(fonts.family_of(letter) in fonts.families([name]) for letter in letters)
+
+
+def test_letters_of_no_font_are_escaped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "family_of", lambda letter: fonts.FIRST if ord(letter) < 0x3000 else None)
+    assert fonts.drawable("x中\ufe0fy") == r"x\u4e2dy" and fonts.families(["中"]) == [fonts.FIRST]
+    assert short("中文字中文字") == r"\u4e2d…\u5b57"  # no escape is cut in two
+    assert short("a name of many letters") == "a name o… letters"
+
+
+def test_a_class_of_many_has_one_picture_in_a_grid() -> None:
+    path = Path(picture("one.png", 0))
+
+    def height(classes: int) -> int:
+        support = Pictures([path] * classes, list(range(classes)), np.zeros((classes, 1, SIZE, SIZE), np.uint8))
+        made = draw([f"c{n}" for n in range(classes)], support, support, np.eye(classes), "")
+        return Image.open(io.BytesIO(made)).size[1]
+
+    assert height(24) < height(16)
+
+
+# --- prediction.json ---------------------------------------------------------------------------------------
+
+
+def summary(folder: str = "made") -> dict[str, Any]:
+    return json.loads(Path(folder, "prediction.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(  # by hand, and Newcombe (1998), table I
+    ("right", "count", "low", "high"),
+    [(8, 10, 0.4901625, 0.9433178), (0, 10, 0.0, 0.2775328), (10, 10, 0.7224672, 1.0), (81, 263, 0.2553, 0.3662)],
+)
+def test_the_interval_is_wilson_s(right: int, count: int, low: float, high: float) -> None:
+    assert predict_module.wilson(right, count) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_the_accuracy_and_its_interval_are_in_a_file() -> None:
+    pictures(["a", "b"])
+    predict(crafted(), "support=known", "query=new")
+    found = summary()
+    low = pytest.approx(4 / (4 + 1.959964**2), abs=1e-6)
+    assert found["accuracy"] == {"mean": 1.0, "right": 4, "pictures": 4, "high": pytest.approx(1), "low": low}
+    assert (found["in_support"], found["accuracy_of_others"], found["classes"]) == (0, None, ["a", "b"])
+    picture("unknown/x.png", 0)
+    predict(crafted(), "support=known", "query=unknown", folder="other")
+    assert summary("other")["accuracy"] is None
+
+
+def test_queries_that_the_network_was_adapted_to_are_told() -> None:
+    """The same file, a copy under another name, and the same picture in another format."""
+    pictures(["a", "b"], queries=1)
+    Path("new/a/copy.png").write_bytes(Path("known/a/0.png").read_bytes())
+    Image.open("known/b/0.png").save("new/b/again.bmp")
+    predict(crafted(), "support=known", "query=[new/a/0.png,new/a/copy.png,new/b/again.bmp,known/a/0.png]")
+    found = summary()
+    assert found["in_support"] == 3
+    assert (found["accuracy"]["pictures"], found["accuracy_of_others"]["pictures"]) == (4, 1)
+    log = Path("made/metarun.log").read_text(encoding="utf-8")
+    assert "query: 3 of 4 pictures are in the support as well" in log and "of the others: accuracy" in log
+    predict(crafted(), "support=known", "query=known", folder="same")
+    assert summary("same")["in_support"] == 2 and summary("same")["accuracy_of_others"] is None
+    assert "no other has a known class" in Path("same/metarun.log").read_text(encoding="utf-8")
+
+
+def test_all_files_that_cannot_be_read_are_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(["a", "b"], shots=2)
+    bad = ["known/a/0.png", "known/b/1.png", "known/b/x.txt", "new/a/0.png"]
+    for path in bad:
+        Path(path).write_bytes(b"no picture")
+    line = refused(capsys, "mode=predict", crafted(), "support=known", "query=new")
+    assert "3 of its files cannot be read, and 1 of query" in line and [path for path in bad if path not in line] == []
+
+
 # --- mistakes ----------------------------------------------------------------------------------------------
 
 
@@ -439,7 +534,7 @@ def test_the_picture_is_of_the_originals() -> None:
         ("mode=predict checkpoint=run.pt support=known/a query=new", ["support=known/a", "<class>/"]),
         ("mode=predict checkpoint=run.pt support=one query=new", ["support=one", "'a'", "two or more"]),
         ("mode=predict checkpoint=run.pt support=hollow query=new", ["support=hollow", "'c'", "no pictures"]),
-        ("mode=predict checkpoint=run.pt support=bad query=new", ["bad/b/0.png", "cannot be read"]),
+        ("mode=predict checkpoint=run.pt support=bad query=new", ["support=bad", "bad/b/0.png", "cannot be read"]),
         ("mode=predict checkpoint=run.pt support=known query=gone", ["query=gone", "no such file or folder"]),
         ("mode=predict checkpoint=run.pt support=known query=[new,gone.png]", ["query=gone.png"]),
         ("mode=predict checkpoint=run.pt support=known query=one2", ["query=one2", "(a, b)"]),
