@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -59,7 +60,8 @@ def command(*arguments: str) -> int:
 
 
 def predict(*arguments: str, folder: str = "made") -> list[dict[str, str]]:
-    """The rows that the command leaves."""
+    """The rows that the command leaves, in a folder that is made anew."""
+    shutil.rmtree(folder, ignore_errors=True)
     assert command("mode=predict", f"hydra.run.dir={folder}", *arguments) == 0
     return rows(Path(folder))
 
@@ -71,6 +73,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line that a mistake is told in."""
     capsys.readouterr()
+    shutil.rmtree("made", ignore_errors=True)
     assert command("hydra.run.dir=made", *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("metarun: error: ")
