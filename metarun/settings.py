@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun import combinations, places
 from metarun.errors import UserError, nearby
 from metarun.groups import GROUPS
+from metarun.mistakes import explain
 from metarun.schema import AUTO, ELSEWHERE, PRESENT, Settings, check, flat, keys
 
 FREE = (
@@ -42,13 +43,13 @@ def build(config: DictConfig, typed: Sequence[str] = ()) -> Settings:
         own = OmegaConf.masked_copy(config, [item.name for item in fields(Settings)])
         for name in OmegaConf.missing_keys(own):
             raise UserError(f"{name}=???: needs a value, {meaning(name)}")
-        settings = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Settings), own))
+        schema = OmegaConf.structured(Settings)
+        for group in GROUPS:
+            schema[group] = OmegaConf.structured(choice_of(group, own[group]))
+        settings = OmegaConf.to_object(OmegaConf.merge(schema, own))
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {str(error.msg or error).splitlines()[0]}") from error
+        raise UserError(explain(error)) from error
     assert isinstance(settings, Settings)
-    for group, choices in GROUPS.items():
-        if not isinstance(getattr(settings, group), tuple(choices.values())):
-            raise UserError(f"{group}: nothing is chosen; choose one of {', '.join(choices)}")
     check(settings)
     if settings.mode == "report" and (others := [name for name in typed if name not in ("mode", "runs")]):
         raise UserError(f"{others[0]}: mode=report reads runs= alone, each run has its own settings; leave it out")
@@ -57,6 +58,28 @@ def build(config: DictConfig, typed: Sequence[str] = ()) -> Settings:
         combinations.check(settings, typed)
         places.check(settings)
     return settings
+
+
+def choice_of(group: str, node: Any) -> type:
+    """The class of the choice that a config of group `group` is, be it a file of one's own with its name and values.
+
+    Raises:
+        UserError: nothing is chosen, or a file that is not based on a known choice.
+    """
+    choices = GROUPS[group]
+    known = ", ".join(choices)
+    if not isinstance(node, DictConfig):
+        raise UserError(f"{group}: nothing is chosen; choose one of {known}")
+    name = OmegaConf.select(node, "name")
+    if isinstance(name, str) and name in choices:
+        return choices[name]
+    how = f"begin the file with `name: X`, or with `defaults: [X, _self_]`, where X is one of {known}"
+    if name is None:
+        raise UserError(f"{group}: the file that is chosen does not say which {group} its values are of; {how}")
+    raise UserError(
+        f"{group}: the file that is chosen has the name {str(name)!r}, and there is no code of such a {group}: a file "
+        f"sets the values of a known one; {how}"
+    )
 
 
 def checkpoint_of(settings: Settings) -> str | None:

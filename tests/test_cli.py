@@ -21,7 +21,7 @@ from hydra import compose, initialize_config_dir
 import metarun
 from metarun import cli, mistakes, settings
 from metarun.errors import UserError
-from metarun.groups import GROUPS, Conv4, Glyphs, Maml, Mlp, Sinusoid
+from metarun.groups import GROUPS, Conv4, Glyphs, Maml, Mlp, Msgd, Sinusoid
 from metarun.schema import Settings, keys
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -368,6 +368,55 @@ def test_config_dir_adds_groups(tmp_path: Path, runs: list[tuple[Settings, Path]
     (own / "mine.yaml").write_text("# @package _global_\ndefaults: [{override /dataset: sinusoid}]\nways: 9\n")
     assert command("--config-dir", str(own.parent), "experiment=mine") == 0
     assert (runs[0][0].ways, runs[0][0].dataset) == (9, Sinusoid())
+
+
+@pytest.mark.parametrize(
+    ("group", "content", "expected"),
+    [
+        ("method", "name: msgd\nalpha: tensor\n", Msgd(alpha="tensor")),
+        ("method", "defaults: [maml]\nname: maml\n", Maml()),
+        ("method", "defaults:\n  - msgd\n  - _self_\nalpha: scalar\n", Msgd(alpha="scalar")),
+        ("backbone", "name: conv4\nfilters: 8\n", Conv4(filters=8)),
+        ("dataset", "name: sinusoid\nfrequency: [0.8, 1.2]\n", Sinusoid(frequency=[0.8, 1.2])),
+    ],
+)
+def test_a_choice_of_one_s_own_sets_values_of_a_known_one(
+    group: str, content: str, expected: object, tmp_path: Path, runs: list[tuple[Settings, Path]]
+) -> None:
+    own = tmp_path / "own" / group
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text(content)
+    preset = tmp_path / "own" / "experiment"
+    preset.mkdir()
+    (preset / "with_mine.yaml").write_text(f"# @package _global_\ndefaults: [{{override /{group}: mine}}]\nways: 9\n")
+    backbone = ["backbone=mlp"] if group == "dataset" else []
+    assert command("--config-dir", str(own.parent), f"{group}=mine", *backbone) == 0
+    assert getattr(runs[-1][0], group) == expected and type(getattr(runs[-1][0], group)) is type(expected)
+    assert command("--config-dir", str(own.parent), "experiment=with_mine", *backbone) == 0
+    assert getattr(runs[-1][0], group) == expected and runs[-1][0].ways == 9
+
+
+@pytest.mark.parametrize(
+    ("content", "typed", "words"),
+    [
+        ("name: reptile\nrate: 3\n", "", ["method", "'reptile'", "no code", "`defaults: [X, _self_]`", "warpgrad"]),
+        ("alpha: tensor\n", "", ["method", "which method", "`name: X`", "msgd"]),
+        ("name: [maml]\n", "", ["method", "no code"]),
+        ("name: msgd\nalfa: tensor\n", "", ["method.alfa", "method=msgd", "method.alpha"]),
+        ("name: mtnet\nmask: many\n", "", ["method.mask", "true or false"]),
+        ("name: msgd\nalpha: tensors\n", "", ["method.alpha=tensors", "'tensor'"]),
+        ("name: msgd\n", "method.alpha=tensor", ["method.alpha", "the file that is chosen", "defaults: [X, _self_]"]),
+    ],
+)
+def test_a_choice_of_one_s_own_that_lacks_something_says_what(
+    content: str, typed: str, words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "own" / "method"
+    own.mkdir(parents=True)
+    (own / "mine.yaml").write_text(content)
+    assert command("--config-dir", str(own.parent), "method=mine", *typed.split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert [word for word in words if word not in line] == []
 
 
 # --- checkpoints -------------------------------------------------------------------------------------------
