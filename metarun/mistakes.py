@@ -78,13 +78,11 @@ def explain(error: BaseException) -> str:
 def unknown(name: str, node: Any = None) -> str:
     """Says that key `name` does not exist, in the chosen class `node` where that is known, and what is spelt alike."""
     group, _, last = name.rpartition(".")
-    if name in KEYS:
-        return (
-            f"{name}: not in the file that is chosen as {group}; set it there, or begin it with defaults: [X, _self_]"
-        )
     if group in GROUPS and node in GROUPS[group].values():
         known = ", ".join(key for key, _, _ in keys(node, f"{group}.")) or "none"
         return f"{name}: {group}={node.name} has no such key; its keys: {known}"
+    if name in KEYS:
+        return f"{name}: not in the file that is chosen; set it there, or begin the file with defaults: [X, _self_]"
     if hint := meant(name if group in NODES else last):
         return f"{name}: no such key; {hint}"
     ends: dict[str, str] = {}
