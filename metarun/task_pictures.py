@@ -45,16 +45,16 @@ def images(title: str, task: Task, found: Tensor) -> bytes:
     """
     ways = int(task.support_target.max()) + 1
     rows = min(ways, CLASSES)
-    shots = min(SHOTS, len(task.support_target) // ways)
-    queries = min(QUERIES, len(task.query_target) // ways)
+    all_shots, all_queries = len(task.support_target) // ways, len(task.query_target) // ways
+    shots = min(SHOTS, all_shots)
+    queries = min(QUERIES, all_queries)
     query_left = LEFT + shots * (CELL + GAP) + BETWEEN
     right = int((found == task.query_target).sum())
     paper = Paper(max(query_left + queries * (CELL + GAP), WIDTH), TOP + rows * (CELL + GAP))
     paper.text(8, 12, f"{title}: {right} of {len(found)} queries right")
     paper.text(8, 30, "green: right; red: wrong, with the number of the class found", colour=GREY)
-    all_of_them = len(task.query_target) // ways
-    paper.text(LEFT, 52, "support")
-    paper.text(query_left, 52, "query" if all_of_them == queries else f"query ({queries} of {all_of_them} a class)")
+    paper.text(LEFT, 52, heading("support", shots, all_shots))
+    paper.text(query_left, 52, heading("query", queries, all_queries))
     for label in range(rows):
         y = TOP + label * (CELL + GAP)
         paper.text(8, y + CELL / 2, f"class {label}")
@@ -65,6 +65,11 @@ def images(title: str, task: Task, found: Tensor) -> bytes:
             colour = GREEN if chosen == label else RED
             one_image(paper, query_left + column * (CELL + GAP), y, task.query_data[number], chosen, colour)
     return paper.png()
+
+
+def heading(name: str, shown: int, count: int) -> str:
+    """How many images of each class are shown, where there are more."""
+    return name if shown == count else f"{name} ({shown} of {count})"
 
 
 def one_image(paper: Paper, x: int, y: int, pixels: Tensor, chosen: int | None, frame: Colour) -> None:

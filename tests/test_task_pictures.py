@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from metarun.evaluation import Evaluation
-from metarun.picture import GREEN, PALE_GREEN, RED, Colour, round_values
+from metarun.picture import GREEN, PALE_GREEN, RED, Colour, Paper, round_values
 from metarun.task import Task
 from metarun.task_pictures import fits, images, metric_by_step
 
@@ -42,6 +42,20 @@ def test_a_large_task_has_a_picture_of_bounded_size() -> None:
     task = task_of_images(1, ways=64)
     picture = Image.open(io.BytesIO(images("a", task, task.query_target)))
     assert picture.width < 500 and picture.height < 700
+
+
+@pytest.mark.parametrize(
+    ("shots", "said"), [(1, ["support", "query (5 of 15)"]), (5, ["support (3 of 5)", "query (5 of 15)"])]
+)
+def test_headings_say_how_many_of_a_class_are_shown(
+    shots: int, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(Paper, "text", lambda self, x, y, words, *how, **more: drawn.append(words))
+    support, query = torch.arange(3).repeat_interleave(shots), torch.arange(3).repeat_interleave(15)
+    grey = [torch.full((len(target), 1, 8, 8), 128, dtype=torch.uint8) for target in (support, query)]
+    images("a", Task(grey[0], support, grey[1], query), query)
+    assert [words for words in drawn if words.startswith(("support", "query"))] == said
 
 
 def sine(outputs: torch.Tensor) -> bytes:

@@ -95,8 +95,9 @@ def label(identity: Identity, varied: Sequence[str]) -> str:
 
 
 def value_of(identity: Identity, name: str) -> str:
-    """As it is typed; nothing where the choice of method or backbone has no such key."""
-    return show(identity[name]) if name in identity else ""
+    """As it is typed, a rate with four digits; nothing where the choice of method or backbone has no such key."""
+    value = identity.get(name)
+    return "" if name not in identity else f"{value:.4g}" if isinstance(value, float) else show(value)
 
 
 def identity_of(run: Run) -> Identity:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from metarun.report.compare import Block, Group
 from metarun.report.contents import Picture
 from metarun.report.words import metric_name, scaled
-from metarun.utils.text import printable
+from metarun.utils.fonts import drawable, families
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")  # Okabe and Ito
 DASHES = ("-", "--", ":", "-.")  # from the ninth colour on
@@ -23,7 +25,7 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = 8  # in one picture; where there are more, all lines of a method look alike
 BLOCKS = 12  # rows of one picture
 ROWS = 40  # of one comparison
-LETTERS = 48  # of a name in a picture
+LETTERS = 40  # of a line of a name in a picture; a longer name takes several
 CUT = 3  # times the greatest median of a line: where an axis of errors ends at the latest
 WIDTH = 9.0  # inches, with the legend
 HEIGHT = 3.3  # of a row
@@ -34,6 +36,12 @@ Points = list[tuple[float, float, float, float]]  # x, the mean over seeds, thei
 
 def draw(blocks: Sequence[Block]) -> list[Picture]:
     """Three pictures with a row for each block; the first `BLOCKS` of them."""
+    names = [text for block in blocks for text in (block.name, *map(block.label, block.groups))]
+    with rc_context({"font.family": families(names)}):
+        return pictures(blocks)
+
+
+def pictures(blocks: Sequence[Block]) -> list[Picture]:
     shown = blocks[:BLOCKS]
     left_out = "" if len(shown) == len(blocks) else f" The first {len(shown)} of {len(blocks)} are drawn."
     return [
@@ -134,12 +142,17 @@ def summary(x: float, values: Sequence[float]) -> tuple[float, float, float, flo
 
 
 def comparison(blocks: Sequence[Block]) -> bytes:
-    heights = [1.1 + 0.34 * min(len(block.groups), ROWS) for block in blocks]
+    heights = [1.3 + sum(row_height(block, group) for group in block.groups[:ROWS]) for block in blocks]
     figure = sheet(sum(heights))
     grid = figure.add_gridspec(len(blocks), 1, height_ratios=heights)
     for row, block in enumerate(blocks):
         side_by_side(figure.add_subplot(grid[row, 0]), block)
     return png(figure)
+
+
+def row_height(block: Block, group: Group) -> float:
+    """Inches, of as many lines as its label has."""
+    return 0.14 + 0.2 * (1 + wrapped(block.label(group)).count("\n"))
 
 
 def side_by_side(axes: Axes, block: Block) -> None:
@@ -159,7 +172,7 @@ def side_by_side(axes: Axes, block: Block) -> None:
             values = [scaled(metric, value) for value in group.means]
             axes.plot(values, [place] * len(values), "o", markerfacecolor="white", color=look["color"], markersize=5)
         axes.plot(middle, place, marker="D", color=look["color"], markersize=7)
-    names = [f"{short(block.label(group))}{'  (best)' if group in best else ''}" for group in groups]
+    names = [f"{wrapped(block.label(group))}{'  (best)' if group in best else ''}" for group in groups]
     axes.set_yticks(range(len(groups)), names)
     axes.set_ylim(len(groups) - 0.4, -0.6)
     axes.set_xlim(low, high)
@@ -206,7 +219,7 @@ def sheet(height: float) -> Figure:
 
 
 def frame(axes: Axes, title: str, below: str, beside: str) -> None:
-    axes.set_title(short(title), fontsize=10, loc="left")
+    axes.set_title(wrapped(title), fontsize=10, loc="left")
     axes.set_xlabel(below)
     axes.set_ylabel(beside)
     axes.grid(visible=True, color="#dddddd", linewidth=0.6)
@@ -218,15 +231,15 @@ def legend(axes: Axes, block: Block) -> None:
     """To the right of the curves."""
     seen: dict[str, dict[str, str]] = {}
     for group in block.groups:
-        seen.setdefault(short(legend_name(block, group)), style(block, group))
+        seen.setdefault(wrapped(legend_name(block, group)), style(block, group))
     handles = [axes.plot([], [], **look, markersize=4)[0] for look in seen.values()]  # type: ignore[arg-type]
     axes.legend(handles, list(seen), loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False, fontsize=9)
 
 
-def short(words: str) -> str:
-    """Names come from files: no control characters, no mathematics, not too long."""
-    words = printable(words)
-    return (words if len(words) <= LETTERS else f"{words[: LETTERS - 1]}…").replace("$", r"\$")
+def wrapped(words: str) -> str:
+    """Whole, over several lines; names come from files: no control characters, no mathematics."""
+    lines = textwrap.wrap(drawable(words), LETTERS, break_on_hyphens=False)
+    return "\n".join(lines).replace("$", r"\$")
 
 
 def png(figure: Figure) -> bytes:

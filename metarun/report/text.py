@@ -6,7 +6,8 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from metarun.report.compare import Block, value_of
+from metarun.help import show
+from metarun.report.compare import Block
 from metarun.report.contents import COMMAND, Picture, Report, Table
 from metarun.report.found import Run
 from metarun.utils.text import csv_table, printable
@@ -97,7 +98,7 @@ def groups_csv(blocks: Sequence[Block]) -> bytes:
         best = block.best
         for group in block.groups:
             first = group.runs[0]
-            settings = [value_of(group.identity, name) for name in names]
+            settings = [show(group.identity[name]) if name in group.identity else "" for name in names]
             numbers = [group.mean, group.seeds_interval, group.tasks_interval, group.untrained]
             seeds = " ".join(str(run.seed) for run in group.runs)
             task = [first.dataset, first.ways, first.shots, first.method]

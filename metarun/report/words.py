@@ -15,7 +15,9 @@ def scaled(metric: str, value: float) -> float:
 def number(metric: str, value: float | None) -> str:
     if value is None:
         return "-"
-    return f"{100 * value:.2f}" if metric == "accuracy" else f"{value:.4f}"
+    if metric == "accuracy":
+        return f"{100 * value:.2f}"
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
 
 
 def plus_minus(metric: str, value: float | None) -> str:

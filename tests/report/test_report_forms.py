@@ -14,6 +14,7 @@ from PIL import Image
 from report_runs import run, tasks, unfinished
 
 from metarun.report import found, page, plots, text
+from metarun.report import words as formats
 from metarun.report.contents import Picture, Report, contents
 from metarun.report.found import Found
 
@@ -132,3 +133,25 @@ def test_curves_are_over_steps_that_every_seed_has(tmp_path: Path) -> None:
     assert plots.learned(block.groups[0], "train", "accuracy") == [(20, 0.2, 0.2, 0.2), (40, 0.4, 0.4, 0.4)]
     assert plots.learned(block.groups[0], "val", "accuracy") == [(20, 0.2, 0.2, 0.2)]
     assert "1 of its 2 validations were not finite" in "".join(whole(tmp_path).flags)
+
+
+def test_names_in_pictures_are_whole_and_rates_short(tmp_path: Path) -> None:
+    """A rate of 0.1 + 0.2 has 17 digits; a folder's name may be long, and of letters that no font has."""
+    name = "/data/" + "long name " * 20 + "图片"
+    run(tmp_path / "0", settings={"inner_learning_rate": 0.1 + 0.2, "dataset.root": name})
+    run(tmp_path / "1", settings={"inner_learning_rate": 0.01}, method="l2f", mean=0.4)
+    report = whole(tmp_path)
+    words = text.plain(report)
+    assert "0.30000000000000004" not in words and "inner_learning_rate=0.3" in words
+    assert "0.30000000000000004" in text.groups_csv(report.blocks).decode()
+    label = next(label for block in report.blocks for label in map(block.label, block.groups))
+    assert "".join(plots.wrapped(label).split()) == "".join(plots.drawable(label).split())
+    assert max(map(len, plots.wrapped("long name " * 20).splitlines())) <= plots.LETTERS
+    assert len(plots.draw(report.blocks)) == 3  # warnings, of letters that are drawn as boxes, are errors
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(0.0, "0.0000"), (1.23456, "1.2346"), (2.5e-5, "2.5e-05"), (1234567.8, "1.23e+06")]
+)
+def test_errors_are_short(value: float, expected: str) -> None:
+    assert formats.number("mse", value) == expected
