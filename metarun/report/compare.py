@@ -151,7 +151,10 @@ def blocks(runs: Iterable[Run]) -> tuple[list[Block], list[str]]:
         alike.setdefault(key_of(tested_on(identity)), []).append(group)
     found = []
     for alike in tasks.values():
-        protocol = varied([tested_on(groups[0].identity) for groups in alike.values()])
+        tested = [tested_on(groups[0].identity) for groups in alike.values()]
+        names = dict.fromkeys(name for one in tested for name in one)
+        differing = (name for name in names if len({key_of({name: one.get(name)}) for one in tested}) > 1)
+        protocol = varied(tested) or tuple(differing)  # else of keys that only some of the runs have
         found += [block(groups, protocol) for groups in alike.values()]
     return found, told
 

@@ -139,12 +139,13 @@ def test_names_in_pictures_are_whole_and_rates_short(tmp_path: Path) -> None:
     """A rate of 0.1 + 0.2 has 17 digits; a folder's name may be long, and of letters that no font has."""
     name = "/data/" + "long name " * 20 + "图片"
     run(tmp_path / "0", settings={"inner_learning_rate": 0.1 + 0.2, "dataset.root": name})
-    run(tmp_path / "1", settings={"inner_learning_rate": 0.01}, method="l2f", mean=0.4)
+    run(tmp_path / "1", settings={"inner_learning_rate": 0.01, "dataset.root": name}, mean=0.4)
+    run(tmp_path / "2", settings={"inner_learning_rate": 0.01, "dataset.root": "/data"}, mean=0.4)
     report = whole(tmp_path)
     words = text.plain(report)
     assert "0.30000000000000004" not in words and "inner_learning_rate=0.3" in words
     assert "0.30000000000000004" in text.groups_csv(report.blocks).decode()
-    label = next(label for block in report.blocks for label in map(block.label, block.groups))
+    label = next(block.name for block in report.blocks if "long name" in block.name)
     assert "".join(plots.wrapped(label).split()) == "".join(plots.drawable(label).split())
     assert max(map(len, plots.wrapped("long name " * 20).splitlines())) <= plots.LETTERS
     assert len(plots.draw(report.blocks)) == 3  # warnings, of letters that are drawn as boxes, are errors
