@@ -160,6 +160,7 @@ def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     assert done.stdout.startswith(str(site / "metarun" / "configs"))
     assert (elsewhere / "run" / "result.json").is_file()
     assert (site / "metarun" / "report" / "page.html").is_file()
+    assert (site / "metarun" / "py.typed").is_file()
     lists = {path.name for path in (ROOT / "metarun" / "data" / "class_lists").iterdir()}
     assert lists == {path.name for path in (site / "metarun" / "data" / "class_lists").iterdir()}
 
