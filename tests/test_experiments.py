@@ -59,7 +59,10 @@ def test_step_sizes_and_clips_are_those_of_a_mean(name: str) -> None:
         return
     published = STEP_SIZES[found.dataset.name, found.ways]
     assert found.inner_learning_rate == pytest.approx(found.ways * published)
-    assert found.outer_clip == (10 / found.ways if found.dataset.name == "miniimagenet" else None)
+    if found.dataset.name == "omniglot":
+        assert found.outer_clip is None
+    else:  # of a sum over 15 queries a class, divided by the shots
+        assert found.outer_clip == pytest.approx(10 * found.shots / (15 * found.ways), rel=1e-3)
 
 
 def test_values_that_papers_state() -> None:
@@ -76,6 +79,9 @@ def test_values_that_papers_state() -> None:
     forget = preset("l2f_miniimagenet_5way_5shot")
     assert (forget.inner_learning_rate, forget.outer_clip, forget.meta_batch) == (0.01, 10 / 2, 2)
     assert (forget.first_order_steps, forget.iterations) == (11 * 500, 60 * 500)
+    for name in (name for name in NAMES if name.endswith("_resnet12")):
+        assert (preset(name).first_order_steps, preset(name).outer_clip) == (11 * 500, 10)
+        assert preset(name).iterations == (60 if name.startswith("l2f") else 100) * 500
     assert (forget.backbone.filters, forget.backbone.bias, forget.dataset.normalise) == (48, False, True)
 
 
