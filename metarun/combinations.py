@@ -177,13 +177,19 @@ def of_evaluation(s: Settings) -> Iterator[str]:
 def of_data_set(s: Settings) -> Iterator[str]:
     """What tasks ask of a data set whose size is known."""
     data, split = s.dataset, getattr(s.dataset, "split", "")
+    if isinstance(data, Omniglot) and data.rotations_of == "tasks":
+        given = "dataset.rotations_of=tasks: "
+        if not data.rotations:
+            yield f"{given}nothing is turned with dataset.rotations=false; leave out one of the two"
+        if isinstance(s.method, Pretrain) and s.mode == "train":
+            yield f"{given}method=pretrain learns classes, not tasks, each turn one of its own; leave it out"
     known = {name: size for (dataset, name), size in SIZES.items() if dataset == getattr(data, "name", None)}
     if known and split not in known and not split.endswith(".json"):
         yield f"dataset.split={split}: choose one of {', '.join(known)}, or give {OWN_SPLIT}{nearest(split, known)}"
     if split not in known or s.mode == "predict":
         return
     classes, images = known[split]
-    turns = TURNS if isinstance(data, Omniglot) and data.rotations else 1
+    turns = TURNS if isinstance(data, Omniglot) and data.rotations and data.rotations_of == "classes" else 1
     evaluating = s.mode == "evaluate"
     key, ways = ("eval.ways", s.eval.ways) if evaluating and s.eval.ways else ("ways", s.ways)
     most = turns * (classes[SPLITS.index(s.eval.split)] if evaluating else min(classes))

@@ -41,6 +41,11 @@ class Details:
     def add(self, first: int, answers: Tensor) -> None:
         """Tasks number `first` and following, [2, tasks, queries]: confidence and number of the class found."""
         confidence, found = answers.numpy()
+        if not np.isfinite(confidence).all():
+            raise FloatingPointError(
+                f"eval.details=true: probabilities of {self.split} tasks {first} to {first + len(found) - 1} are not "
+                "finite after the last inner step; give fewer steps (eval.inner_loop=N), or eval.details=false"
+            )
         ways, queries, tasks = self.shape.ways, self.shape.queries, len(found)
         chosen, quarters = self.source.choose(EVALUATION_SEED, self.split, first, tasks, self.shape)
         label = np.arange(ways).repeat(queries)

@@ -58,16 +58,19 @@ def choose_tasks(wanted: str, model: nn.Module, device: torch.device, steps: int
 
 
 WORTH_STARTING = 200  # outer steps: a process takes 3 seconds to start
+WORTH_STARTING_TO_TEST = 600  # test tasks, each counted once for every theta: conv4 takes some 16 ms for one, twice
 
 
-def choose_workers(wanted: int | None, convolutional: bool, device: torch.device, steps: int, tasks: int) -> int:
-    """How many processes share the `tasks` of a meta-batch: on a CPU one with one thread for each core.
+def choose_workers(wanted: int | None, convolutional: bool, device: torch.device, worth: float, tasks: int) -> int:
+    """How many processes share `tasks`, as those of a meta-batch: on a CPU one with one thread for each core.
+
+    worth: the work there is, in units of the least that is worth starting a process for.
 
     Two with a thread each do 1.3 times what one with two does: threads wait for one another at every layer.
     """
     if wanted is not None:
         return wanted
-    pays = convolutional and device.type == "cpu" and steps >= WORTH_STARTING
+    pays = convolutional and device.type == "cpu" and worth >= 1
     return min(ALL_THREADS, tasks) if pays else 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +25,46 @@ class Evaluation:
     metric: str
     values: Tensor  # [tasks, inner steps + 1]
     losses: Tensor  # the same
+    trained: int | None = None  # inner steps in training
 
     @property
     def by_step(self) -> list[float]:
-        """Mean over tasks after each inner step, from 0, the task's starting weights."""
-        return self.values.mean(0).tolist()
+        """Mean over tasks after each inner step, from 0, the task's starting weights; NaN where it is not finite.
+
+        An accuracy of outputs that are not finite would be that of the first class: it counts as NaN as well, where no
+        task's loss is finite.
+        """
+        means = self.values.mean(0).where(self.losses.isfinite().any(0), math.nan)
+        return means.where(means.isfinite(), math.nan).tolist()
+
+    @property
+    def finite_steps(self) -> int:
+        """How many entries of `by_step` are finite before the first that is not."""
+        return next((k for k, mean in enumerate(self.by_step) if not math.isfinite(mean)), self.steps + 1)
+
+    @property
+    def told(self) -> int:
+        """The inner step whose mean is the result: the last; where that is not finite, the last one of training.
+
+        Where the mean is not finite there either, it is the last step before which all are.
+        """
+        if math.isfinite(self.by_step[-1]):
+            return self.steps
+        finite = max(0, self.finite_steps - 1)
+        return finite if self.trained is None else min(finite, self.trained)
+
+    @property
+    def fault(self) -> str | None:
+        """What to say where the last inner step has no finite mean."""
+        if self.told == self.steps or not self.finite_steps:
+            return None
+        last = self.finite_steps - 1
+        which = "the last one of training" if self.told == self.trained else "the last finite one"
+        more = "" if last == self.told else f"; step {last} is the last finite one, with {self.at(last)}"
+        return (
+            f"the {self.metric} is not finite after {self.steps} inner steps: the result is that of step {self.told}, "
+            f"{which}{more}"
+        )
 
     @property
     def steps(self) -> int:
@@ -37,26 +73,30 @@ class Evaluation:
 
     @property
     def mean(self) -> float:
-        return self.by_step[-1]
+        return self.by_step[self.told]
 
     @property
     def loss(self) -> float:
-        return float(self.losses[:, -1].mean())
+        return float(self.losses[:, self.told].mean())
 
     @property
     def ci95(self) -> float:
         """Half of the 95 % interval: 1.96 standard deviations over tasks / sqrt(tasks)."""
-        return float(interval(self.values[:, -1]))
+        return float(interval(self.values[:, self.told]))
 
     def better_than(self, mean: float) -> bool:
         return self.mean > mean if self.metric == "accuracy" else self.mean < mean
 
     def __str__(self) -> str:
         """Accuracy in per cent, as papers give it."""
-        return f"{self.metric} {spelt(self.metric, self.mean, self.ci95)}"
+        return f"{self.metric} {self.at(self.told)}"
+
+    def at(self, step: int) -> str:
+        return spelt(self.metric, self.by_step[step], float(interval(self.values[:, step])))
 
     def summary(self) -> dict[str, Any]:
-        return {"mean": self.mean, "ci95": self.ci95, "tasks": len(self.values), "by_step": self.by_step}
+        told = {"mean": self.mean, "ci95": self.ci95, "inner_step": self.told}
+        return {**told, "tasks": len(self.values), "by_step": self.by_step}
 
 
 def spelt(metric: str, mean: float, ci95: float) -> str:
@@ -84,13 +124,17 @@ def evaluate(
     metric: str,
     tasks: int,
     at_once: int,
+    trained: int,
     progress: Callable[[int], object] = lambda done: None,
 ) -> Evaluation:
-    """The first `tasks` tasks, as `judge(first, count)` finds them, `at_once` a call; `progress` is told of each."""
+    """The first `tasks` tasks, as `judge(first, count)` finds them, `at_once` a call; `progress` is told of each.
+
+    trained: inner steps in training.
+    """
     judged = []
     for first in range(0, tasks, at_once):
         count = min(at_once, tasks - first)
         judged.append(judge(first, count))
         progress(count)
     losses, values = torch.cat(judged, dim=1)
-    return Evaluation(metric, values, losses)
+    return Evaluation(metric, values, losses, trained)

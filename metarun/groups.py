@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 
 def key(
@@ -45,7 +45,13 @@ class Glyphs:
 class Omniglot:
     name: str = "omniglot"
     split: str = key("vinyals", "division into classes", choices=("vinyals", "maml", "lake"))
-    rotations: bool = key(True, "a character turned by 90, 180, 270 degrees counts as three more classes")
+    rotations: bool = key(True, "characters are turned by 0, 90, 180 or 270 degrees")
+    rotations_of: str = key(
+        "classes",
+        "what is turned: each turn of a character is a class of its own (classes), or a task draws different "
+        "characters and turns each (tasks), as the code of MAML and MT-net does",
+        choices=("classes", "tasks"),
+    )
 
 
 @dataclass
@@ -133,14 +139,20 @@ class Torchvision:
     network: str = key("resnet18", "which of torchvision's classifiers, by its name there")
 
 
+# any_step: the update is one that was trained, however many inner steps are taken; what is learned for the steps of
+# training alone, such as rates or warps, may diverge behind them.
+
+
 @dataclass
 class Maml:
     name: str = "maml"
+    any_step: ClassVar[bool] = True
 
 
 @dataclass
 class Fomaml:
     name: str = "fomaml"
+    any_step: ClassVar[bool] = True
 
 
 @dataclass
@@ -175,24 +187,27 @@ class Warpgrad:
     after: list[str] | None = key(None, "names of the modules that a warp layer follows; null: each block")
     depth: int = key(1, "layers of a warp", least=1, most=100)
     kernel: int = key(3, "width of its convolutions, an odd number", least=1, most=999)
-    norm: bool = key(False, "batch norm behind a warp")
-    activation: bool = key(False, "ReLU in a warp")
-    residual: bool = key(False, "a warp adds to what it is given")
+    norm: bool = key(False, "batch norm before each convolution of a warp, and behind the sum of a residual")
+    activation: bool = key(False, "ReLU behind each convolution of a warp")
+    residual: bool = key(False, "each layer of a warp adds to what it is given")
 
 
 @dataclass
 class L2f:
     name: str = "l2f"
+    any_step: ClassVar[bool] = True
 
 
 @dataclass
 class Anil:
     name: str = "anil"
+    any_step: ClassVar[bool] = True
 
 
 @dataclass
 class Boil:
     name: str = "boil"
+    any_step: ClassVar[bool] = True
 
 
 @dataclass
@@ -226,3 +241,20 @@ GROUPS: dict[str, dict[str, type]] = {
         "pretrain": Pretrain,
     },
 }
+
+FORMS: dict[str, dict[str, Any]] = {  # choices that are another one with these values: what differs in configs/
+    "conv4_strided": {"name": "conv4", "downsample": "stride"},
+    "conv4_narrow": {"name": "conv4", "filters": 32},
+    "resnet12_wide": {
+        **{"name": "resnet12", "filters": [64, 160, 320, 640]},
+        **{"activation": "leaky_relu", "pools": 4},
+    },
+}
+
+
+def choice_of(node: Any) -> str:
+    """What a group's values are called where they are chosen: `backbone=conv4_strided` is conv4 with a stride."""
+    return next(
+        (form for form, own in FORMS.items() if all(getattr(node, key, None) == value for key, value in own.items())),
+        node.name,
+    )

@@ -70,14 +70,28 @@ class Norm(nn.Module):
 
 def block(x: Tensor, convolution: nn.Module, norm: nn.Module, pool: bool = False, slope: float = 0.0) -> Tensor:
     """leaky_relu(max_pool2d(norm(convolution(x)), 2), slope); pool: whether there is one."""
-    if not (ordinary(convolution, nn.Conv2d) and ordinary(norm, Norm) and norm.by_batch and on_cpu.may_fit(x)):
+    if not (ordinary(convolution, nn.Conv2d) and ordinary(norm, Norm) and norm.groups is None):
         return activated(norm(convolution(x)), pool, slope)
+    if not (norm.by_batch and on_cpu.may_fit(x)):
+        return activated(norm(before_norm(convolution, x)), pool, slope)
     x = full(convolution._conv_forward(x, convolution.weight, None))  # the norm would take its bias out again
     if on_cpu.fits(x, norm.weight, norm.bias):
-        return on_cpu.normalised(x, norm.weight, norm.bias, norm.eps, pool, slope, convolution.bias)
+        shift = norm.bias if convolution.bias is None else norm.bias + 0 * convolution.bias
+        return on_cpu.normalised(x, norm.weight, shift, norm.eps, pool, slope)
     if convolution.bias is not None:
-        x = x + convolution.bias[:, None, None]
+        x = x + constant(convolution.bias)[:, None, None]
     return activated(norm(x), pool, slope)
+
+
+def before_norm(convolution: nn.Conv2d, x: Tensor) -> Tensor:
+    """The convolution of x, behind which a batch norm takes the bias out again."""
+    bias = convolution.bias
+    return convolution._conv_forward(x, convolution.weight, None if bias is None else constant(bias))
+
+
+def constant(bias: Tensor) -> Tensor:
+    """The bias with the gradient 0, which is otherwise rounding noise that Adam turns into drift."""
+    return bias.detach() + 0 * bias
 
 
 def activated(x: Tensor, pool: bool = False, slope: float = 0.0) -> Tensor:

@@ -70,16 +70,13 @@ def may_fit(x: Tensor) -> bool:
     )
 
 
-def normalised(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, slope: float, shift: Tensor | None = None
-) -> Tensor:
+def normalised(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, slope: float) -> Tensor:
     """leaky_relu(max_pool2d(batch_norm(x), 2)) by x's own statistics; pool: whether there is one; slope 1: no ReLU.
 
-    x: [batch, channels, height, width], for which `fits` holds. shift: [channels], what could as well be added to x,
-    since batch norm takes it out again: its gradient is a constant 0. It can be differentiated twice, but not for
-    several gradients at once (`is_grads_batched`).
+    x: [batch, channels, height, width], for which `fits` holds. It can be differentiated twice, but not for several
+    gradients at once (`is_grads_batched`).
     """
-    return Normalised.apply(x, weight, bias, eps, pool, slope, shift)
+    return Normalised.apply(x, weight, bias, eps, pool, slope)
 
 
 def pooled(x: Tensor) -> Tensor:
@@ -96,9 +93,7 @@ def halved(x: Tensor) -> list[int]:
 
 class Normalised(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, slope: float, shift: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, slope: float) -> Tensor:
         y = x.new_empty(halved(x)) if pool else torch.empty_like(x)
         place = x.new_empty(y.shape if pool else 0, dtype=torch.uint32)
         found = place, torch.empty_like(y), torch.empty_like(weight), torch.empty_like(weight)
@@ -109,8 +104,7 @@ class Normalised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        found = Backward.apply(*gradients, ctx.slope, *ctx.saved_tensors)
-        return *found, None, None, None, torch.zeros_like(found[1]) if ctx.needs_input_grad[-1] else None
+        return *Backward.apply(*gradients, ctx.slope, *ctx.saved_tensors), None, None, None
 
 
 class Backward(torch.autograd.Function):

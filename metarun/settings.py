@@ -33,6 +33,19 @@ ADAPTING = ("inner_loop", "inner_learning_rate", "batch_norm")  # and a predicti
 TASKS = (*ADAPTING, "dataset", "shots", "queries")  # and an evaluation these as well
 
 
+def more_steps(count: int, *, _root_: DictConfig) -> int | None:
+    """Inner steps of a data set's evaluation beyond those of training, where the method's update stays the trained one.
+
+    None, as in training, with a method that learns something for the trained steps, or with learned rates.
+    """
+    method = GROUPS["method"].get(OmegaConf.select(_root_, "method.name"))
+    goes_on = getattr(method, "any_step", False) and OmegaConf.select(_root_, "learn_lr") is None
+    return count if goes_on else None
+
+
+OmegaConf.register_new_resolver("metarun.more_steps", more_steps, replace=True)  # configs/dataset/sinusoid.yaml
+
+
 def build(config: DictConfig, typed: Sequence[str] = ()) -> Settings:
     """The composed config as checked settings, of which the keys `typed` were given by hand; Hydra's node is left out.
 

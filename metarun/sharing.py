@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from metarun.engine import choose_device, choose_workers
+from metarun.engine import WORTH_STARTING, WORTH_STARTING_TO_TEST, choose_device, choose_workers
 from metarun.errors import UserError
 from metarun.groups import Mlp
 from metarun.schema import Settings
 from metarun.seat import Seat, given_seat
-from metarun.work import Work
+from metarun.several import expanded
+from metarun.work import Work, eval_inner_loop
 
 
 def workers(settings: Settings) -> int:
     """Processes of a run, where torchrun has not started them."""
-    trajectory = getattr(settings.method, "objective", "") == "trajectory"
-    shared = settings.mode == "train" and settings.engine.tasks in ("auto", "looped") and not trajectory
-    steps, convolutional = settings.iterations if shared else 0, not isinstance(settings.backbone, Mlp)
+    worth, tasks = 0.0, settings.meta_batch
+    if settings.mode == "evaluate":
+        every = expanded(settings)
+        tasks = settings.eval.tasks
+        worth = sum(tasks * (eval_inner_loop(one) + 1) for one in every) / WORTH_STARTING_TO_TEST
+    elif getattr(settings.method, "objective", "") != "trajectory":
+        worth = settings.iterations / WORTH_STARTING
+    looped, convolutional = settings.engine.tasks in ("auto", "looped"), not isinstance(settings.backbone, Mlp)
     device = choose_device(settings.device)
-    return choose_workers(settings.engine.workers, convolutional, device, steps, settings.meta_batch)
+    return choose_workers(settings.engine.workers, convolutional and looped, device, worth, tasks)
 
 
 def require_shares(work: Work, seat: Seat) -> None:

@@ -105,7 +105,8 @@ class Team:
                 total = total + self.evaluated(OUTPUTS, split, first, count)
             return self.work.judge_outputs(split, first, count, total / len(members))
 
-        return evaluate(judge, self.work.source.metric, tasks, self.work.tasks_at_once * self.seat.size, progress)
+        at_once, trained = self.work.tasks_at_once * self.seat.size, self.work.settings.inner_loop
+        return evaluate(judge, self.work.source.metric, tasks, at_once, trained, progress)
 
     def evaluated(self, kind: int, split: str, first: int, count: int) -> Tensor:
         """What all processes find of tasks first .. first + count - 1."""

@@ -19,7 +19,7 @@ from metarun.data.sampler import ImageSource
 from metarun.details import Details
 from metarun.errors import UserError, nearby
 from metarun.evaluation import Evaluation
-from metarun.groups import Pretrain, Sinusoid
+from metarun.groups import Pretrain, Sinusoid, choice_of
 from metarun.interrupt import noted_signals
 from metarun.paired import DRAWN, TASKS, write_tasks
 from metarun.records import write_result
@@ -64,11 +64,18 @@ def test(
         details = Details(work.source, split, work.eval_shape)
     work.restore(work.fitting(content, str(path)), str(path))
     tested = team.evaluate(split, tasks, progress, *([details.add] if details else []), members=members)
+    if not tested.finite_steps:
+        raise FloatingPointError(
+            f"{nearby(path)}: the {tested.metric} of {split} tasks is not finite before the first inner step; "
+            "evaluate another checkpoint of the run"
+        )
+    if tested.fault:
+        log.warning("%s; choose the steps with eval.inner_loop=N", tested.fault)
     baseline = None
     if untrained is not None:
         work.restore(untrained, "untrained")
         baseline = team.evaluate(split, tasks, progress)
-    write_tasks(folder / TASKS, tested.metric, tested.values[:, -1].tolist())
+    write_tasks(folder / TASKS, tested.metric, tested.values[:, tested.told].tolist())
     found = result(work, content, path, tested, baseline)
     found |= {"ensemble": len(members) or 1, "engine": chosen.in_short(team)}
     with closing(Curves(folder / "tensorboard", first=None)) as curves:
@@ -108,7 +115,7 @@ def title(work: Work, task: str) -> str:
     s = work.settings
     order = "" if s.use_second_order else "first-order "
     norm = "" if work.batch_norm == "none" else f", {work.batch_norm} batch norm"
-    network = getattr(s.backbone, "network", s.backbone.name)
+    network = getattr(s.backbone, "network", choice_of(s.backbone))
     rates = f" with learned rates ({s.learn_lr})" if s.learn_lr else ""
     precision = "" if s.engine.precision == "float32" else f", {s.engine.precision}"
     return f"{order}{s.method.name}{rates} on {s.dataset.name}, {task}, {network}{norm}{precision}"
@@ -132,7 +139,7 @@ def result(
         "mode": s.mode,
         "dataset": s.dataset.name,
         "method": s.method.name,
-        "backbone": s.backbone.name,
+        "backbone": choice_of(s.backbone),
         "network": getattr(s.backbone, "network", None),
         "ways": work.eval_shape.ways if classes else None,
         "shots": work.eval_shape.shots,

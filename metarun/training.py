@@ -266,6 +266,8 @@ class Training:
         found = self.team.evaluate("val", self.work.settings.eval.validation_tasks, progress)
         self.due = False
         records.write(self.step, "val", self.seconds, loss=found.loss, **{found.metric: found.mean}, ci95=found.ci95)
+        if found.fault:
+            log.warning("step %d: in validation %s", self.step, found.fault)
         if not math.isfinite(found.mean):
             log.warning(
                 "step %d: the validation %s is not finite; such a step is never the best", self.step, found.metric

@@ -246,6 +246,16 @@ TOGETHER = [
     Mistake("dataset=fc100 ways=21", ("ways=21", "dataset.split=oreshkin", "60/20/20", "20 is the most")),
     Mistake("dataset=omniglot dataset.split=maml ways=401", ("ways=401", "400 is the most")),
     Mistake("dataset=omniglot dataset.rotations=false ways=173", ("ways=173", "172 is the most")),
+    Mistake("dataset=omniglot dataset.rotations_of=tasks ways=173", ("ways=173", "172 is the most")),
+    Mistake("dataset=omniglot dataset.rotations_of=each", ("dataset.rotations_of=each", "classes, tasks")),
+    Mistake(
+        "dataset=omniglot dataset.rotations=false dataset.rotations_of=tasks",
+        ("dataset.rotations_of=tasks", "dataset.rotations=false"),
+    ),
+    Mistake(
+        "dataset=omniglot method=pretrain dataset.rotations_of=tasks",
+        ("dataset.rotations_of=tasks", "method=pretrain"),
+    ),
     Mistake("queries=20", ("shots=1 + queries=20", "21 images a class", "20 at most")),
     Mistake("shots=10", ("shots=10 + eval.queries=15", "lower one of the two")),
     Mistake("eval.shots=6", ("eval.shots=6 + eval.queries=15",)),

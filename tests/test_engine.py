@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from laws import largest_relative_error
 
 from metarun.backbones import BACKBONES
 from metarun.engine import choose_threads, choose_workers
+from metarun.groups import Conv4, Glyphs, Maml, Mlp, Pretrain
 from metarun.meta import MetaLearner, meta_gradient
 from metarun.methods import METHODS
 from metarun.objective import classification
+from metarun.schema import Engine, Eval, Settings
 from metarun.seat import ALONE, JOIN, Seat
+from metarun.sharing import workers
 from metarun.task import Task
 
 CPU = torch.device("cpu")
@@ -34,12 +40,28 @@ def test_the_order_in_memory_changes_nothing(channels: int, norm: str) -> None:
 
 def test_how_many_processes_share_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metarun.engine.ALL_THREADS", 8)
-    assert choose_workers(3, False, CPU, 10, 4) == 3  # as asked for
-    assert choose_workers(None, True, CPU, 10**4, 4) == 4  # one for each task
-    assert choose_workers(None, True, CPU, 10**4, 32) == 8  # one for each core
-    assert choose_workers(None, True, CPU, 10, 4) == 1  # a short run
-    assert choose_workers(None, False, CPU, 10**4, 4) == 1  # small layers
-    assert choose_workers(None, True, torch.device("cuda"), 10**4, 4) == 1
+    assert choose_workers(3, False, CPU, 0.05, 4) == 3  # as asked for
+    assert choose_workers(None, True, CPU, 50, 4) == 4  # one for each task
+    assert choose_workers(None, True, CPU, 50, 32) == 8  # one for each core
+    assert choose_workers(None, True, CPU, 0.05, 4) == 1  # a short run
+    assert choose_workers(None, False, CPU, 50, 4) == 1  # small layers
+    assert choose_workers(None, True, torch.device("cuda"), 50, 4) == 1
+
+
+def test_an_evaluation_takes_the_processes_that_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metarun.engine.ALL_THREADS", 2)
+
+    def of(**changes: Any) -> int:
+        judged = replace(Eval(), **{name: changes.pop(name) for name in ("tasks", "inner_loop") if name in changes})
+        settings = Settings(mode="evaluate", dataset=Glyphs(), backbone=Conv4(), method=Maml(), inner_loop=1)
+        return workers(replace(settings, eval=judged, device="cpu", **changes))
+
+    assert (of(), of(tasks=200), of(tasks=200, inner_loop=5)) == (2, 1, 2)
+    assert of(tasks=200, inner_loop=[1, 3]) == 2  # all of them together
+    assert (of(backbone=Mlp()), of(method=Pretrain(), tasks=599), of(engine=Engine(tasks="vectorised"))) == (1, 1, 1)
+    assert of(engine=Engine(workers=1)) == 1  # as asked for
+    train = {"mode": "train", "meta_batch": 4}
+    assert (of(iterations=200, **train), of(iterations=199, **train)) == (2, 1)
 
 
 @pytest.mark.parametrize(

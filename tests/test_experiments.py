@@ -69,6 +69,8 @@ def test_values_that_papers_state() -> None:
     few, many = preset("maml_omniglot_5way_1shot"), preset("maml_omniglot_20way_5shot")
     assert (few.inner_loop, few.eval.inner_loop, few.meta_batch, few.outer_schedule) == (1, 3, 32, "constant")
     assert (many.inner_loop, many.eval.inner_loop, many.meta_batch, many.queries) == (5, 5, 16, 5)
+    for name in (name for name in NAMES if "_omniglot_" in name):
+        assert preset(name).dataset.rotations_of == ("classes" if name.startswith("msgd") else "tasks")
     pictures = preset("maml_miniimagenet_5way_5shot")
     assert (pictures.inner_loop, pictures.eval.inner_loop, pictures.backbone.filters) == (5, 10, 32)
     assert (pictures.queries, pictures.eval.queries, pictures.meta_batch) == (15, 5, 2)

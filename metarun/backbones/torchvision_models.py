@@ -6,8 +6,10 @@ Dropout and stochastic depth are taken out, since a network's forward pass draws
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch.func import functional_call
 
 from metarun.backbones.pictures import image_shape
 from metarun.errors import UserError, nearest
-from metarun.norm import Norm
+from metarun.norm import Norm, before_norm
 
 COLOURS = 3
 OPTIONS: dict[str, dict[str, Any]] = {  # one output instead of three; and the weights that their papers begin with
@@ -84,6 +86,10 @@ def keep_house(module: nn.Module) -> None:
             setattr(module, name, HardSigmoid())
         else:
             keep_house(child)
+    if isinstance(module, nn.Sequential):
+        for one, other in itertools.pairwise(module):
+            if type(one) is nn.Conv2d and isinstance(other, Norm):
+                one.forward = partial(before_norm, one)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class HardSigmoid(nn.Module):

@@ -28,6 +28,7 @@ class ImageSet:
     mean: tuple[float, ...]  # of each channel, in [0, 1], over the training classes
     deviation: tuple[float, ...]  # the standard one
     rotations: bool = False  # a class turned by 90, 180, 270 degrees counts as three more classes
+    distinct: bool = False  # rotations: a task's classes differ, each turned by itself; else two may be turns of one
     any_size: bool = False  # classes with too few images for a task are left out
 
 

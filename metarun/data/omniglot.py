@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 
@@ -22,12 +23,13 @@ LOOK = Look(size=28, channels=1, inverted=True)
 DRAWINGS = 20  # of each character
 
 
-def load(places: Places, split: str, rotations: bool, look: Look = LOOK) -> ImageSet:
+def load(places: Places, split: str, rotations: bool, rotations_of: str = "classes", look: Look = LOOK) -> ImageSet:
     """Omniglot from its archives or folders below data_dir: uint8 [N, 1, 28, 28], ink = 255.
 
     Args:
         split: "vinyals", "maml" or "lake"; see `omniglot_splits`.
         rotations: passed on; the sampler turns a class, which stays in its character's split.
+        rotations_of: "classes", each turn is a class; "tasks": a task draws different characters and turns each.
         look: of the pictures, for a network that learned others.
 
     Raises:
@@ -58,7 +60,9 @@ def load(places: Places, split: str, rotations: bool, look: Look = LOOK) -> Imag
     stamp = fingerprint(VERSION, *other, *(f"{drawing.name}/{drawing.file} {drawing.stamp}" for drawing in drawings))
     found = prepared(places.cache_dir, f"omniglot-{stamp}", look, places.data_dir, contents)
     sizes = "/".join(str(len(part)) for part in parts.values())
-    return image_set(found, look, parts, f"omniglot-{split}-{sizes}{'-rotated' if rotations else ''}", rotations)
+    distinct = rotations and rotations_of == "tasks"
+    turned = "-rotated-in-tasks" if distinct else "-rotated" if rotations else ""
+    return replace(image_set(found, look, parts, f"omniglot-{split}-{sizes}{turned}", rotations), distinct=distinct)
 
 
 def known(drawings: list[Drawing]) -> list[Drawing]:

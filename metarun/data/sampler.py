@@ -52,6 +52,7 @@ class ImageSource:
         self.input_shape: tuple[int, ...] = tuple(image_set.images.shape[1:])
         self.class_split: str | None = image_set.class_split
         self.turns = TURNS if image_set.rotations else 1
+        self.turns_in_tasks = 1 if image_set.distinct else self.turns  # of a class that can stand in one task
 
     def check(self, split: str, shape: Shape, names: Sequence[str] = Shape._fields) -> None:
         """Raises UserError where `ways` or `shots` + `queries`, by their `names`, ask for more than the split holds."""
@@ -60,9 +61,9 @@ class ImageSource:
         small = len(self.set.splits[split]) - len(classes)
         if self.set.any_size:
             self.tell_classes(split, shape)
-        available = len(classes) * self.turns
+        available = len(classes) * self.turns_in_tasks
         if shape.ways > available:
-            most = min(len(self.classes(part, shape)) for part in self.set.splits) * self.turns
+            most = min(len(self.classes(part, shape)) for part in self.set.splits) * self.turns_in_tasks
             raise UserError(
                 f"{ways}={shape.ways}: the {split} split ({self.class_split}) has {available} classes"
                 f"{f' with enough pictures, {small} have too few' if small else ''}; "
@@ -131,12 +132,13 @@ class ImageSource:
 
         Both int64 [count, ways].
         """
-        classes = self.classes(split, shape)
-        number = distinct(
-            words(seed, 2 * SPLITS.index(split), first, count, 2 * shape.ways),
-            np.full(count, len(classes) * self.turns),
-        )
-        return classes[number // self.turns], number % self.turns
+        classes, turns = self.classes(split, shape), self.turns_in_tasks
+        each = 2 * shape.ways  # words that the classes take; those behind them are of the turns
+        drawn = words(seed, 2 * SPLITS.index(split), first, count, each + shape.ways * self.set.distinct)
+        number = distinct(drawn[:, :each], np.full(count, len(classes) * turns))
+        if self.set.distinct:
+            return classes[number], (drawn[:, each:] % np.uint64(self.turns)).astype(np.int64)
+        return classes[number // turns], number % turns
 
     def inputs(self, index: np.ndarray, quarters: np.ndarray, random: Tensor | None) -> Tensor:
         """Images of number index [rows, each] as the network is given them: [rows, each, channels, height, width].

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_map
 from metarun.errors import UserError
 from metarun.methods.layers import called
 from metarun.methods.slots import Method, Parameters, Parts, TaskFunctions, Tensors, attach, require_choice, spelt
-from metarun.norm import Norm
+from metarun.norm import Norm, before_norm
 
 CONVOLUTIONS = {  # what warps a convolution's output, transposed or not
     (nn.Conv1d, nn.ConvTranspose1d): nn.Conv1d,
@@ -43,7 +43,11 @@ WARPED = tuple(t for types in WIDTHS for t in (types if isinstance(types, tuple)
 
 
 class Warp(nn.Module):
-    """One warp: `depth` linear maps or convolutions of unchanged width, [batch, channels, ...] -> the same shape."""
+    """One warp of unchanged width, [batch, channels, ...] -> the same shape: `depth` layers, as the authors' code has.
+
+    A layer: batch norm with `norm`; a linear map or convolution; ReLU with `activation`; with `residual` the sum with
+    what the layer was given, and behind it once more batch norm with `norm`.
+    """
 
     def __init__(self, like: nn.Module, depth: int, kernel: int, norm: bool, activation: bool, residual: bool) -> None:
         super().__init__()
@@ -53,7 +57,8 @@ class Warp(nn.Module):
             nn.Linear(width, width) if convolution is None else convolution(width, width, kernel, padding=kernel // 2)
             for _ in range(depth)
         )
-        self.norm = Norm("batch", width) if norm else nn.Identity()
+        self.norms_in = nn.ModuleList(Norm("batch", width) for _ in range(depth if norm else 0))
+        self.norms_out = nn.ModuleList(Norm("batch", width) for _ in range(depth if norm and residual else 0))
         self.activation = activation
         self.residual = residual
         self.width = width
@@ -62,12 +67,14 @@ class Warp(nn.Module):
         self.to(next(like.parameters()))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x
         for number, layer in enumerate(self.maps):
-            y = layer(y)
-            if self.activation or number < len(self.maps) - 1:
-                y = y.relu()
-        return self.norm(y + x if self.residual else y)
+            h = self.norms_in[number](x) if self.norms_in else x
+            normed = bool(self.norms_out) or (bool(self.norms_in) and number < len(self.maps) - 1)
+            h = before_norm(layer, h) if normed and isinstance(layer, nn.Conv2d) and not self.activation else layer(h)
+            h = h.relu() if self.activation else h
+            h = h + x if self.residual else h
+            x = self.norms_out[number](h) if self.norms_out else h
+        return x
 
     def start_as_identity(self) -> None:
         for layer in self.maps:
@@ -104,11 +111,11 @@ def warp(
         initialisation: of "trajectory": it follows the trajectories ("leap"), or stays as it is ("frozen").
         approximate: drop the derivative through the look-ahead step (equation 12).
         start: "reference" is torch's random initialisation, "identity" leaves the model's function as it was.
-        depth, kernel, norm, activation, residual: of each warp layer; by default one linear 3x3 convolution.
+        depth, kernel, norm, activation, residual: of each warp, see `Warp`; by default one linear 3x3 convolution.
 
     Raises:
         UserError: no place for a warp layer, a name that is no module or stands twice, an even kernel, or a norm
-            behind something not 2-d; while adapting, a module that is not called or whose output has another width.
+            in one that is not 2-d; while adapting, a module that is not called or whose output has another width.
     """
     require_choice("objective", objective, ("warp_maml", "trajectory", "unrolled"))
     require_choice("initialisation", initialisation, ("leap", "frozen"))

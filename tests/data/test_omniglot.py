@@ -180,6 +180,8 @@ def test_every_character_stands_in_one_split(data_dir: Path, split: str, sizes: 
     assert sorted(np.concatenate(list(image_set.splits.values()))) == list(range(1623))
     assert image_set.class_split == f"omniglot-{split}-{'/'.join(map(str, sizes))}-rotated" and image_set.rotations
     assert load(data_dir, split).class_split == f"omniglot-{split}-{'/'.join(map(str, sizes))}"
+    turned = omniglot.load(Places(data_dir, data_dir.parent / "cache", False), split, True, "tasks")
+    assert turned.class_split == f"{image_set.class_split}-in-tasks" and turned.distinct and not image_set.distinct
 
 
 def test_vinyals_divides_gurmukhi_alone(data_dir: Path) -> None:

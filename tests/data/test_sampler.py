@@ -123,6 +123,33 @@ def test_a_turned_class_is_a_class_of_its_own() -> None:
     assert seen == {0, 1, 2, 3}
 
 
+def test_turned_in_tasks_no_task_holds_a_class_twice() -> None:
+    images = replace(numbered_images(rotations=True), distinct=True)
+    source, shape = ImageSource(images, CPU), Shape(7, 2, 3)
+    source.check("val", shape)
+    with pytest.raises(UserError, match=r"ways=8: the val split .* has 7 classes; 7 is the most"):
+        source.check("val", Shape(8, 2, 3))
+    chosen, quarters = source.choose(0, "val", 0, 4000, shape)
+    assert all(len(set(row)) == 7 for row in chosen.tolist())
+    table = np.zeros((7, 4), int)  # each class at each turn, over 4000 tasks: uniform, and each by itself
+    np.add.at(table, (chosen.ravel() - 15, quarters.ravel()), 1)
+    assert (table.sum(1) == 4000).all() and ((table - 1000) ** 2 / 1000).sum() < 21 + 5 * (2 * 21) ** 0.5
+    assert len(np.unique(quarters @ 4 ** np.arange(7))) > 3000
+    whole, part = source.draw(3, "val", 0, 9, shape), source.draw(3, "val", 4, 2, shape)
+    assert all(torch.equal(one[4:6], other) for one, other in zip(whole, part, strict=True))
+    for image, label in zip(whole.support_data[0], whole.support_target[0], strict=True):
+        assert upright(image, int(source.choose(3, "val", 0, 1, shape)[1][0, label]))
+
+
+def test_turned_classes_are_drawn_as_ever() -> None:
+    """Numbers of a run that was made before there was a choice."""
+    chosen, quarters = ImageSource(numbered_images(rotations=True), CPU).choose(5, "test", 2, 2, Shape(4, 2, 3))
+    assert (chosen.tolist(), quarters.tolist()) == (
+        [[27, 28, 23, 25], [26, 29, 24, 25]],
+        [[0, 1, 0, 3], [0, 0, 1, 3]],
+    )
+
+
 def upright(image: torch.Tensor, quarters: int) -> bool:
     """The bright mark stands at the lower right once the turn is undone."""
     return bool(torch.rot90(image, -quarters, (-2, -1))[0, 3, 3] == 1)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from laws import (
     Case,
     Problem,
@@ -337,30 +338,41 @@ def test_a_single_layer_has_no_place_for_a_warp() -> None:
         METHODS["warpgrad"](nn.Sequential(nn.Linear(2, 2)), 0.1)
 
 
-def test_a_warp_layer_by_its_options() -> None:
-    """Maps with relu between them, a residual sum, then the norm; relu behind the last with `activation`."""
-    every = (
-        {"depth": 2},
-        {"activation": True},
-        {"depth": 2, "residual": True, "kernel": 1},
-        {"norm": True},
-        {"norm": True, "residual": True},
-    )
-    for options in every:
-        model = images()
-        METHODS["warpgrad"](model, 0.1, after=["0.0"], **options)
-        layer = model.get_submodule("warp_layers.0/0")
-        x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
-        y, maps = x, list(layer.get_submodule("maps").children())
-        for number, one in enumerate(maps):
-            y = one(y)
-            if number < len(maps) - 1 or options.get("activation"):
-                y = y.relu()
-        y = y + x if options.get("residual") else y
-        if options.get("norm"):
-            y = (y - y.mean((0, 2, 3), keepdim=True)) / (y.var((0, 2, 3), correction=0, keepdim=True) + 1e-5).sqrt()
-        torch.testing.assert_close(layer(x), y)
-        assert len(maps) == options.get("depth", 1)
+def reference_warp(x: Tensor, convolutions: list[nn.Conv2d], norm: bool, activation: bool, residual: bool) -> Tensor:
+    """The forward pass of the authors' WarpLayer, one after the other; a norm's affine is as it begins."""
+
+    def normalised(x: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0, keepdim=True)
+        return (x - mean) / (variance + 1e-5).sqrt()
+
+    for convolution in convolutions:
+        h = normalised(x) if norm else x
+        h = F.conv2d(h, convolution.weight, convolution.bias, padding=convolution.padding)  # type: ignore[arg-type]
+        if activation:
+            h = F.relu(h)
+        if residual:
+            h = x + h
+            if norm:
+                h = normalised(h)
+        x = h
+    return x
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("activation", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_a_warp_layer_is_the_reference_s_with_any_options(
+    depth: int, norm: bool, activation: bool, residual: bool
+) -> None:
+    model, chosen = images(), {"norm": norm, "activation": activation, "residual": residual}
+    METHODS["warpgrad"](model, 0.1, after=["0.0"], depth=depth, **chosen)
+    layer = model.get_submodule("warp_layers.0/0")
+    maps = list(layer.get_submodule("maps").children())
+    x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+    torch.testing.assert_close(layer(x), reference_warp(x, maps, **chosen))  # type: ignore[arg-type]
+    norms = [name for name, _ in layer.named_parameters() if name.startswith("norms_")]
+    assert len(maps) == depth and len(norms) == 2 * depth * norm * (1 + residual)
 
 
 @pytest.mark.parametrize("network", ["layers", "convolutions"])
