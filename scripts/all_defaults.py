@@ -25,7 +25,7 @@ from metarun.runner import run
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-import small_data
+import small_data  # pyright: ignore[reportMissingImports]
 
 CONFIGS = config_folder()
 WHOLE = (Sinusoid.name, Glyphs.name, Omniglot.name)
