@@ -102,7 +102,7 @@ class Evaluation:
 def spelt(metric: str, mean: float, ci95: float) -> str:
     if metric == "accuracy":
         return f"{100 * mean:.2f} ± {100 * ci95:.2f} %"
-    return f"{mean:.4f} ± {ci95:.4f}"
+    return f"{mean:.4f} ± {ci95:.4f}" if abs(mean) < 1e6 else f"{mean:.3g} ± {ci95:.3g}"
 
 
 def interval(values: Tensor) -> Tensor:

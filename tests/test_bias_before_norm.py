@@ -17,7 +17,7 @@ from metarun.compiled import Compiled, has_compiler
 from metarun.meta import MetaLearner, meta_gradient
 from metarun.methods import METHODS, Parameters
 from metarun.mixed import MixedTask
-from metarun.norm import BatchNorm
+from metarun.norm import BatchNorm, Norm, block
 from metarun.objective import classification
 from metarun.task import Task
 
@@ -40,24 +40,9 @@ def gradient_of(learner: MetaLearner, vectorised: bool, kind: Any = None) -> Par
     return meta_gradient(learner, learner.method.parameters, tasks, noise, vectorised, **more)[0]
 
 
-def compiled(learner: MetaLearner) -> Parameters:
-    if not has_compiler():
-        pytest.skip("no C++ compiler")
-
-    def gradient(learner: MetaLearner) -> Callable[..., Any]:
-        return lambda tasks, noise, parameters, weights: meta_gradient(learner, parameters, tasks, noise, True)
-
-    call = Compiled(learner, gradient)
-    images, labels = torch.rand(2, 3, 6, 1, 20, 20), torch.arange(3).repeat(2).expand(3, 6)
-    found = call(True, Task(images[0], labels, images[1], labels), torch.rand(3, 0), learner.method.parameters)[0]
-    assert not call.failed
-    return found
-
-
 ENGINES: dict[str, Callable[[MetaLearner], Parameters]] = {
     "looped": lambda learner: gradient_of(learner, False),
     "vectorised": lambda learner: gradient_of(learner, True),
-    "compiled": compiled,
     "mixed, looped": lambda learner: gradient_of(learner, False, MixedTask),
     "mixed, vectorised": lambda learner: gradient_of(learner, True, MixedTask),
     "mixed, in segments": lambda learner: gradient_of(learner, True, partial(MixedTask, segment=2)),
@@ -77,6 +62,33 @@ def require_zero(gradient: Parameters) -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 def test_the_gradient_is_zero_in_every_engine(engine: str) -> None:
     require_zero(ENGINES[engine](learner_of("maml")))
+
+
+class Small(nn.Module):
+    """One block and a head: compiled in less time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution, self.norm, self.head = nn.Conv2d(1, 3, 3), Norm("batch", 3), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(block(x, self.convolution, self.norm).mean((2, 3)))
+
+
+@pytest.mark.skipif(not has_compiler(), reason="no C++ compiler")
+def test_the_gradient_is_zero_where_it_is_compiled() -> None:
+    model = Small()
+    learner = MetaLearner(model, METHODS["maml"](model, 0.1), classification, classification, inner_loop=1)
+
+    def gradient(learner: MetaLearner) -> Callable[..., Any]:
+        return lambda tasks, noise, parameters, weights: meta_gradient(learner, parameters, tasks, noise, True)
+
+    call, labels = Compiled(learner, gradient), torch.arange(3).expand(2, 3)
+    images = torch.rand(2, 2, 3, 1, 5, 5)
+    tasks = Task(images[0], labels, images[1], labels)
+    found = call(True, tasks, torch.rand(2, 0), learner.method.parameters)[0]
+    assert not call.failed and found.theta["convolution.weight"].any()
+    assert torch.count_nonzero(found.theta["convolution.bias"]) == 0
 
 
 @pytest.mark.parametrize("method", ["msgd", "mtnet", "l2f", "boil"])

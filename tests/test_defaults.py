@@ -85,6 +85,7 @@ def test_behind_a_step_that_is_not_finite_the_trained_one_is_told_and_the_last_f
         "the mse is not finite after 4 inner steps: the result is that of step 1, the last one of training; step 2 is "
         "the last finite one, with 9.0000 ± 0.0000"
     )
+    assert str(of(4, 1, 2e30, NAN).fault).endswith("step 2 is the last finite one, with 2e+30 ± 0")
     assert found.summary()["inner_step"] == 1 and str(found) == "mse 1.0000 ± 0.0000"
     assert [value == value for value in found.by_step] == [True, True, True, False, False]
     assert of(4, 1, float("inf")).told == 1 and of(4, 1, NAN, 3).told == 3

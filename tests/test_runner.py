@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,8 @@ from metarun.errors import UserError
 from metarun.evaluation import Evaluation
 from metarun.groups import Mlp
 from metarun.runner import run
-from metarun.schema import Engine, Eval, Settings
+from metarun.schema import Engine, Settings
+from metarun.team import Team
 from metarun.work import build
 
 
@@ -63,6 +65,7 @@ def test_a_run_repeats_to_the_bit_and_another_seed_differs(tmp_path: Path) -> No
 HOLDER = """
 import sys, time
 from pathlib import Path
+from typing import Any
 from metarun.utils.run_dir import own
 
 with own(Path(sys.argv[1]), lambda: None):
@@ -95,11 +98,24 @@ def test_two_processes_cannot_write_to_one_run_folder(tmp_path: Path) -> None:
     assert (folder / "result.json").exists()
 
 
-def test_a_validation_that_is_not_finite_is_never_the_best(tmp_path: Path) -> None:
-    diverging = Eval(tasks=10, validation_tasks=10, every=30, inner_loop=400)
-    with pytest.raises(FloatingPointError, match="no validation was finite"):
-        run(small(tmp_path, inner_learning_rate=0.5, inner_loop=1, eval=diverging), tmp_path / "run")
-    assert [line["mse"] for line in lines(tmp_path / "run") if line["split"] == "val"] == [None, None]
+@pytest.mark.parametrize(
+    ("split", "message"),
+    [("val", "no validation was finite"), ("test", "mse of test tasks is not finite before the first inner step")],
+)
+def test_an_evaluation_without_a_finite_step_is_no_result(
+    split: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate, nothing = Team.evaluate, torch.full((10, 4), math.nan, dtype=torch.float64)
+
+    def diverged(team: Team, of: str, *given: Any, **named: Any) -> Evaluation:
+        found = evaluate(team, of, *given, **named)
+        return Evaluation("mse", nothing, nothing, 2) if of == split else found
+
+    monkeypatch.setattr(Team, "evaluate", diverged)
+    with pytest.raises(FloatingPointError, match=message):
+        run(small(tmp_path), tmp_path / "run")
+    told = [line["mse"] for line in lines(tmp_path / "run") if line["split"] == "val"]
+    assert (told == [None, None]) == (split == "val") and not (tmp_path / "run" / "result.json").exists()
 
 
 def test_the_first_order_phase_ends(tmp_path: Path) -> None:
