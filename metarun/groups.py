@@ -252,7 +252,7 @@ FORMS: dict[str, dict[str, Any]] = {  # choices that are another one with these 
 }
 
 
-def choice_of(node: Any) -> str:
+def choice_name(node: Any) -> str:
     """What a group's values are called where they are chosen: `backbone=conv4_strided` is conv4 with a stride."""
     return next(
         (form for form, own in FORMS.items() if all(getattr(node, key, None) == value for key, value in own.items())),

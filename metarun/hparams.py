@@ -16,7 +16,7 @@ from torch.utils.tensorboard import RecordWriter
 
 from metarun import whole_files
 from metarun.curves import FILE_VERSION
-from metarun.groups import GROUPS, choice_of
+from metarun.groups import GROUPS, choice_name
 from metarun.schema import ELSEWHERE, Settings, keys
 
 FILE = "events.out.tfevents.0.settings"  # written anew by each sitting: of two such records TensorBoard keeps the first
@@ -55,7 +55,7 @@ def entry(tag: str, content: HParamsPluginData) -> Summary.Value:
 
 def table(settings: Settings) -> dict[str, Any]:
     """Every key that says what a run is, by its dotted name; those that are null are left out."""
-    chosen = {group: choice_of(getattr(settings, group)) for group in GROUPS}
+    chosen = {group: choice_name(getattr(settings, group)) for group in GROUPS}
     own = {
         name: value
         for name, _, value in keys(settings)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from metarun.errors import nearest
-from metarun.groups import Boil, Conv4, Folder, Mlp, Resnet12, Sinusoid, Torchvision, Warpgrad, choice_of
+from metarun.groups import Boil, Conv4, Folder, Mlp, Resnet12, Sinusoid, Torchvision, Warpgrad, choice_name
 from metarun.schema import Settings
 
 HALVED = 16  # conv4 halves its input four times
@@ -57,7 +57,7 @@ def modules(backbone: object) -> list[str]:
 def of_network(s: Settings) -> Iterator[str]:
     if not isinstance(s.backbone, Mlp) and isinstance(s.dataset, Sinusoid):
         yield (
-            f"backbone={choice_of(s.backbone)}: takes pictures, and dataset=sinusoid has points of a curve; "
+            f"backbone={choice_name(s.backbone)}: takes pictures, and dataset=sinusoid has points of a curve; "
             "give backbone=mlp"
         )
     if isinstance(s.backbone, Resnet12):
@@ -99,7 +99,7 @@ def of_batch_norm(s: Settings) -> Iterator[str]:
     given = f"batch_norm={s.batch_norm}"
     if s.batch_norm != "transductive" and not has_batch_norm(s):
         norm = getattr(s.backbone, "norm", None)
-        what = f"backbone.norm={norm}" if norm else f"backbone={choice_of(s.backbone)}"
+        what = f"backbone.norm={norm}" if norm else f"backbone={choice_name(s.backbone)}"
         yield f"{given}: {what} has no batch norm; leave it out"
     if s.batch_norm != "per_step":
         return

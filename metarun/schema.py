@@ -14,7 +14,7 @@ from typing import Any
 
 from metarun import hints
 from metarun.errors import UserError, nearest
-from metarun.groups import GROUPS, Sinusoid, choice_of, key
+from metarun.groups import GROUPS, Sinusoid, choice_name, key
 
 AUTO = "auto"  # of `resume`
 LARGEST = 10**9  # of any number that has no bound of its own
@@ -155,7 +155,7 @@ def keys(node: Any, prefix: str = "") -> Iterator[tuple[str, Field, Any]]:
 
 def flat(settings: Settings) -> dict[str, Any]:
     """Every value, and every group's choice, by its dotted name."""
-    chosen = {group: choice_of(getattr(settings, group)) for group in GROUPS}
+    chosen = {group: choice_name(getattr(settings, group)) for group in GROUPS}
     return {**chosen, **{name: value for name, _, value in keys(settings)}}
 
 

@@ -19,7 +19,7 @@ from metarun.data.sampler import ImageSource
 from metarun.details import Details
 from metarun.errors import UserError, nearby
 from metarun.evaluation import Evaluation
-from metarun.groups import Pretrain, Sinusoid, choice_of
+from metarun.groups import Pretrain, Sinusoid, choice_name
 from metarun.interrupt import noted_signals
 from metarun.paired import DRAWN, TASKS, write_tasks
 from metarun.records import write_result
@@ -115,7 +115,7 @@ def title(work: Work, task: str) -> str:
     s = work.settings
     order = "" if s.use_second_order else "first-order "
     norm = "" if work.batch_norm == "none" else f", {work.batch_norm} batch norm"
-    network = getattr(s.backbone, "network", choice_of(s.backbone))
+    network = getattr(s.backbone, "network", choice_name(s.backbone))
     rates = f" with learned rates ({s.learn_lr})" if s.learn_lr else ""
     precision = "" if s.engine.precision == "float32" else f", {s.engine.precision}"
     return f"{order}{s.method.name}{rates} on {s.dataset.name}, {task}, {network}{norm}{precision}"
@@ -139,7 +139,7 @@ def result(
         "mode": s.mode,
         "dataset": s.dataset.name,
         "method": s.method.name,
-        "backbone": choice_of(s.backbone),
+        "backbone": choice_name(s.backbone),
         "network": getattr(s.backbone, "network", None),
         "ways": work.eval_shape.ways if classes else None,
         "shots": work.eval_shape.shots,

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from metarun import settings
 from metarun.evaluation import Evaluation
-from metarun.groups import GROUPS, choice_of
+from metarun.groups import GROUPS, choice_name
 from metarun.run_files import read_result
 from metarun.schema import Settings, flat
 
@@ -53,7 +53,7 @@ def test_a_choice_is_said_as_it_was_made(group: str, choice: str) -> None:
     if choice == "pretrain":
         typed.append("dataset=glyphs")
     found = chosen(*typed)
-    assert choice_of(getattr(found, group)) == flat(found)[group] == choice
+    assert choice_name(getattr(found, group)) == flat(found)[group] == choice
 
 
 def test_what_is_typed_is_done() -> None:
