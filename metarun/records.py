@@ -52,7 +52,9 @@ class Records:
         self.count = len(kept)
         with ExitStack() as files:
             self.lines = files.enter_context(closing(Growing(path)))
-            self.curves = files.enter_context(closing(Curves(folder / "tensorboard", first=step + (not due))))
+            first, place = step + (not due), folder / "tensorboard"
+            self.curves = files.enter_context(closing(Curves(place, first)))
+            self.validation = files.enter_context(closing(Curves(place / "validation", first)))
             self.files = files.pop_all()
         for _, entry in kept if due else ():  # which hides the training line of this step as well
             if entry["step"] == step:
@@ -67,7 +69,9 @@ class Records:
         self.draw(step, split, scalars)
 
     def draw(self, step: int, split: str, scalars: dict[str, float]) -> None:
-        self.show(step, {f"{name}/{split}": math.nan if value is None else value for name, value in scalars.items()})
+        """By the same name for each split, in a folder of its own: TensorBoard shows them as one card."""
+        curves = self.validation if split == "val" else self.curves
+        curves.add({name: math.nan if value is None else value for name, value in scalars.items()}, step)
 
     def show(self, step: int, shown: Mapping[str, Shown]) -> None:
         """In TensorBoard only."""
@@ -77,6 +81,7 @@ class Records:
         """Bring all lines to the disk: called before a checkpoint, none before it is missing after a power cut."""
         self.lines.sync()
         self.curves.sync()
+        self.validation.sync()
 
     def __enter__(self) -> Records:
         return self

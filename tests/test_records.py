@@ -25,9 +25,21 @@ def test_tensorboard_shows_the_curves_and_hides_what_a_killed_run_wrote_further_
                 records.write(first + 20 * (number + 1), "train", 0.1, loss=value)
     found = EventAccumulator(str(tmp_path / "tensorboard"))
     found.Reload()
-    assert found.Tags()["scalars"] == ["loss/train"]
-    assert [(event.step, event.value) for event in found.Scalars("loss/train")] == [(20, 1.0), (40, 5.0)]
+    assert found.Tags()["scalars"] == ["loss"]
+    assert [(event.step, event.value) for event in found.Scalars("loss")] == [(20, 1.0), (40, 5.0)]
     assert steps(tmp_path) == [20, 40]
+
+
+def test_training_and_validation_are_one_card(tmp_path: Path) -> None:
+    """TensorBoard draws curves of one tag and several folders in one card."""
+    with Records(tmp_path, 0, False) as records:
+        records.write(20, "train", 0.1, loss=1.0, outer_learning_rate=0.1)
+        records.write(20, "val", 0.1, loss=2.0)
+    for folder, value, tags in (("", 1.0, ["loss", "outer_learning_rate"]), ("validation", 2.0, ["loss"])):
+        found = EventAccumulator(str(tmp_path / "tensorboard" / folder))
+        found.Reload()
+        assert found.Tags()["scalars"] == tags
+        assert [(event.step, event.value) for event in found.Scalars("loss")] == [(20, value)]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +67,7 @@ def test_lines_reach_the_disk(tmp_path: Path) -> None:
         records.write(20, "train", 0.1, loss=1.0)
         with failing("fsync", -1, OSError()) as calls:
             records.sync()
-    assert calls["fsync"] == 2  # metrics.jsonl and TensorBoard's file
+    assert calls["fsync"] == 3  # metrics.jsonl and TensorBoard's files, of training and of validation
 
 
 @pytest.mark.parametrize("number", range(1, 5))
