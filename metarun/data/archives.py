@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gzip
-import shutil
 import stat
 import tarfile
 import tempfile
@@ -20,10 +19,12 @@ from metarun.data.on_disk import Finder, Form, find
 from metarun.data.pickles import refuse_web_page
 from metarun.data.prepare import Contents
 from metarun.errors import UserError
+from metarun.utils.safe_files import room
 
 GZIP = b"\x1f\x8b"
 ZIP = b"PK"
 CLASHES = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)  # the fault of members' names
+BLOCK = 4096  # bytes that a file or folder takes beside its content
 AGAIN = "delete it and fetch the archive again"
 
 
@@ -101,9 +102,14 @@ def unpack(archive: Path, into: Path) -> Path:
         with tempfile.TemporaryDirectory(prefix="unpacking-", dir=into.parent) as part:
             top = Path(part) / "whole"
             top.mkdir()
+            left = room(archive)
             with closing(members(archive)) as found:
                 for member in found:
-                    put(member, top, archive)
+                    left -= put(member, top, archive, left)
+                    if left < 0:
+                        raise UserError(
+                            f"{archive}: unpacks to more than {room(archive)} bytes, as no data set does; {AGAIN}"
+                        )
             top.replace(into)
     except UserError:
         raise
@@ -163,19 +169,26 @@ def tar_members(file: BufferedIOBase) -> Iterator[Member]:
 
 
 class Watched:
-    """A file that keeps what was read from it last."""
+    """A file that keeps what was read from it last, and reads no more than `most` bytes at a time."""
 
-    def __init__(self, file: BufferedIOBase) -> None:
-        self.file, self.last = file, b""
-        self.seek, self.tell = file.seek, file.tell
+    def __init__(self, file: BufferedIOBase, most: int = 2**24) -> None:
+        self.file, self.last, self.most = file, b"", most
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= self.most:
+            raise ValueError(f"a header of {size} bytes")
         self.last = self.file.read(size)
         return self.last
 
 
-def put(member: Member, top: Path, archive: Path) -> None:
-    """Write one member below `top`. Raises UserError where it is no file or folder, or would lie elsewhere."""
+def put(member: Member, top: Path, archive: Path, left: int) -> int:
+    """Write one member below `top`, but not much more than `left` bytes; returns the bytes that it takes.
+
+    Raises:
+        UserError: it is no file or folder, or would lie elsewhere.
+        FileExistsError: another had its name.
+    """
     if member.kind not in ("file", "folder"):
         raise UserError(f"{archive}: its member {member.name!r} is {member.kind}, which no data set needs; {AGAIN}")
     if leads_out(member.name):
@@ -183,11 +196,14 @@ def put(member: Member, top: Path, archive: Path) -> None:
     place = top / member.name
     if member.kind == "folder":
         place.mkdir(parents=True, exist_ok=True)
-        return
+        return BLOCK
     place.parent.mkdir(parents=True, exist_ok=True)
     assert member.content is not None
-    with place.open("wb") as file:
-        shutil.copyfileobj(member.content, file, 2**20)
+    taken = BLOCK
+    with place.open("xb") as file:
+        while taken <= left and (part := member.content.read(2**20)):
+            taken += file.write(part)
+    return taken
 
 
 def leads_out(name: str) -> bool:

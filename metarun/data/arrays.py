@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
@@ -16,8 +17,9 @@ from metarun.data.pickles import load_pickle, refuse_web_page
 from metarun.data.prepare import Contents
 from metarun.data.source import SPLITS
 from metarun.errors import UserError
-from metarun.utils.safe_files import read_json
+from metarun.utils.safe_files import read_json, require_room
 
+FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # of HDF5 itself, and LZF, which h5py has
 ROWS = 64  # pictures that are read at a time
 AGAIN = "put back the original file"
 
@@ -183,6 +185,7 @@ def of_hdf5(_: str, files: Sequence[Path], stack: ExitStack) -> Part:
 
         file = stack.enter_context(h5py.File(path, "r", locking=False))
         classes = {name: hdf5_class(file, name) for name in names}
+        require_stored(path, classes.values())
         labels = np.repeat(np.arange(len(names)), [len(found) for found in classes.values()])
     return Part(names, labels, hdf5_images(path, classes))
 
@@ -191,15 +194,33 @@ def hdf5_class(file: Any, name: str) -> Any:
     """The pictures of a class: uint8 [n, height, width, 3], or n files' bytes. Raises ValueError for anything else."""
     import h5py
 
-    found = file.get(f"datasets/{name}")
+    found = file
+    for part in ("datasets", name):
+        link = None if "/" in part else found.get(part, getlink=True)  # which does not follow it
+        if link is None:
+            raise ValueError(f"it holds no pictures of the class {name!r}")
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"the pictures of the class {name!r} lie in another file or place")
+        found = found[part]
     if not isinstance(found, h5py.Dataset):
         raise ValueError(f"it holds no pictures of the class {name!r}")
-    if found.file.filename != file.filename or found.external or found.is_virtual:
-        raise ValueError(f"the pictures of the class {name!r} lie in another file")
     encoded = found.ndim == 1 and h5py.check_vlen_dtype(found.dtype) == np.uint8
     if not encoded and (found.dtype != np.uint8 or found.ndim != 4 or found.shape[3] != 3 or 0 in found.shape[1:]):
         raise ValueError(f"the class {name!r} is {found.dtype} {found.shape}, not uint8 [n, height, width, 3]")
     return found
+
+
+def require_stored(path: Path, found: Iterable[Any]) -> None:
+    """Raises ValueError where HDF5 datasets are not stored in the file itself, by HDF5's own filters, at their size."""
+    unpacked = 0
+    for one in found:
+        stored, name = one.id.get_create_plist(), one.name.rpartition("/")[2]
+        if one.external or one.is_virtual:
+            raise ValueError(f"the pictures of the class {name!r} lie in another file")
+        if not {stored.get_filter(i)[0] for i in range(stored.get_nfilters())} <= FILTERS:
+            raise ValueError(f"the pictures of the class {name!r} need a filter that HDF5 does not have itself")
+        unpacked += max(one.nbytes, math.prod(one.chunks or ()) * one.dtype.itemsize)
+    require_room(path, unpacked)
 
 
 def hdf5_images(path: Path, classes: Mapping[str, Any]) -> Iterator[tuple[str, Raw]]:

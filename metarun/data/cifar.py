@@ -6,6 +6,7 @@ superclass. Both use the training and the test pictures of CIFAR-100 together.
 
 from __future__ import annotations
 
+import gzip
 import tarfile
 from contextlib import ExitStack
 from functools import partial
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from metarun.data.archives import Watched
 from metarun.data.arrays import damage, field, form, numbers, of_categories, same_count, text, triples
 from metarun.data.images import ImageSet
 from metarun.data.known import Known
@@ -30,6 +32,7 @@ FOLDER = "cifar-100-python"
 ARCHIVE = f"{FOLDER}.tar.gz"
 ADDRESS = f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}"
 MD5 = "eb9058c3a382ffc7106e4002c42a8d85"
+MOST = 2**28  # bytes of a pickle in the archive: the largest has 155 million
 PARTS = ("train", "test", "meta")
 
 
@@ -72,16 +75,17 @@ def cifar_archive(folder: Path) -> Form | None:
         with damage(path, "CIFAR-100's archive"):
             with path.open("rb") as file:
                 refuse_web_page(file.read(512), path)
-            with tarfile.open(path) as archive:
+            with gzip.open(path) as file, tarfile.open(fileobj=Watched(file, MOST), mode="r:") as archive:  # pyright: ignore
                 return of_cifar_100(*(member(archive, path, part) for part in PARTS))
 
     return Form("CIFAR-100's archive", [path], contents)
 
 
 def member(archive: tarfile.TarFile, path: Path, part: str) -> tuple[Path, Any]:
-    file = archive.extractfile(f"{FOLDER}/{part}")
+    info = archive.getmember(f"{FOLDER}/{part}")
+    file = archive.extractfile(info) if info.isreg() and info.size <= MOST else None
     if file is None:
-        raise ValueError(f"{FOLDER}/{part} is no file in it")
+        raise ValueError(f"{FOLDER}/{part} is no file in it of up to {MOST} bytes")
     place = path / FOLDER / part
     return place, read_pickle(file, place)  # pyright: ignore[reportArgumentType]
 

@@ -20,6 +20,7 @@ from metarun.data.pickles import refuse_web_page
 from metarun.data.prepare import stamps
 from metarun.data.torchmeta import FILE, open_groups
 from metarun.errors import UserError
+from metarun.utils.safe_files import LIST_BYTES
 
 TOPS = ("images_background", "images_evaluation")
 PLACES = ("omniglot-py", ".", "omniglot")  # below data_dir
@@ -121,6 +122,8 @@ def in_archive(path: Path, top: str) -> Iterator[Drawing]:
         for info in archive.infolist():
             match = re.fullmatch(rf"{top}/([^./][^/]*)/([^./][^/]*)/([^./][^/]*\.png)", info.filename)
             if match:
+                if info.file_size > LIST_BYTES:
+                    raise UserError(f"{path / info.filename}: unpacks to {info.file_size} bytes, which is no drawing")
                 alphabet, character, file = match.groups()
                 yield Drawing(f"{alphabet}/{character}", file, path, info.filename, f"{info.CRC:08x}")
 

@@ -21,6 +21,7 @@ from metarun.data.look import Raw
 from metarun.data.on_disk import Form
 from metarun.data.pickles import ADMITTED, load_pickle, refuse_web_page
 from metarun.errors import UserError
+from metarun.utils.safe_files import require_room
 
 PNG = b"\x89PNG\r\n\x1a\n"
 WORDS = {word for pair in ADMITTED for word in pair} | {  # all that a list of arrays or bytes has for text
@@ -110,8 +111,12 @@ def of_npz(split: str, files: Sequence[Path], stack: ExitStack) -> Part:
     with damage(path, "an NPZ file of pictures"):
         with path.open("rb") as file:
             refuse_web_page(file.read(512), path)
-        member = stack.enter_context(stack.enter_context(zipfile.ZipFile(path)).open("images.npy"))
+        archive = stack.enter_context(zipfile.ZipFile(path))
+        require_room(path, archive.getinfo("images.npy").file_size)
+        member = stack.enter_context(archive.open("images.npy"))
         shape = header(member)
+        if math.prod(shape) > archive.getinfo("images.npy").file_size:
+            raise ValueError(f"it is too small for images of the shape {shape}")
     same_count(path, shape[0], labels_path, len(labels))
     return Part(names, labels, rows_of(path, member, shape))
 
@@ -133,8 +138,9 @@ def header(member: IO[bytes]) -> tuple[int, ...]:
 def rows_of(path: Path, member: IO[bytes], shape: tuple[int, ...]) -> Iterator[tuple[str, Raw]]:
     size = math.prod(shape[1:])
     with damage(path, "a whole NPZ file"):
-        for first in range(0, shape[0], ROWS):
-            count = min(ROWS, shape[0] - first)
+        rows = min(ROWS, max(1, 2**26 // size))
+        for first in range(0, shape[0], rows):
+            count = min(rows, shape[0] - first)
             block = np.frombuffer(member.read(count * size), np.uint8).reshape(count, *shape[1:])
             for i, row in enumerate(block, first):
                 yield f"{path}[{i}]", row[:, :, ::-1]  # OpenCV decoded these pictures, which puts blue first

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from metarun.data.arrays import damage, hdf5_images
+from metarun.data.arrays import damage, hdf5_images, require_stored
 from metarun.data.on_disk import Form
 from metarun.data.pickles import refuse_web_page
 from metarun.data.prepare import Contents
@@ -50,7 +50,9 @@ def open_groups(path: Path, depth: int, stack: ExitStack) -> dict[str, Any]:
     with damage(path, "Torchmeta's HDF5 file"):
         with path.open("rb") as file:
             refuse_web_page(file.read(512), path)
-        return dict(leaves(stack.enter_context(h5py.File(path, "r", locking=False)), "", depth))
+        found = dict(leaves(stack.enter_context(h5py.File(path, "r", locking=False)), "", depth))
+        require_stored(path, found.values())
+        return found
 
 
 def leaves(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -65,8 +67,6 @@ def leaves(group: Any, prefix: str, depth: int) -> Iterator[tuple[str, Any]]:
             yield from leaves(found, f"{place}/", depth - 1)
         elif depth > 1 or not isinstance(found, h5py.Dataset):
             raise ValueError(f"{place!r} is not where a class of pictures is wanted")
-        elif found.external or found.is_virtual:
-            raise ValueError(f"the pictures of {place!r} lie in another file")
         elif found.dtype != np.uint8 or found.shape[3:] not in ((), (3,)) or found.ndim < 3 or 0 in found.shape[1:]:
             raise ValueError(f"{place!r} is {found.dtype} {found.shape}, not uint8 pictures")
         else:

@@ -27,6 +27,8 @@ DEPTH = 50  # of lists and dicts in one another
 FORMATS = (  # of pictures: each is decoded by Pillow itself, or by a library of pixels
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
+PACKED = 200  # times its size that a file may unpack to, or ROOM where that is more: pictures pack a few times
+ROOM = 2**28  # bytes
 PIXELS = 2**26  # of a picture: 8192 x 8192
 KINDS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
@@ -78,6 +80,17 @@ def open_regular(path: Path, links: bool = True) -> BinaryIO:
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
+
+
+def room(path: Path) -> int:
+    """Bytes that a file may unpack to."""
+    return max(ROOM, PACKED * path.stat().st_size)
+
+
+def require_room(path: Path, unpacked: int) -> None:
+    """Raises ValueError where a file says that it unpacks to more than files of data do."""
+    if unpacked > room(path):
+        raise ValueError(f"would unpack to {unpacked} bytes")
 
 
 def require_unlinked(folder: Path, names: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ from metarun.data.on_disk import Finder, Form
 from metarun.data.prepare import Prepared, prepared
 from metarun.data.trees import of_listing
 from metarun.errors import UserError
+from metarun.utils import safe_files
 
 
 def class_folders(folder: Path) -> Form | None:
@@ -139,6 +140,43 @@ def test_names_that_lead_out(kind: str, name: str, tmp_path: Path, into: Path) -
 def test_one_name_for_a_file_and_a_folder(tmp_path: Path, into: Path) -> None:
     put(tmp_path / "a.tar", tar_of(("a", b"file"), ("a/b", b"below it")))
     assert refusal(tmp_path / "a.tar", into).startswith(f"{tmp_path / 'a.tar'}: not a whole tar or zip archive (")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_one_name_twice(tmp_path: Path, into: Path) -> None:
+    for name, content in (("a.tar", tar_of), ("a.zip", zip_of)):
+        (tmp_path / name).write_bytes(content(("a.txt", b"first"), ("a.txt", b"second")))
+        assert "File exists" in refusal(tmp_path / name, into)
+
+
+@pytest.mark.parametrize("name", ["a.tar.gz", "a.zip"])
+def test_bombs(name: str, tmp_path: Path, into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one large member, and of many small ones."""
+    monkeypatch.setattr(safe_files, "ROOM", 2**20)
+    monkeypatch.setattr(safe_files, "PACKED", 10)
+    for files in ({"zeros": bytes(2**22)}, {f"{number}": b"" for number in range(300)}):
+        content = gzip.compress(archive_of("a.tar", files)) if "gz" in name else zip_deflated(files)
+        (tmp_path / name).write_bytes(content)
+        assert "unpacks to more than" in refusal(tmp_path / name, into)
+
+
+def zip_deflated(files: dict[str, bytes]) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+def test_a_header_that_is_a_bomb(tmp_path: Path, into: Path) -> None:
+    """Of a member's long name, which tarfile would hold in memory."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        info = tarfile.TarInfo("././@LongLink")
+        info.type, info.size = tarfile.GNUTYPE_LONGNAME, 2**25
+        archive.addfile(info, io.BytesIO(bytes(2**25)))
+    (tmp_path / "a.tar.gz").write_bytes(gzip.compress(file.getvalue()))
+    assert "a header of 33554432 bytes" in refusal(tmp_path / "a.tar.gz", into)
 
 
 @KINDS

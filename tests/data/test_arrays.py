@@ -131,7 +131,17 @@ def virtual(file: h5py.File, elsewhere: Path) -> None:
     file.create_virtual_dataset("datasets/b", layout)
 
 
-@pytest.mark.parametrize("lead", [linked, external, virtual])
+def soft(file: h5py.File, _: Path) -> None:
+    file["datasets/b"] = h5py.SoftLink("/datasets/a")
+
+
+def waiting(file: h5py.File, elsewhere: Path) -> None:
+    """HDF5 would open the pipe and wait for its other end."""
+    os.mkfifo(elsewhere.with_name("pipe"))
+    file["datasets/b"] = h5py.ExternalLink(elsewhere.with_name("pipe"), "datasets/b")
+
+
+@pytest.mark.parametrize("lead", [linked, external, virtual, soft, waiting])
 def test_hdf5_that_leads_into_another_file(lead: Callable[[h5py.File, Path], None], tmp_path: Path) -> None:
     path = folder_of("hdf5", tmp_path)
     hdf5(tmp_path / "elsewhere.hdf5")
@@ -139,6 +149,27 @@ def test_hdf5_that_leads_into_another_file(lead: Callable[[h5py.File, Path], Non
         del file["datasets/b"]
         lead(file, tmp_path / "elsewhere.hdf5")
     assert "the pictures of the class 'b' lie in another file" in refusal("hdf5", tmp_path)
+
+
+@pytest.mark.parametrize("chunks", [None, (10**4, 6, 5, 3)])
+def test_hdf5_of_huge_shapes_in_a_small_file(chunks: tuple[int, ...] | None, tmp_path: Path) -> None:
+    path = folder_of("hdf5", tmp_path)
+    with h5py.File(path, "a") as file:
+        del file["datasets/b"]
+        file.create_dataset("datasets/b", (10**9, 6, 5, 3), np.uint8, chunks=chunks)
+    assert path.stat().st_size < 10**5 and "would unpack to 9000000" in refusal("hdf5", tmp_path)
+
+
+def test_hdf5_with_a_filter_that_is_loaded(tmp_path: Path) -> None:
+    path = folder_of("hdf5", tmp_path)
+    with h5py.File(path, "a") as file:
+        del file["datasets/b"]
+        plist = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        plist.set_chunk((1, 6, 5, 3))
+        plist.set_filter(32008, h5py.h5z.FLAG_OPTIONAL, ())
+        space = h5py.h5s.create_simple((2, 6, 5, 3))
+        h5py.h5d.create(file["datasets"].id, b"b", h5py.h5t.STD_U8LE, space, plist)
+    assert "need a filter that HDF5 does not have" in refusal("hdf5", tmp_path)
 
 
 @pytest.mark.parametrize(

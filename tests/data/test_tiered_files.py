@@ -160,7 +160,7 @@ def test_npz_that_claims_more_than_it_holds(tmp_path: Path) -> None:
         content = zipped.read("images.npy")
     with zipfile.ZipFile(path, "w") as zipped:
         zipped.writestr("images.npy", content.replace(b"(4, 6, 5, 3), }   ", b"(1000, 6, 5, 3), }"))
-    assert refusal("npz", tmp_path).startswith(f"{path}: not a whole NPZ file")
+    assert "too small for images of the shape (1000, 6, 5, 3)" in refusal("npz", tmp_path)
 
 
 def test_exploit_in_an_array_of_objects(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_an_evaluation_may_have_several_results(tmp_path: Path) -> None:
         ("result.json", '{"mean"', "result.json is damaged"),
         ("result.json", "[" * 10**5, "result.json is damaged"),
         ("result.json", "[1]", "result.json is damaged"),
-        ("result.json", b"\xff\xfe", "result.json cannot be read (no UTF-8 text)"),
+        ("result.json", b"\xff\xff", "result.json cannot be read (no UTF-8 text)"),
         ("result.json", {"results": 3}, "result.json is damaged"),
         ("result.json", {"metarun": "0.0.1"}, "of another version of metarun (0.0.1): it has no 'settings'"),
         ("result.json", {"settings": {}}, "of another version of metarun (unknown): it has no 'dataset'"),

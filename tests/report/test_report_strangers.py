@@ -85,7 +85,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a mean of true": (result(mean=True), "mean"),
     "a deep result": (file("result.json", "[" * 100_000), "nested"),
     "a result of no object": (file("result.json", "[1]"), "no object"),
-    "a result of bytes": (lambda folder: (folder / "result.json").write_bytes(b"\xff\xfe"), "UTF-8"),
+    "a result of bytes": (lambda folder: (folder / "result.json").write_bytes(b"\xff\xff"), "UTF-8"),
     "a large result": (large("result.json"), "more than"),
     "a pipe as a result": (pipe("result.json"), "pipe"),
     "a result that lies elsewhere": (linked("result.json"), "link"),
