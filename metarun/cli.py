@@ -28,7 +28,7 @@ from metarun.mistakes import CHOICES, MISTAKES, explain
 from metarun.schema import AUTO, Settings
 from metarun.seat import given_seat
 from metarun.typed import arrange, names, typed_in
-from metarun.utils import logs, run_dir
+from metarun.utils import console, logs, run_dir
 from metarun.utils.text import printable
 from metarun.whole_files import plain
 
@@ -44,14 +44,15 @@ claimed: list[Path] = []  # folders that are made for this command
 
 def main() -> int:
     """Run the command that stands in sys.argv; its exit status."""
+    console.prepare()
     try:
         status = command()
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 1
+    status = console.status(status)
     processes = sys.modules.get("metarun.processes")
     if processes and processes.abandoned:  # one of torchrun's hangs: torch would wait for it
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
+        sys.stderr.flush()
         os._exit(status)
     return status
 
@@ -76,7 +77,7 @@ def command() -> int:
 
             join(seat)
         choices, arguments = arrange(typed[1:])
-        sweeps.Brought().choices = choices
+        sweeps.Brought().choices, sweeps.Brought().process = choices, os.getpid()
         sys.argv = [typed[0], *choices, *arguments]
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(job)()
     except KeyboardInterrupt as stopped:
@@ -111,8 +112,13 @@ def refuse(error: Exception) -> int:
 
 def job(config: DictConfig) -> float | None:
     """One run, as Hydra calls it. A failure ends the command, but in a sweep it is left to Hydra, which goes on."""
-    with logs.held() as let_log_go:
-        return one_run(config, let_log_go)
+    try:
+        sweeps.attend(HydraConfig.get())
+        with logs.held() as let_log_go:
+            return one_run(config, let_log_go)
+    finally:
+        if sweeps.left_alone:
+            os._exit(128 + signal.SIGTERM)  # what this run came to, nobody takes any more
 
 
 def one_run(config: DictConfig, let_log_go: Callable[[], None]) -> float | None:

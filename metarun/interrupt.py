@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -73,3 +75,15 @@ def noted_signals() -> Iterator[Stop]:
         noting.remove(stop)
         for number in ours:
             signal.signal(number, before[number])
+
+
+def end_with_parent(end: Callable[[], object]) -> None:
+    """Call `end` when the process that has started this one has ended."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        end()
+
+    threading.Thread(target=watch, daemon=True).start()

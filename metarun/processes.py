@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from typing import Any
 import torch.distributed as dist
 
 from metarun.errors import RunFailure
-from metarun.interrupt import asked_to_stop
+from metarun.interrupt import asked_to_stop, end_with_parent
 from metarun.seat import ALONE, JOIN, Seat, given_seat
 
 FOREVER = timedelta(days=365)  # of gloo: how long is waited, `wait` says; one that has ended is noticed at once
@@ -195,15 +194,3 @@ def attend() -> None:
         if sys.platform == "linux":  # also where this process is stopped then
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         print("ready", flush=True)
-
-
-def end_with_parent(end: Callable[[], object]) -> None:
-    """Call `end` when the process that has started this one has ended."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        end()
-
-    threading.Thread(target=watch, daemon=True).start()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -11,7 +13,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun.errors import UserError
 from metarun.groups import Sinusoid
+from metarun.interrupt import end_with_parent
 from metarun.typed import typed_in
+from metarun.utils import console
+from metarun.utils.text import LogFormatter
 
 WANTED = {"accuracy": ("maximize", "higher"), "mse": ("minimize", "lower")}  # direction of the validation metric
 ALL_AT_ONCE = "submitit_local"  # a launcher that starts every job of a sweep together
@@ -25,6 +30,11 @@ class Brought(metaclass=Singleton):
 
     def __init__(self) -> None:
         self.choices: list[str] = []
+        self.process: int | None = None  # the command's
+
+
+left_alone: list[bool] = []  # not empty where the command has ended whose job this process computes
+attending: list[bool] = []  # not empty where it is noticed
 
 
 def check_sweep(config: DictConfig) -> None:
@@ -79,6 +89,27 @@ def take_share(hydra: Any) -> None:
         cores = OmegaConf.select(hydra, "launcher.cpus_per_task") or 1
     if cores:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+
+
+def attend(hydra: Any) -> None:
+    """What a process of joblib does for a job: its lines have the job's number, and it ends with the command.
+
+    A run that is being trained ends its step and saves.
+    """
+    if choice(hydra, "launcher") != "joblib" or Brought().process in (None, os.getpid()):
+        return
+    console.prepare()
+    for handler in logging.root.handlers:
+        if not isinstance(handler, logging.FileHandler):
+            handler.setFormatter(LogFormatter(f"job {hydra.job.num}: %(message)s"))
+    if not attending:
+        attending.append(True)
+        end_with_parent(stop_alone)
+
+
+def stop_alone() -> None:
+    left_alone.append(True)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def leave_word(error: Exception, job: str) -> None:
