@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 
 from metarun import sweeps
 from metarun.errors import UserError
+from metarun.utils import run_dir
 
 pytestmark = pytest.mark.usefixtures("alone")
 ROOT = Path(__file__).parent.parent
@@ -121,6 +122,34 @@ def test_joblib_s_jobs_are_those_of_a_sweep_one_by_one(capfd: pytest.CaptureFixt
 
 def children(process: int) -> list[int]:
     return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_joblib_s_jobs_end_with_the_command(number: signal.Signals) -> None:
+    """Having saved; the sweep goes on when it is typed again at once."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs pip install 'metarun[sweep]'")
+    words = ["dataset=sinusoid", "backbone.hidden=[4]", "engine.tasks=vectorised", "save.every=1000000", *SHORT[2:]]
+    words[-3:-2] = ["eval.every=1000000"]
+    line = [sys.executable, "-m", "metarun", "--multirun", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    line += ["seed=0,1", "hydra.sweep.dir=sweep", "resume=auto", *words]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]), "OMP_NUM_THREADS": "1"}
+    jobs = [Path("sweep/0"), Path("sweep/1")]
+    with Path("told").open("w") as told:
+        sweeping = subprocess.Popen([*line, "iterations=1000000"], env=environment, stdout=told, stderr=told)
+    while not all((job / "metrics.jsonl").is_file() and (job / "metrics.jsonl").stat().st_size for job in jobs):
+        assert sweeping.poll() is None, Path("told").read_text()
+        time.sleep(0.1)
+    sweeping.send_signal(number)
+    assert sweeping.wait() == -number
+    lines = Path("told").read_text().splitlines()
+    assert {line[:7] for line in lines if "training maml" in line} == {"job 0: ", "job 1: "}
+    for job in jobs:
+        with run_dir.own(job, lambda: None, patience=30):  # its process has ended
+            (saved,) = job.glob("checkpoints/step-*")
+            assert int(saved.name[5:13]) >= json.loads((job / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    step = int(next(jobs[0].glob("checkpoints/step-*")).name[5:13])
+    done = subprocess.run([*line, f"iterations={step}"], env=environment, capture_output=True, text=True)
+    assert f"iterations=1000000, not {step}" in done.stderr  # no lock is in its way
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the job's process in /proc")

@@ -8,6 +8,7 @@ import io
 import os
 import sys
 import unicodedata
+from typing import Any
 
 PLAIN = {"±": "+/-", "×": "x", "√": "sqrt ", "→": "->", "…": "...", "–": "-", "—": "-", "’": "'"}  # noqa: RUF001
 ERRORS = "metarun.plain"  # how characters are written that the output cannot show
@@ -32,7 +33,7 @@ class Descriptor(io.RawIOBase):
         self.number = number
         self.failure: OSError | None = None
 
-    def write(self, data: bytes) -> int:  # type: ignore[override]
+    def write(self, data: Any, /) -> int:
         if self.failure is None:
             try:
                 return os.write(self.number, data)
