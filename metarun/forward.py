@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metarun.activation_checkpoints import recomputed_by
 from metarun.errors import UserError
 from metarun.methods import Method, Tensors
-from metarun.norm import BatchNorm, batch_statistics, recorded
+from metarun.norm import TORCH_NORMS, BatchNorm, Norm, batch_statistics, recorded
 from metarun.objective import Objective, State
 from metarun.precision import full, layers_in
+from metarun.second_order import Needs, needs, substituted
 
 Measures = dict[str, Tensor]
 
@@ -30,16 +35,32 @@ class MetaLearner:
     use_second_order: bool = True
     norm: BatchNorm = BatchNorm()
     precision: str = "float32"  # of the network's layers: `engine.precision`
-    tied: bool = field(init=False)  # whether a tensor of the model has two names; looked up here, not at each forward
+    # looked up here, not at each forward
+    tied: bool = field(init=False)  # whether a tensor of the model has two names
+    stateful: list[tuple[str, nn.Module]] = field(init=False)  # a buffer that a forward may change: its name, its owner
+    needs: Needs = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tied", has_tied_tensors(self.model))
+        object.__setattr__(self, "stateful", stateful_buffers(self.model))
+        object.__setattr__(self, "needs", needs(self.model))
 
 
 def has_tied_tensors(model: nn.Module) -> bool:
     parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
     tensors = [id(tensor) for _, tensor in (*parameters, *buffers)]
     return len(set(tensors)) < len(tensors)
+
+
+def stateful_buffers(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Those of all layers but norms, whose buffers `batch_statistics` keeps."""
+    return [
+        (f"{prefix}.{name}" if prefix else name, module)
+        for prefix, module in model.named_modules()
+        if not isinstance(module, (Norm, *TORCH_NORMS))
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
 
 
 def support_weights(learner: MetaLearner, theta: Tensors, phi: Tensors, taken: int) -> Tensors:
@@ -59,10 +80,46 @@ def query_weights(learner: MetaLearner, theta: Tensors, phi: Tensors, support_da
 
 
 def run_model(learner: MetaLearner, weights: Tensors, *inputs: Any, **keywords: Any) -> Any:
-    """The network's output on what its forward takes."""
-    with batch_statistics(learner.model), layers_in(learner.precision, next(iter(weights.values()))):
-        output = functional_call(learner.model, weights, inputs, keywords, tie_weights=learner.tied)
+    """The network's output on what its forward takes; its buffers stay as they are."""
+    output = run_within(learner, learner.model, weights, "", inputs, keywords)
     return full(output) if learner.precision == "bfloat16" else output
+
+
+def run_within(
+    learner: MetaLearner, module: nn.Module, weights: Tensors, prefix: str, inputs: Any, keywords: Any
+) -> Any:
+    """module(*inputs, **keywords), where the network's weights have their names behind `prefix`."""
+    buffers = {name: owner._buffers[name.rpartition(".")[2]] for name, owner in learner.stateful}
+    tensors = {**{name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}, **weights}
+    if prefix:
+        tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+    with (
+        batch_statistics(learner.model),
+        layers_in(learner.precision, next(iter(weights.values()))),
+        substituted(learner.needs.substitutes) if learner.needs.substitutes else nullcontext(),
+        recomputed_by(partial(run_part, learner, weights)) if learner.needs.checkpoints else nullcontext(),
+    ):
+        return functional_call(module, tensors, inputs, keywords, tie_weights=learner.tied)
+
+
+def run_part(
+    learner: MetaLearner, weights: Tensors, function: Callable[..., Any], *inputs: Any, **keywords: Any
+) -> Any:
+    """function(*inputs, **keywords), which runs a part of the network, with those weights."""
+    part = Part(learner.model, function)
+    return run_within(learner, part, weights, "model.", inputs, keywords)
+
+
+class Part(nn.Module):
+    """A network of which a function runs a part."""
+
+    def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.run = (function,)  # in a tuple, or a function that is a module would become one of its parts
+
+    def forward(self, *inputs: Any, **keywords: Any) -> Any:
+        return self.run[0](*inputs, **keywords)
 
 
 def evaluate_objective(
@@ -103,10 +160,24 @@ def name_of(objective: Objective) -> str:
     return getattr(objective, "__name__", type(objective).__name__)
 
 
-def require_dependence(loss: Tensor, objective: Objective) -> None:
-    """Raises UserError where the loss, which the tape has recorded, does not depend on the weights."""
-    if not loss.requires_grad:
-        raise UserError(
-            f"{name_of(objective)}: does not depend on the weights; "
-            "run the network as state.model(state.data, state.updated_weights)"
-        )
+def dense_gradients(
+    loss: Tensor, tensors: list[Tensor], weights: int, objective: Objective, graph: bool = False
+) -> list[Tensor | None]:
+    """Of a loss that the tape has recorded, by each of `tensors`; None where it does not depend on one.
+
+    Raises:
+        UserError: it depends on none of the first `weights` tensors, the weights that adapt.
+    """
+    found: tuple[Tensor | None, ...] = ()
+    if loss.requires_grad:
+        found = torch.autograd.grad(loss, tensors, create_graph=graph, allow_unused=True)
+    if all(gradient is None for gradient in found[:weights]):
+        raise independent(objective)
+    return [gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient for gradient in found]
+
+
+def independent(objective: Objective) -> UserError:
+    return UserError(
+        f"{name_of(objective)}: does not depend on the weights; "
+        "run the network as state.model(state.data, state.updated_weights)"
+    )

@@ -9,14 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves
 
 from metarun.errors import UserError
 from metarun.forward import MetaLearner, by_name, query_weights, run_model
 from metarun.meta import OneTask, meta_gradient, one_by_one, tape_gradient
-from metarun.methods import Parameters, compose
+from metarun.methods import Parameters, Tensors, compose
 from metarun.objective import Objective, State
+from metarun.second_order import require_second_derivatives
 from metarun.task import Task
+from metarun.user_models import differentiating, explained, outside_inference, require_supported, vectorising
 
 __all__ = ["Init", "State"]
 
@@ -71,7 +73,11 @@ class Init(nn.Module):
         super().__init__()
         if inner_loop < 0:
             raise UserError(f"inner_loop={inner_loop}: must be 0 or more")
+        require_supported(model)
+        if use_second_order:
+            require_second_derivatives(model)
         self.model = model
+        self.tried_alone = False  # a task by itself, before tasks are vectorised
         method = compose(model, inner_learning_rate, learn_lr, use_t, use_warp, use_forget, across)
         self.learner = MetaLearner(model, method, inner_objective, outer_objective, inner_loop, use_second_order)
 
@@ -107,38 +113,95 @@ class Init(nn.Module):
         Raises:
             UserError: an objective that returns no scalar, or (task by task) does not depend on the weights; batched
                 arguments that hold unlike numbers of tasks, or leaves other than tensors and None.
-            FloatingPointError: a loss that is not finite; names the task and the cause.
+            FloatingPointError: a loss or gradient that is not finite; names the task and the cause, `.grad` stays.
         """
         tasks = Task(train_data, train_target, validate_data, validate_target)
-        noise = self.noise(number_of_tasks(tasks) if batched else 1)
-        given = tasks if batched else [tasks]
-        gradient, losses, _ = meta_gradient(self.learner, self.learned, given, noise, vectorised=batched and vectorise)
-        if not losses.isfinite().all():
-            each = list(one_by_one(tasks)) if batched else [tasks]
-            raise FloatingPointError(self.why_not_finite(each, noise, losses))
+        count = number_of_tasks(tasks) if batched else 1
+        with differentiating(self.model):
+            tasks, learned = outside_inference((tasks, self.learned))
+            noise, each = self.noise(count), list(one_by_one(tasks)) if batched else [tasks]
+            if batched and vectorise:
+                gradient, losses = self.vectorised_gradient(learned, tasks, each, noise)
+            else:
+                gradient, losses = self.looped_gradient(learned, each, noise)
+            if not (losses.isfinite().all() and all_finite(gradient)):
+                raise FloatingPointError(f"optimize: {self.why_not_finite(learned, each, noise)}; .grad is as it was")
         for tensors, gradients in zip(self.learned, gradient, strict=True):
             for name, tensor in tensors.items():
                 tensor.grad = gradients[name] if tensor.grad is None else tensor.grad + gradients[name]
         return losses.mean()
 
-    def why_not_finite(self, tasks: list[Task], noise: Tensor, losses: Tensor) -> str:
-        """Which task's outer loss is not finite, and whether the inner loss was so to begin with."""
-        number = int((~losses.isfinite()).nonzero()[0])
-        learned = self.learned
-        one = OneTask(self.learner, tasks[number], noise[number], tape_gradient)
-        inner = float(one.support_loss(learned.theta, learned.phi).detach())
-        cause = "the inner loop diverged, try a smaller inner_learning_rate"
-        if not math.isfinite(inner):
-            cause = f"the inner objective is {inner} before the first inner step, look at the task's data"
-        return f"optimize: the outer loss of task {number} is {float(losses[number])}: {cause}; .grad is as it was"
+    def looped_gradient(self, learned: Parameters, tasks: list[Task], noise: Tensor) -> tuple[Parameters, Tensor]:
+        """The mean gradient and each task's loss. Raises UserError for errors of torch's that have a cause here."""
+        try:
+            return meta_gradient(self.learner, learned, tasks, noise, vectorised=False)[:2]
+        except RuntimeError as error:
+            raise explained(error, self.model) or error from error
+
+    def vectorised_gradient(
+        self, learned: Parameters, tasks: Task, each: list[Task], noise: Tensor
+    ) -> tuple[Parameters, Tensor]:
+        """The same for tasks at once.
+
+        The first call also computes a task alone: only so is it seen whether the objectives depend on the weights.
+        """
+        if not self.tried_alone:
+            self.looped_gradient(learned, each[:1], noise[:1])
+            self.tried_alone = True
+        try:
+            return meta_gradient(self.learner, learned, tasks, noise, vectorised=True)[:2]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self.looped_gradient(learned, each[:1], noise[:1])  # raises what is not the fault of computing them at once
+            raise vectorising(error, self.model) from error
+
+    def why_not_finite(self, learned: Parameters, tasks: list[Task], noise: Tensor) -> str:
+        """Which task's outer loss or gradient is not finite, and why."""
+        for number, (task, own) in enumerate(zip(tasks, noise, strict=True)):
+            gradient, loss = self.looped_gradient(learned, [task], own[None])
+            if not loss.isfinite():
+                return f"the outer loss of task {number} is {float(loss)}: {self.cause(learned, task, own)}"
+            if not all_finite(gradient):
+                at = f"the gradient of task {number} by {', '.join(not_finite(gradient))} is not finite"
+                return f"{at}, its outer loss is {float(loss):.4g}: {NO_DERIVATIVE}"
+        return (
+            "the loss or the gradient is not finite for the tasks at once, though for each alone; try vectorise=False"
+        )
+
+    def cause(self, learned: Parameters, task: Task, noise: Tensor) -> str:
+        """Why the inner loop ends in weights, or the outer objective in a loss, that are not finite."""
+        theta, phi = learned
+        one = OneTask(replace(self.learner, use_second_order=False), task, noise, tape_gradient)
+        with torch.no_grad():
+            inner = float(one.support_loss(theta, phi))
+            if not math.isfinite(inner):
+                return f"the inner objective is {inner} before the first inner step, look at the task's data"
+            gradient = one.support_gradient(theta, phi, graph=False)
+            if not all_finite(gradient):
+                by = ", ".join(not_finite(gradient))
+                return f"the inner objective is {inner:.4g}, but its gradient by {by} is not finite: {NO_DERIVATIVE}"
+            if task.query_data is not None and not (outer := one.query_loss(theta, phi)).isfinite():
+                return f"the outer objective is {float(outer)} before the first inner step, look at the task's data"
+        return "the inner loop diverged, try a smaller inner_learning_rate"
 
     def adapt(self, data: Any, target: Any) -> list[Tensor]:
-        """The weights after the inner loop on one task, in the order of `weight_names`, without a graph."""
-        learner = replace(self.learner, use_second_order=False)
-        with torch.no_grad():
-            task = Task(data, target, None, None)
-            one = OneTask(learner, task, self.noise(1)[0], tape_gradient)
-            return [weight.detach().clone() for weight in one.adapt(self.learned)[-1].values()]
+        """The weights after the inner loop on one task, in the order of `weight_names`, without a graph.
+
+        Raises:
+            UserError: an inner objective that returns no scalar, or does not depend on the weights.
+            FloatingPointError: the weights are not finite; says why.
+        """
+        with differentiating(self.model), torch.no_grad():
+            task, learned = outside_inference((Task(data, target, None, None), self.learned))
+            one = OneTask(replace(self.learner, use_second_order=False), task, self.noise(1)[0], tape_gradient)
+            try:
+                adapted = one.adapt(learned)[-1]
+            except RuntimeError as error:
+                raise explained(error, self.model) or error from error
+            if not all_finite(adapted):
+                raise FloatingPointError(f"adapt: the weights are not finite: {self.cause(learned, task, one.noise)}")
+            return [weight.detach().clone() for weight in adapted.values()]
 
     def predict(self, weights: list[Tensor], *inputs: Any, **keywords: Any) -> Any:
         """The network's output with the weights of one task, without a graph.
@@ -166,6 +229,19 @@ class Init(nn.Module):
         """What the method draws for each task, from torch's generator."""
         like = next(iter(self.learned.theta.values()))
         return torch.rand(tasks, self.learner.method.noise(self.learner.inner_loop), device=like.device)
+
+
+NO_DERIVATIVE = "an operation has no finite derivative there, such as a root or a norm at 0"
+
+
+def all_finite(tensors: Any) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tree_leaves(tensors))
+
+
+def not_finite(tensors: Parameters | Tensors) -> list[str]:
+    """The names of the tensors with an entry that is not finite."""
+    parts = tensors if isinstance(tensors, Parameters) else [tensors]
+    return [name for part in parts for name, tensor in part.items() if not all_finite(tensor)]
 
 
 SIDES = ("train_data", "train_target", "validate_data", "validate_target")  # as `Init.optimize` names them

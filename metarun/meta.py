@@ -12,6 +12,7 @@ tape, which on a CPU takes three quarters of the time that torch.func takes for 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -24,12 +25,14 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 from metarun.forward import (
     Measures,
     MetaLearner,
+    dense_gradients,
     evaluate_objective,
     query_weights,
-    require_dependence,
     support_weights,
 )
 from metarun.methods import Parameters, Tensors
+from metarun.objective import Objective
+from metarun.second_order import exact_kernels
 from metarun.task import Task
 
 Loss = Callable[[Tensors], Tensor]  # of theta, on one side of a task
@@ -37,21 +40,26 @@ Loss = Callable[[Tensors], Tensor]  # of theta, on one side of a task
 
 # --- the gradient of a support loss, on torch.func or on the tape ------------------------------------------
 
-Gradient = Callable[[Loss, Tensors, bool], Tensors]  # loss, theta, whether the gradient has a graph of its own
+# loss, theta, whether the gradient has a graph of its own, and the objective that the loss is of
+Gradient = Callable[[Loss, Tensors, bool, Objective], Tensors]
 
 
-def functional_gradient(loss: Loss, theta: Tensors, graph: bool) -> Tensors:
+def functional_gradient(loss: Loss, theta: Tensors, graph: bool, objective: Objective) -> Tensors:
     return grad(loss)(theta)  # where nothing above it is differentiated, torch.func records nothing
 
 
-def tape_gradient(loss: Loss, theta: Tensors, graph: bool) -> Tensors:
+def tape_gradient(loss: Loss, theta: Tensors, graph: bool, objective: Objective) -> Tensors:
     with torch.enable_grad():
         if not all(tensor.requires_grad for tensor in theta.values()):
             theta = {name: tensor.detach().requires_grad_() for name, tensor in theta.items()}
-        gradients = torch.autograd.grad(
-            loss(theta), list(theta.values()), create_graph=graph, allow_unused=True, materialize_grads=True
-        )
-    return dict(zip(theta, gradients, strict=True))
+        gradients = dense_gradients(loss(theta), list(theta.values()), len(theta), objective, graph)
+    return dict(zip(theta, with_zeros(gradients, theta.values()), strict=True))
+
+
+def with_zeros(gradients: Iterable[Tensor | None], tensors: Iterable[Tensor]) -> list[Tensor]:
+    """Zeros for the gradient by a tensor that nothing depends on."""
+    pairs = zip(gradients, tensors, strict=True)
+    return [torch.zeros_like(tensor) if gradient is None else gradient for gradient, tensor in pairs]
 
 
 # --- one task ----------------------------------------------------------------------------------------------
@@ -73,12 +81,9 @@ class OneTask:
             theta, phi = tree_map(torch.detach, (theta, phi))
 
         def loss(theta: Tensors) -> Tensor:
-            found = self.support_loss(theta, phi, taken)
-            if self.gradient is tape_gradient:
-                require_dependence(found, self.learner.inner_objective)
-            return found
+            return self.support_loss(theta, phi, taken)
 
-        return self.gradient(loss, theta, graph)
+        return self.gradient(loss, theta, graph, self.learner.inner_objective)
 
     def support_loss(self, theta: Tensors, phi: Tensors, taken: int = 0) -> Tensor:
         learner, data, target = self.learner, self.task.support_data, self.task.support_target
@@ -178,6 +183,19 @@ def meta_gradient(
     kind: of a task, which says what is kept of its inner loop: `OneTask` unrolls it, `mixed.MixedTask` keeps little.
     loss_weights: [inner_loop], of a multi-step loss.
     """
+    with exact_kernels(learner.needs) if vectorised or learner.use_second_order else nullcontext():
+        return batch_gradient(learner, parameters, tasks, noise, vectorised, kind, loss_weights)
+
+
+def batch_gradient(
+    learner: MetaLearner,
+    parameters: Parameters,
+    tasks: Task | list[Task],
+    noise: Tensor,
+    vectorised: bool,
+    kind: Kind,
+    loss_weights: Tensor | None,
+) -> tuple[Parameters, Tensor, Measures]:
     parameters = tree_map(torch.detach, parameters)
     if vectorised:
         assert not isinstance(tasks, list)
@@ -193,17 +211,16 @@ def meta_gradient(
     each = tasks if isinstance(tasks, list) else one_by_one(tasks)
     for task, own_noise in zip(each, noise, strict=True):
         loss, measures = task_loss(kind, learner, tape_gradient, leaves, task, own_noise, loss_weights)
-        require_dependence(loss, learner.outer_objective)
-        accumulate_gradient(loss, leaves, total)
+        accumulate_gradient(loss, leaves, total, learner.outer_objective)
         judged.append((loss.detach(), measures))
     losses, measures = stack(judged)
     return tree_map(lambda tensor: tensor / len(judged), total), losses, measures
 
 
-def accumulate_gradient(loss: Tensor, leaves: Parameters, total: Parameters) -> None:
+def accumulate_gradient(loss: Tensor, leaves: Parameters, total: Parameters, objective: Objective) -> None:
     """Add the gradient of `loss` by each leaf to `total`; a leaf that the loss does not depend on adds nothing."""
     pairs = [(leaf, part[name]) for tensors, part in zip(leaves, total, strict=True) for name, leaf in tensors.items()]
-    gradients = torch.autograd.grad(loss, [leaf for leaf, _ in pairs], allow_unused=True)
+    gradients = dense_gradients(loss, [leaf for leaf, _ in pairs], len(leaves.theta), objective)
     for (_, accumulated), gradient in zip(pairs, gradients, strict=True):
         if gradient is not None:
             accumulated += gradient

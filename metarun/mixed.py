@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from metarun.meta import Gradient, MetaLearner, OneTask, require_dependence, tape_gradient
+from metarun.forward import independent
+from metarun.meta import Gradient, MetaLearner, OneTask, tape_gradient, with_zeros
 from metarun.methods import Parameters, Tensors
 from metarun.task import Task
 
@@ -73,21 +74,21 @@ class MixedTask(OneTask):
         tensors, form = tree_flatten((theta, phi))
 
         def loss(*tensors: Tensor) -> tuple[Several, Any]:
-            found = OneTask.query_loss(self, *tree_unflatten(tensors, form), taken=taken)
-            if self.gradient is tape_gradient:
-                require_dependence(found, self.learner.outer_objective)
-            return (found,), self.measures
+            return (OneTask.query_loss(self, *tree_unflatten(tensors, form), taken=taken),), self.measures
 
         with torch.no_grad():
             (value,), pull, self.measures = self.vjp(loss, *(tensor.detach() for tensor in tensors))
             gradient = pull((torch.ones_like(value),))
             del pull
+        if all(entry is None for entry in gradient[: len(theta)]):
+            raise independent(self.learner.outer_objective)
+        gradient = with_zeros(gradient, tensors)
         return Known.apply(value, *set_aside(gradient), *tensors)
 
 
 # --- vector-Jacobian products, on torch.func or on the tape -------------------------------------------------
 
-Pull = Callable[[Several], Sequence[Tensor]]  # cotangents of all results -> of all tensors
+Pull = Callable[[Several], Sequence[Tensor | None]]  # cotangents of all results -> of all tensors; None: no dependence
 Vjp = Callable[..., tuple[Several, Pull, Any]]  # function -> (results, what else it found), tensors
 
 
@@ -101,10 +102,12 @@ def tape_vjp(function: Callable[..., tuple[Several, Any]], *tensors: Tensor) -> 
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
         results, found = function(*leaves)
 
-    def pull(cotangents: Several) -> Sequence[Tensor]:
+    def pull(cotangents: Several) -> Sequence[Tensor | None]:
         pairs = [pair for pair in zip(results, cotangents, strict=True) if pair[0].requires_grad]
+        if not pairs:
+            return [None] * len(leaves)
         outputs, inwards = zip(*pairs, strict=True)
-        return torch.autograd.grad(outputs, leaves, inwards, allow_unused=True, materialize_grads=True)
+        return torch.autograd.grad(outputs, leaves, inwards, allow_unused=True)
 
     return tuple(result.detach() for result in results), pull, found
 
@@ -163,7 +166,8 @@ class Recomputed(torch.autograd.Function):
         with torch.no_grad():
             _, pull, _ = ctx.vjp(of_wanted, *(leaves[place] for place in wanted))
             gradients: list[Tensor | None] = [None] * (2 + len(leaves))
-            for place, gradient in zip(wanted, pull(cotangents), strict=True):
+            found = with_zeros(pull(cotangents), [leaves[place] for place in wanted])
+            for place, gradient in zip(wanted, found, strict=True):
                 gradients[2 + place] = gradient
         return tuple(gradients)
 

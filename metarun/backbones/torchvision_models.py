@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -72,7 +71,7 @@ def weights_url(network: str) -> str:
 
 
 def keep_house(module: nn.Module) -> None:
-    """Take out what is random, put `Norm`s for batch norms, with their affine, and what can be differentiated twice."""
+    """Take out what is random, and put `Norm`s for batch norms, with their affine."""
     from torchvision.ops import StochasticDepth
 
     for name, child in module.named_children():
@@ -82,21 +81,12 @@ def keep_house(module: nn.Module) -> None:
             setattr(module, name, norm)
         elif isinstance(child, (nn.modules.dropout._DropoutNd, StochasticDepth)):
             setattr(module, name, nn.Identity())
-        elif isinstance(child, nn.Hardsigmoid):
-            setattr(module, name, HardSigmoid())
         else:
             keep_house(child)
     if isinstance(module, nn.Sequential):
         for one, other in itertools.pairwise(module):
             if type(one) is nn.Conv2d and isinstance(other, Norm):
                 one.forward = partial(before_norm, one)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-class HardSigmoid(nn.Module):
-    """nn.Hardsigmoid, whose second derivative torch does not have."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu6(x + 3) / 6
 
 
 def in_colours(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
