@@ -255,7 +255,8 @@ def evaluate_tasks(
         trajectory = enumerate(one.adapt(parameters))
         return stack([(one.query_loss(theta, parameters.phi, taken), one.measures) for taken, theta in trajectory])
 
-    return map_tasks(one_task, tasks, noise, vectorised)
+    with exact_kernels(learner.needs) if vectorised else nullcontext():
+        return map_tasks(one_task, tasks, noise, vectorised)
 
 
 def map_tasks(one_task: Callable[[Task, Tensor], Any], tasks: Task, noise: Tensor, vectorised: bool) -> Any:

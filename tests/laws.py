@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from problems import Tanh, regression_tasks
 from torch import Tensor, nn
 from torch.func import vmap
@@ -49,7 +50,7 @@ def largest_tensor_error(found: object, expected: object) -> float:
 # --- derivatives from values -------------------------------------------------------------------------------
 
 
-def derivatives(value: Callable[[Any], Tensor], point: Any, width: float = 5e-4) -> Any:
+def derivatives(value: Callable[[Any], Tensor], point: Any, width: float = 5e-4, vectorised: bool = True) -> Any:
     """Eighth-order central differences of a scalar by every entry of a tree of tensors."""
     leaves, spec = tree_flatten(point)
     flat = torch.cat([leaf.detach().reshape(-1) for leaf in leaves])
@@ -62,7 +63,8 @@ def derivatives(value: Callable[[Any], Tensor], point: Any, width: float = 5e-4)
     weights.update({-distance: -weight for distance, weight in weights.items()})
     directions = torch.eye(len(flat), dtype=flat.dtype)
     points = torch.cat([flat + distance * width * directions for distance in weights])
-    values = vmap(at, chunk_size=1024)(points).view(len(weights), -1)
+    values = vmap(at, chunk_size=1024)(points) if vectorised else torch.stack([at(entries) for entries in points])
+    values = values.view(len(weights), -1)
     slope = torch.tensor(list(weights.values()), dtype=flat.dtype) @ values / width
     parts = slope.split([leaf.numel() for leaf in leaves])
     return tree_unflatten([p.view_as(leaf) for p, leaf in zip(parts, leaves, strict=True)], spec)
@@ -140,7 +142,11 @@ def value_of_task(
 
 
 def finite_differences(
-    learner: MetaLearner, parameters: Parameters, tasks: Task, noise: Tensor | None = None, objective: str = "query"
+    learner: MetaLearner,
+    parameters: Parameters,
+    tasks: Task,
+    noise: Tensor | None = None,
+    objective: str = "query",
 ) -> Parameters:
     """The mean task gradient from values alone, with all that the method stops held fixed.
 
@@ -163,6 +169,35 @@ def finite_differences(
                 found.phi[f"mask_logits.{name.replace('.', '/')}"] += tensor * slope[name]
         results.append(found)
     return tree_map(lambda *each: torch.stack(each).mean(0), *results)
+
+
+def along_directions(one: Problem, objective: str, count: int = 4) -> tuple[Tensor, Tensor]:
+    """The first task's gradient along random directions of all that is learned, and the same from values alone.
+
+    Of a network that torch cannot map over points, for which `finite_differences` takes long.
+    """
+    one = one.chosen([0])
+    task, noise, parameters = next(one_by_one(one.tasks)), one.noise[0], tree_map(torch.detach, one.parameters)
+    masks, slopes = hard_masks(parameters.phi, noise)
+    directions = [tree_map(lambda t: 0.1 * torch.randn_like(t), parameters) for _ in range(count)]
+    moved = [
+        (each, [{n: s * each.phi[f"mask_logits.{n.replace('.', '/')}"] for n, s in draw.items()} for draw in slopes])
+        for each in directions
+    ]
+    held = Held()
+
+    def value(steps: Tensor) -> Tensor:
+        def move(start: Tensor, *ways: Tensor) -> Tensor:
+            return start + sum(step * way for step, way in zip(steps, ways, strict=True))
+
+        point = tree_map(move, (parameters, masks), *moved)
+        return value_of_task(one.learner, point, task, noise, held, objective)
+
+    still = torch.zeros(count, dtype=torch.float64)
+    value(still)  # fills `held` at the point itself
+    gradient = tree_leaves(one.gradient())
+    found = [sum((g * d).sum() for g, d in zip(gradient, tree_leaves(each), strict=True)) for each in directions]
+    return torch.stack([torch.as_tensor(each) for each in found]), derivatives(value, still, vectorised=False)
 
 
 def hard_masks(phi: Tensors, noise: Tensor) -> tuple[Masks, Masks]:
@@ -244,6 +279,31 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 }
 
 
+class Sequences(nn.Module):
+    """Linear maps around a layer of sequences, [batch, length, 2] -> [batch, 2]; smooth."""
+
+    def __init__(self, layer: nn.Module, width: int) -> None:
+        super().__init__()
+        self.first, self.layer, self.head = nn.Linear(2, width), layer, nn.Linear(width, 2)
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = self.layer(self.first(x))
+        return self.head((found[0] if isinstance(found, tuple) else found).mean(1))
+
+
+def transformer() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(4, 2, 3, dropout=0.0, activation=F.gelu, layer_norm_eps=0.1, batch_first=True)
+    return Sequences(layer, 4)
+
+
+SEQUENCES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "attention": (transformer, (3, 2)),
+    "GRU": (lambda: Sequences(nn.GRU(3, 3, batch_first=True), 3), (3, 2)),
+    "LSTM": (lambda: Sequences(nn.LSTM(3, 3, batch_first=True), 3), (3, 2)),
+}
+
+
 RATE = 0.125  # exact in single precision, in which a learned rate begins
 
 
@@ -279,7 +339,7 @@ def problem(
 ) -> Problem:
     """A method on a small network with tasks of its own; the same ones for every method under one seed."""
     case = CASES[case] if isinstance(case, str) else case
-    make, shape = NETWORKS[network]
+    make, shape = {**NETWORKS, **SEQUENCES}[network]
     torch.manual_seed(1)
     model, drawn = make(), regression_tasks(tasks, shape, each=4)
     method = case.make(model, rate)

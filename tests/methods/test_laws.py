@@ -9,8 +9,10 @@ import torch
 from laws import (
     CASES,
     NETWORKS,
+    SEQUENCES,
     Case,
     Record,
+    along_directions,
     check,
     fill,
     finite_differences,
@@ -31,6 +33,7 @@ from metarun.methods import METHODS, Method, Parameters
 from metarun.methods.msgd import learn_rates
 from metarun.methods.slots import divide
 from metarun.objective import State, regression
+from metarun.second_order import exact_kernels
 
 every_case = pytest.mark.parametrize("name", CASES)
 both_networks = pytest.mark.parametrize("network", NETWORKS)
@@ -60,6 +63,22 @@ def test_meta_gradient_is_the_derivative_of_the_papers_objective(
     for vectorised in (False, True):
         error = largest_tensor_error(one.gradient(vectorised), expected)
         check(record_property, "finite differences", name, error, 2e-9 if network == "layers" else 1e-8)
+
+
+@pytest.mark.parametrize("network", SEQUENCES)
+@pytest.mark.parametrize("name", ["maml", "msgd", "mtnet", "warpgrad", "l2f"])
+def test_meta_gradient_is_exact_through_attention_and_recurrent_layers(
+    name: str, network: str, record_property: Record
+) -> None:
+    one, objective = problem(name, network, tasks=1), CASES[name].objective
+    if network == "attention":
+        with exact_kernels(one.learner.needs):
+            expected = finite_differences(one.learner, one.parameters, one.tasks, one.noise, objective)
+        errors = [largest_tensor_error(one.gradient(vectorised), expected) for vectorised in (False, True)]
+    else:
+        errors = [largest_relative_error(*along_directions(one, objective))]
+    for error in errors:
+        check(record_property, network, name, error, 1e-8)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
