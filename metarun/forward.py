@@ -93,11 +93,12 @@ def run_within(
     tensors = {**{name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}, **weights}
     if prefix:
         tensors = {prefix + name: tensor for name, tensor in tensors.items()}
+    watched = learner.needs.checkpoints and not torch.compiler.is_compiling()
     with (
         batch_statistics(learner.model),
         layers_in(learner.precision, next(iter(weights.values()))),
         substituted(learner.needs.substitutes) if learner.needs.substitutes else nullcontext(),
-        recomputed_by(partial(run_part, learner, weights)) if learner.needs.checkpoints else nullcontext(),
+        recomputed_by(partial(run_part, learner, weights)) if watched else nullcontext(),
     ):
         return functional_call(module, tensors, inputs, keywords, tie_weights=learner.tied)
 

@@ -105,8 +105,11 @@ def hooked_weight_norm(name: str, dim: int, module: nn.Module) -> Tensor:
 
 
 def exact_kernels(needs: Needs) -> AbstractContextManager[object]:
-    """Within it, attention and recurrent layers compute by kernels that can be differentiated twice and mapped."""
-    if not (needs.attention or needs.recurrent):
+    """Within it, attention and recurrent layers compute by kernels that can be differentiated twice and mapped.
+
+    Compilers cannot trace it; what metarun compiles has neither.
+    """
+    if torch.compiler.is_compiling() or not (needs.attention or needs.recurrent):
         return nullcontext()
     kernels = ExitStack()
     if needs.attention:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map
 
 from metarun.errors import UserError
@@ -32,8 +31,6 @@ def require_supported(model: nn.Module) -> None:
             advice = "give it as it was before .compile()"
         elif isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
             advice = "it changes its weights in place whenever it runs; give max_norm=None"
-        elif any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
-            advice = "it has no weights before it has seen data; run the model on a batch first"
         elif any(type(parameter).__name__ == "DTensor" for parameter in module._parameters.values()):
             advice = "its weights are divided among devices; give the module before it was sharded"
         if advice:

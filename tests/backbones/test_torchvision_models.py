@@ -54,17 +54,6 @@ def test_nothing_is_random_and_no_buffer_moves(network: str) -> None:
     assert not list(model.named_buffers())
 
 
-def test_the_hard_sigmoid_is_torch_s_and_has_a_second_derivative() -> None:
-    model = nn.Sequential(nn.Hardsigmoid())
-    keep_house(model)
-    x = torch.linspace(-5, 5, 41, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(model(x), nn.Hardsigmoid()(x))
-    (slope,) = torch.autograd.grad(model(x).square().sum(), x, create_graph=True)
-    (curvature,) = torch.autograd.grad(slope.sum(), x)
-    within = (x > -3) & (x < 3)
-    torch.testing.assert_close(curvature, within * torch.tensor(2 / 36, dtype=torch.float64))
-
-
 def test_grey_is_three_equal_colours() -> None:
     grey, colours = (torchvision_model((channels, 32, 32), 5, "shufflenet_v2_x0_5") for channels in (1, 3))
     grey.load_state_dict(colours.state_dict())
