@@ -54,4 +54,6 @@ def test_hydra_stays_with_the_command_line() -> None:
 
 def test_the_meta_learner_knows_nothing_of_data_backbones_or_runs() -> None:
     allowed = {"errors", "methods", "methods.slots", "norm", "objective", "precision", "task"}
+    allowed |= {"activation_checkpoints", "second_order"}
+    assert imports()["activation_checkpoints"] == set() and imports()["second_order"] == {"errors"}
     assert imports()["forward"] <= allowed and imports()["meta"] <= allowed | {"forward"}
