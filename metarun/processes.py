@@ -166,7 +166,7 @@ def failure(others: Sequence[subprocess.Popen[str]], lost: Lost) -> RunFailure:
     silent = str(lost) if str(lost).startswith("has not") else ""
     for rank, other in enumerate(others, 1):
         how = ""
-        if status := other.poll():
+        if (status := other.poll()) is not None:
             how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
         elif silent and (len(others) == 1 or is_stopped(other.pid)):
             how = f"{silent}{', it is stopped' if is_stopped(other.pid) else ''}"
