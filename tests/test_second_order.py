@@ -8,15 +8,20 @@ import pytest
 import torch
 import torch.nn.functional as F
 from init_cases import mse
+from laws import largest_relative_error, no_noise
+from problems import regression_tasks
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations as parametrised
 
 from metarun import Init
+from metarun.backbones.torchvision_models import keep_house
 from metarun.errors import UserError
 from metarun.forward import run_model
-from metarun.meta import MetaLearner
+from metarun.meta import MetaLearner, OneTask, meta_gradient
 from metarun.methods import METHODS
+from metarun.mixed import MixedTask
 from metarun.norm import Norm
+from metarun.objective import regression
 from metarun.second_order import exact_kernels, needs, substituted
 
 
@@ -188,3 +193,22 @@ def test_hard_sigmoid_is_torch_s() -> None:
 def test_layers_without_a_second_derivative_are_refused_by_name(layer: nn.Module) -> None:
     with pytest.raises(UserError, match=rf"^0 \({type(layer).__name__}\): torch has no second derivative of it"):
         Init(nn.Sequential(layer, nn.Linear(2, 2)), mse, mse)
+
+
+@pytest.mark.parametrize("vectorised", [False, True], ids=["looped", "vectorised"])
+def test_torchvisions_vision_transformer_is_the_same_unrolled_and_mixed(vectorised: bool) -> None:
+    """`backbone.network=vit_*`, at a small size; what is unrolled has the laws' finite differences."""
+    from torchvision.models import VisionTransformer
+
+    torch.manual_seed(0)
+    model = VisionTransformer(8, 4, num_layers=1, num_heads=2, hidden_dim=4, mlp_dim=4, num_classes=2).double()
+    nn.init.normal_(model.heads.head.weight)  # zero in torchvision, which would leave every other gradient zero
+    keep_house(model)
+    method, tasks = METHODS["maml"](model, 0.1), regression_tasks(2, (3, 8, 8), each=3)
+    learner = MetaLearner(model, method, regression, regression, 2)
+    found = [
+        meta_gradient(learner, method.parameters, tasks, no_noise(tasks), vectorised, kind)[0]
+        for kind in (OneTask, MixedTask)
+    ]
+    assert largest_relative_error(*found) < 1e-12
+    assert all(bool(tensor.isfinite().all()) for tensor in found[0].theta.values())
