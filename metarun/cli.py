@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.config_store import ConfigStore
@@ -34,7 +35,7 @@ from metarun.whole_files import plain
 
 UNUSABLE = {  # what is wrong with a path that a person gave
     *(errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
+    *(errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
 }
 TOLD = (UserError, RunFailure, FloatingPointError)  # in one line, without a traceback
 AUTO_NEEDS = "goes on with what is in a folder of its own, and a new one would be empty"
@@ -123,7 +124,7 @@ def job(config: DictConfig) -> float | None:
 
 def one_run(config: DictConfig, let_log_go: Callable[[], None]) -> float | None:
     now = HydraConfig.get()
-    typed = [text for text in typed_in(now) if text not in sweeps.Brought().choices]
+    typed = typed_now(now)
     sweeps.take_share(now)
     folder, sweeping = Path(now.runtime.output_dir), now.mode == RunMode.MULTIRUN
 
@@ -168,6 +169,11 @@ def one_run(config: DictConfig, let_log_go: Callable[[], None]) -> float | None:
         sys.exit(worst([error]))
 
 
+def typed_now(hydra: Any) -> list[str]:
+    """What a person typed, without the choices that a checkpoint brought."""
+    return [text for text in typed_in(hydra) if text not in sweeps.Brought().choices]
+
+
 def worst(errors: Sequence[Exception]) -> int:
     return 0 if not errors else 2 if all(isinstance(error, UserError) for error in errors) else 1
 
@@ -196,7 +202,7 @@ def checked(*, _root_: DictConfig) -> str:
     if node == "sweep":
         sweeps.check_sweep(_root_)
     else:
-        settings.build(_root_, list(names(typed_in(_root_.hydra))))
+        settings.build(_root_, list(names(typed_now(_root_.hydra))))
     typed = dict(_root_.hydra[node].items_ex(resolve=False))["dir"]
     if "${metarun." in str(typed):
         return ""  # a new folder, or that of resume=RUN

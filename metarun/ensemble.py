@@ -8,66 +8,61 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 from torch.func import vmap
 
-from metarun import checkpoint
+from metarun.checkpointing import store
+from metarun.checkpointing.state import CheckpointState, Validation
 from metarun.errors import UserError, nearby
 from metarun.objective import Objective, State
 
-Judged = dict[str, float]  # step, mean and ci95 of a validation
-
 
 def path(folder: Path, step: int) -> Path:
-    return checkpoint.best_path(folder).with_name(f"top-{step:08d}.pt")
+    return store.best_checkpoint_path(folder).with_name(f"top-{step:08d}{store.SUFFIX}")
 
 
 def paths(folder: Path) -> list[Path]:
-    return sorted(checkpoint.best_path(folder).parent.glob("top-*.pt"))
+    return sorted(store.best_checkpoint_path(folder).parent.glob(f"top-*{store.SUFFIX}"))
 
 
-def ranked(validations: Sequence[Judged], size: int, metric: str) -> list[Judged]:
+def ranked(validations: Sequence[Validation], size: int, metric: str) -> list[Validation]:
     """The best of them, the best first; of equal ones the earlier."""
     sign = -1 if metric == "accuracy" else 1
-    return sorted(validations, key=lambda judged: (sign * judged["mean"], judged["step"]))[:size]
+    return sorted(validations, key=lambda one: (sign * one.mean, one.step))[:size]
 
 
-def prune(folder: Path, top: Sequence[Judged]) -> None:
+def prune(folder: Path, top: Sequence[Validation]) -> None:
     """Take away what is no longer among the best; to be called once a checkpoint that says so is on the disk."""
-    kept = {path(folder, int(judged["step"])) for judged in top}
+    kept = {path(folder, one.step) for one in top}
     for other in paths(folder):
         if other not in kept:
             other.unlink()
 
 
-def whole(folder: Path, top: Sequence[Judged]) -> tuple[list[Judged], list[str]]:
+def whole(folder: Path, top: Sequence[Validation]) -> tuple[list[Validation], list[str]]:
     """Those whose checkpoint can be read, and what is wrong with the others, which are set aside."""
-    faults = [checkpoint.set_aside_if_damaged(path(folder, int(judged["step"]))) for judged in top]
-    return [judged for judged, fault in zip(top, faults, strict=True) if not fault], [
-        fault for fault in faults if fault
-    ]
+    faults = [store.quarantine_if_damaged(path(folder, one.step)) for one in top]
+    return [one for one, fault in zip(top, faults, strict=True) if not fault], [fault for fault in faults if fault]
 
 
-def members(folder: Path, size: int, metric: str) -> list[dict[str, Any]]:
+def members(folder: Path, size: int, metric: str) -> list[CheckpointState]:
     """What the best checkpoints of a run folder hold, at the most `size`, the best first.
 
     Raises:
         UserError: one is damaged, or the run kept none.
     """
-    contents = []
+    states: dict[Validation, CheckpointState] = {}
     for place in paths(folder):
-        with checkpoint.readable(place):
-            content = checkpoint.load(place)
-            content["judged"] = {name: float(content["judged"][name]) for name in ("step", "mean", "ci95")}
-        contents.append(content)
-    if not contents:
+        state = store.load(place)
+        if state.last is None:
+            raise UserError(f"checkpoint {place}: holds no validation, and so is none of an ensemble; take it away")
+        states[state.last] = state
+    if not states:
         raise UserError(
             f"eval.ensemble={size}: {nearby(folder)} keeps its best checkpoint alone; train with eval.ensemble={size}"
         )
-    best = ranked([content["judged"] for content in contents], size, metric)
-    return [next(content for content in contents if content["judged"] is judged) for judged in best]
+    return [states[one] for one in ranked(list(states), size, metric)]
 
 
 # --- judging the mean of several networks ------------------------------------------------------------------

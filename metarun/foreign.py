@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from metarun.checkpointing.state import CheckpointState
 from metarun.data import likeness
 from metarun.data.sampler import ImageSource
 from metarun.data.source import Source
@@ -13,40 +15,33 @@ from metarun.errors import UserError
 from metarun.groups import Sinusoid
 
 
-def form_learned(content: dict[str, Any], path: str, device: torch.device) -> ImageSource:
-    """What brings pictures into the form of those that a checkpoint learned.
-
-    Raises:
-        UserError: it does not say, or what it says is damaged.
-    """
-    if "pictures" not in content:
-        raise UserError(f"checkpoint {path}: does not say what its pictures look like, as older ones; train it again")
-    try:
-        return likeness.source_like(content["pictures"], device)
-    except ValueError as error:
-        raise UserError(f"checkpoint {path}: what it says of its pictures is damaged ({error})") from error
+def form_learned(state: CheckpointState, path: str, device: torch.device) -> ImageSource:
+    """What brings pictures into the form of those that a checkpoint learned. Raises UserError where it learned none."""
+    if state.pictures is None:
+        raise UserError(f"checkpoint {path}: does not say what its pictures look like; train it again")
+    return likeness.source_like(state.pictures, device)
 
 
-def form_for(dataset: Any, content: dict[str, Any], path: str, device: torch.device) -> ImageSource | None:
+def form_for(dataset: Any, state: CheckpointState, path: str, device: torch.device) -> ImageSource | None:
     """The form that `dataset`, a choice with its keys, is brought into; None where the checkpoint learned it.
 
     Raises:
         UserError: one of the two has pictures and the other curves, or as `form_learned`.
     """
-    learned = content["config"]["dataset"]
-    if all(learned.get(key) == getattr(dataset, key, None) for key in ("name", "root")):
+    learned = state.settings.dataset
+    if all(getattr(learned, key, None) == getattr(dataset, key, None) for key in ("name", "root")):
         return None
-    if Sinusoid.name in (learned["name"], dataset.name):
-        raise UserError(f"dataset={dataset.name}: checkpoint {path} learned {learned['name']}; one has no pictures")
-    return form_learned(content, path, device)
+    if Sinusoid.name in (learned.name, dataset.name):
+        raise UserError(f"dataset={dataset.name}: checkpoint {path} learned {learned.name}; one has no pictures")
+    return form_learned(state, path, device)
 
 
-def require_same_pictures(dataset: Any, source: Source, content: dict[str, Any]) -> None:
+def require_same_pictures(dataset: Any, source: Source, state: CheckpointState) -> None:
     """Raises UserError where `dataset.root` is another than the run's, and so are the training pictures in it."""
     root = getattr(dataset, "root", None)
-    if root == content["config"]["dataset"].get("root"):
+    if root == getattr(state.settings.dataset, "root", None):
         return
-    now, before = likeness.of(source) or {}, content.get("pictures") or {}
+    now, before = (asdict(one) if one else {} for one in (likeness.of(source), state.pictures))
     differ = [f"their {name} was {before.get(name)}, is {now[name]}" for name in now if now[name] != before.get(name)]
     if differ:
         raise UserError(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import replace
-from typing import Any
 
-from metarun import checkpoint
+from metarun.checkpointing.state import Weights
 from metarun.errors import UserError
 from metarun.groups import Pretrain
 from metarun.methods import Parameters
@@ -36,10 +35,8 @@ def said(settings: Settings) -> str:
     return "widened" if ways(settings) > settings.ways else "its first outputs"
 
 
-def fitting(
-    settings: Settings, content: dict[str, Any], wanted: Parameters, network: Collection[str], name: str
-) -> dict[str, Any]:
-    """A checkpoint's content with the parameters in the shapes of `wanted`, where the head is too narrow.
+def fitting(settings: Settings, saved: Weights, wanted: Parameters, network: Collection[str]) -> Weights:
+    """A checkpoint's weights with the parameters in the shapes of `wanted`, where the head is too narrow.
 
     Args:
         network: names of the network's own parameters, without what the method added.
@@ -47,9 +44,8 @@ def fitting(
     Raises:
         UserError: the method ties the outputs to each other.
     """
-    saved = Parameters(*(checkpoint.tensors(content, kind, name) for kind in Parameters._fields))
     try:
-        return {**content, **widened(saved, wanted, network)._asdict()}
+        return saved._replace(**widened(Parameters(saved.theta, saved.phi), wanted, network)._asdict())
     except Fixed as error:
         raise UserError(
             f"eval.ways={ways(settings)}: {settings.ways} are the most for this checkpoint, "

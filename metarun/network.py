@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from metarun import checkpoint
 from metarun.backbones import BACKBONES
+from metarun.checkpointing import state
+from metarun.checkpointing.state import Weights
 from metarun.data import Source
 from metarun.data.sampler import ImageSource
 from metarun.errors import UserError
 from metarun.forward import MetaLearner
 from metarun.groups import Pretrain
-from metarun.methods import Parameters, prepare
+from metarun.methods import prepare
 from metarun.norm import BatchNorm, is_transductive, per_step
 from metarun.objective import classification, regression
 from metarun.schema import Settings
@@ -40,22 +41,21 @@ def build_learner(settings: Settings, source: Source, device: torch.device) -> M
     return MetaLearner(model, method, objective, objective, steps, order, norm, precision)
 
 
-def require_same_shapes(settings: Settings, source: Source, content: dict[str, Any], name: str) -> None:
+def require_same_shapes(settings: Settings, source: Source, saved: Weights, name: str) -> None:
     """Whether a checkpoint's parameters fit its settings, before a network is made: they may ask for any size.
 
     Raises:
         UserError: they do not.
     """
-    saved = {kind: checkpoint.tensors(content, kind, name) for kind in Parameters._fields}
     layers = len(getattr(settings.backbone, "hidden", ()))
-    if layers > len(saved["theta"]) + len(saved["phi"]):
+    if layers > len(saved.theta) + len(saved.phi):
         raise UserError(
             f"checkpoint {name}: of another architecture: backbone.hidden has {layers} layers, it has fewer"
         )
     with torch.device("meta"):  # shapes without memory
         learner = build_learner(settings, source, torch.device("meta"))
     for kind, tensors in learner.method.parameters._asdict().items():
-        checkpoint.require_same_shapes(tensors, saved[kind], name)
+        state.require_same_shapes(tensors, getattr(saved, kind), name)
 
 
 def build_model(settings: Settings, source: Source) -> nn.Module:

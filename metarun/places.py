@@ -11,6 +11,14 @@ from metarun.report import found
 from metarun.schema import Settings
 
 
+def expanded(place: str) -> Path:
+    """A path in which `~` stands for a home folder. Raises UserError where that is of no user here."""
+    try:
+        return Path(place).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{place}: {place.split('/')[0]} is the home of no user of this machine") from error
+
+
 def check(settings: Settings) -> None:
     """Refuse paths at which nothing can be, or is.
 
@@ -19,7 +27,7 @@ def check(settings: Settings) -> None:
     """
     for key in ("data_dir", "cache_dir"):
         place = getattr(settings, key)
-        if Path(place).expanduser().is_file():
+        if expanded(place).is_file():
             raise UserError(f"{key}={place}: is a file; give a folder")
     if settings.start is not None and settings.mode == "train" and settings.resume is None:
         start(settings.start)
@@ -34,7 +42,7 @@ def check(settings: Settings) -> None:
     if isinstance(settings.dataset, Folder):
         root(settings.dataset.root)
     split = getattr(settings.dataset, "split", "")
-    if split.endswith(".json") and not Path(split).expanduser().is_file():
+    if split.endswith(".json") and not expanded(split).is_file():
         raise UserError(f"dataset.split={split}: no such file; give a JSON file, or the name of a division")
 
 
@@ -55,7 +63,7 @@ def absolute(settings: Settings) -> Settings:
 
 def root(place: str) -> Path:
     """Of dataset=folder. Raises UserError where nothing is there."""
-    path = Path(place).expanduser()
+    path = expanded(place)
     if not path.exists():
         raise UserError(
             f"dataset.root={place}: no such folder or file; "
@@ -66,7 +74,7 @@ def root(place: str) -> Path:
 
 def support_folder(place: str) -> Path:
     """Raises UserError where there is none."""
-    folder = Path(place).expanduser()
+    folder = expanded(place)
     if not folder.is_dir():
         raise UserError(f"support={place}: no such folder; give one that holds a folder of pictures for each class")
     return folder
@@ -74,7 +82,7 @@ def support_folder(place: str) -> Path:
 
 def query_place(place: str) -> Path:
     """A file or a folder. Raises UserError where there is none."""
-    path = Path(place).expanduser()
+    path = expanded(place)
     if not path.is_file() and not path.is_dir():
         raise UserError(f"query={place}: no such file or folder; give a folder of pictures, or files as [FILE,FILE]")
     return path
@@ -82,7 +90,7 @@ def query_place(place: str) -> Path:
 
 def checkpoint(place: str) -> Path:
     """A checkpoint file or a run folder. Raises UserError where there is none."""
-    path = Path(place).expanduser()
+    path = expanded(place)
     if not path.is_file() and not (path / "checkpoints").is_dir():
         raise UserError(f"checkpoint={place}: no such checkpoint file, nor a run folder with checkpoints/ in it")
     return path
@@ -90,7 +98,7 @@ def checkpoint(place: str) -> Path:
 
 def start(place: str) -> Path:
     """A run folder, a checkpoint or a file of weights to begin with. Raises UserError where there is none."""
-    path = Path(place).expanduser()
+    path = expanded(place)
     if not path.is_file() and not (path / "checkpoints").is_dir():
         raise UserError(f"start={place}: no such file, nor a run folder with checkpoints/ in it")
     return path
@@ -98,7 +106,7 @@ def start(place: str) -> Path:
 
 def resumed(place: object) -> Path:
     """A run folder to continue. Raises UserError where it is none."""
-    folder = Path(str(place)).expanduser()
+    folder = expanded(str(place))
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"resume={place}: no run folder, {folder / 'checkpoints'} does not exist")
     return folder

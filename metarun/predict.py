@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metarun import checkpoint, own_pictures, running, whole_files
+from metarun import own_pictures, running, whole_files
+from metarun.checkpointing import store
+from metarun.checkpointing.state import CheckpointState, Weights, copy_state_
 from metarun.data import noise
 from metarun.data.sampler import ImageSource
 from metarun.engine import choose_device
@@ -70,8 +72,8 @@ def predict(settings: Settings, folder: Path, begin: Callable[[], object]) -> No
         UserError: no such pictures, too few or too many classes, or a checkpoint that cannot label pictures.
         FloatingPointError: the adapted network's outputs are not finite.
     """
-    path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
-    made = prediction(settings, checkpoint.load(path), str(path))
+    path = store.resolve_checkpoint(Path(str(settings.checkpoint)).expanduser())
+    made = prediction(settings, store.load(path), str(path))
     begin()
     whole_files.write(folder / PREDICTIONS, table(made))
     whole_files.write(folder / SUMMARY, json.dumps(summary(made, settings), indent=2, ensure_ascii=False) + "\n")
@@ -89,17 +91,17 @@ def predict(settings: Settings, folder: Path, begin: Callable[[], object]) -> No
     log.info("everything is in %s: %s", nearby(folder), ", ".join(files))
 
 
-def prediction(settings: Settings, content: dict[str, Any], path: str) -> Prediction:
+def prediction(settings: Settings, state: CheckpointState, path: str) -> Prediction:
     """Adapt to the support set by the run's inner loop, and label the queries."""
     if eval_inner_loop(settings) == 0:
         name = "inner_loop" if settings.eval.inner_loop is None else "eval.inner_loop"
         raise UserError(f"{name}=0: mode=predict learns its classes in the inner loop; give it one step or more")
     device = choose_device(settings.device)
     set_precision(settings.engine.precision, device)
-    source = source_of(content, settings, path, device)
+    source = source_of(state, settings, path, device)
     places = settings.query if isinstance(settings.query, list) else [settings.query]
     classes, support, query = own_pictures.read(str(settings.support), places, source.set.look)
-    learner = learner_of(content, settings, path, source, len(classes))
+    learner = learner_of(state.weights, settings, path, source, len(classes))
     labels = torch.tensor(support.labels, device=device)
     learner = replace(learner, inner_objective=classification_among(labels.bincount()))
     parameters = tree_map(torch.detach, learner.method.parameters)
@@ -121,29 +123,27 @@ def prediction(settings: Settings, content: dict[str, Any], path: str) -> Predic
 # --- the network -------------------------------------------------------------------------------------------
 
 
-def source_of(content: dict[str, Any], settings: Settings, path: str, device: torch.device) -> ImageSource:
+def source_of(state: CheckpointState, settings: Settings, path: str, device: torch.device) -> ImageSource:
     """What brings pictures into the form of the checkpoint's data set, which need not be there."""
     if isinstance(settings.dataset, Sinusoid):
         raise UserError(
             f"checkpoint {path}: learned dataset=sinusoid, which has no classes; give one that saw pictures"
         )
-    return form_learned(content, path, device)
+    return form_learned(state, path, device)
 
 
-def learner_of(
-    content: dict[str, Any], settings: Settings, path: str, source: ImageSource, classes: int
-) -> MetaLearner:
+def learner_of(saved: Weights, settings: Settings, path: str, source: ImageSource, classes: int) -> MetaLearner:
     """The checkpoint's learner, for that many classes: by the first of its outputs, or with a head of more.
 
     Raises:
         UserError: more classes than the method can take, or a damaged checkpoint.
     """
-    require_same_shapes(settings, source, content, path)
+    require_same_shapes(settings, source, saved, path)
     learner = build_learner(settings, source, source.device)
-    restore(learner, Parameters(*(checkpoint.tensors(content, kind, path) for kind in Parameters._fields)), path)
+    restore(learner, Parameters(saved.theta, saved.phi), path)
     norm = learner.norm
     if norm.rule == "per_step":
-        norm = replace(norm, statistics=statistics(learner, content, path))
+        norm = replace(norm, statistics=statistics(learner, saved, path))
     if classes > settings.ways:
         narrow, wide = learner.method.parameters, replace(settings, ways=classes)
         learner = build_learner(wide, source, source.device)
@@ -162,21 +162,21 @@ def learner_of(
     return replace(learner, inner_loop=eval_inner_loop(settings), norm=norm)
 
 
-def statistics(learner: MetaLearner, content: dict[str, Any], path: str) -> Tensors:
+def statistics(learner: MetaLearner, saved: Weights, path: str) -> Tensors:
     """Of batch norm after each inner step. Raises UserError where the checkpoint was written before they were found."""
-    if "statistics" not in content:
+    if not saved.statistics:
         raise UserError(
             f"checkpoint {path}: was written between two validations, at which batch_norm=per_step finds its "
-            "statistics; give the run folder, or its best.pt"
+            "statistics; give the run folder, or its best.safetensors"
         )
     held = running.empty(learner)
-    checkpoint.restore(held.tensors, checkpoint.tensors(content, "statistics", path), path)
+    copy_state_(held.tensors, saved.statistics, path)
     return held.tensors
 
 
 def restore(learner: MetaLearner, saved: Parameters, path: str) -> None:
     for tensors, own in zip(learner.method.parameters, saved, strict=True):
-        checkpoint.restore(tensors, own, path)
+        copy_state_(tensors, own, path)
 
 
 def inputs(images: np.ndarray, source: ImageSource) -> Tensor:

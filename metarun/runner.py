@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from metarun import checkpoint, processes, results_table, start, whole_files
+from metarun import processes, results_table, start, whole_files
+from metarun.checkpointing import store
 from metarun.data import Source
 from metarun.errors import RunFailure, UserError, nearby, pasteable
 from metarun.predict import predict
@@ -67,7 +68,7 @@ def rescued(folder: Path, mode: str) -> Iterator[None]:
         failure = error if isinstance(error, RunFailure) else plain(error)
         if failure is None:
             raise
-        how = checkpoint.rescue(folder) if mode == "train" else "type the same again"
+        how = store.recovery_hint(folder) if mode == "train" else "type the same again"
         raise RunFailure(f"{failure}; {how}") from error
 
 
@@ -77,9 +78,9 @@ def train_and_test(settings: Settings, folder: Path, began: float, begin: Callab
     if settings.resume == AUTO and (folder / RESULT).exists():
         log.info("%s is finished already and skipped", nearby(folder))
         return best_validation(folder)
-    if settings.resume and (settings.resume != AUTO or checkpoint.steps(folder)):
-        resume_from = checkpoint.newest(folder)
-        for damaged in checkpoint.set_damaged_aside(folder, resume_from):
+    if settings.resume and (settings.resume != AUTO or store.list_step_checkpoints(folder)):
+        resume_from = store.latest_intact_checkpoint(folder)
+        for damaged in store.quarantine_newer_damaged(folder, resume_from):
             log.warning("a checkpoint was damaged: it is kept as %s, and the one before it is used", nearby(damaged))
     with assembled(settings, resume_from) as team:
         work = team.work
@@ -93,7 +94,7 @@ def train_and_test(settings: Settings, folder: Path, began: float, begin: Callab
             )
         again = f"; go on with {pasteable('resume', nearby(folder))}"
         with testing(settings.eval.tasks, lambda: again) as progress:
-            found = test(team, folder, checkpoint.best_path(folder), untrained, progress)
+            found = test(team, folder, store.best_checkpoint_path(folder), untrained, progress)
     finish(folder, settings, found, began)
     place = nearby(folder)
     log.info("everything is in %s; look at it with: tensorboard --logdir %s", place, shlex.quote(str(place)))
@@ -112,16 +113,16 @@ def best_validation(folder: Path) -> float:
 
 def evaluate(settings: Settings, folder: Path, began: float, begin: Callable[[], object]) -> None:
     """Every combination of what `eval.*` lists, one after another; all of them are looked at before the first."""
-    path = checkpoint.find(Path(str(settings.checkpoint)).expanduser())
+    path = store.resolve_checkpoint(Path(str(settings.checkpoint)).expanduser())
     sources: dict[str, Source] = {}
     results: list[dict[str, Any]] = []
     with processes.started(workers(settings)) as (seat, others):
         works = [
             build(one, seat, path, sources=sources, tell=number == 0) for number, one in enumerate(expanded(settings))
         ]
-        content = checkpoint.load(path)
+        weights = store.load(path).weights
         for work in works:
-            work.fitting(content, str(path))
+            work.fitting(weights)
             if len(works) > 1:
                 run_dir.require_free(own_folder(folder, work), settings.mode, None)
         begin()

@@ -8,11 +8,11 @@ from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.types import Quote, QuotedString
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun import combinations, places
+from metarun.checkpointing import store
 from metarun.errors import UserError, nearby
 from metarun.groups import GROUPS
 from metarun.mistakes import explain
@@ -55,7 +55,9 @@ def build(config: DictConfig, typed: Sequence[str] = ()) -> Settings:
     try:
         own = OmegaConf.masked_copy(config, [item.name for item in fields(Settings)])
         for name in OmegaConf.missing_keys(own):
-            raise UserError(f"{name}=???: needs a value, {meaning(name)}")
+            if (config.resume in (None, AUTO) and config.checkpoint is None) or name.partition(".")[0] in typed:
+                raise UserError(f"{name}=???: needs a value, {meaning(name)}")
+            OmegaConf.update(own, name, "")  # the checkpoint has one
         schema = OmegaConf.structured(Settings)
         for group in GROUPS:
             schema[group] = OmegaConf.structured(choice_of(group, own[group]))
@@ -106,57 +108,20 @@ def meaning(name: str) -> str:
     return next(item.metadata["help"] for prefix, node in nodes for key, item, _ in keys(node, prefix) if key == name)
 
 
-def rebuild(saved: dict[str, Any], place: str) -> Settings:
-    """The settings that a checkpoint holds as a plain dict, type-checked again.
-
-    Raises:
-        UserError: a key or choice that this version of metarun does not have, named together with `place`.
-    """
-    try:
-        schema = OmegaConf.structured(Settings)
-        for group, choices in GROUPS.items():
-            schema[group] = OmegaConf.structured(choices[saved[group]["name"]])
-        settings = OmegaConf.to_object(OmegaConf.merge(schema, saved))
-    except (OmegaConfBaseException, LookupError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{place}: its settings are not those of this version of metarun: {reason}") from error
-    assert isinstance(settings, Settings)
-    return settings
-
-
 def choices(place: Path, resume: bool, typed: Sequence[str]) -> list[str]:
-    """`GROUP=CHOICE` for each group of a checkpoint that is not among the `typed` names, and its keys without default.
+    """`GROUP=CHOICE` for each group of a checkpoint that is not among the `typed` names: the names of `GROUPS`, no text
+    of the file's.
 
     Raises:
         UserError: no checkpoint is there, or it is damaged.
     """
-    from metarun import checkpoint  # brings torch with it
-
-    config = saved_config(checkpoint.newest(place) if resume else place)
-    brought = []
-    for group in GROUPS:
-        if group not in typed:
-            name = config[group].get("name")
-            brought.append(f"{group}={name}")
-            needed = [key for key, _, default in keys(GROUPS[group].get(name, Settings)) if default == MISSING]
-            brought += [
-                f"{group}.{key}={quoted(config[group].get(key))}" for key in needed if f"{group}.{key}" not in typed
-            ]
-    return brought
-
-
-def saved_config(place: Path) -> dict[str, Any]:
-    """The settings that a checkpoint holds as a plain dict. Raises UserError where it has none."""
-    from metarun import checkpoint  # brings torch with it
-
-    config = checkpoint.load(place).get("config")
-    if not isinstance(config, dict) or any(not isinstance(config.get(group), dict) for group in GROUPS):
-        raise UserError(f"checkpoint {place}: holds no settings: not one that metarun wrote")
-    return config
-
-
-def quoted(value: object) -> str:
-    return QuotedString(str(value), Quote.single).with_quotes()
+    saved = store.load_settings(store.latest_intact_checkpoint(place) if resume else place)
+    return [
+        f"{group}={name}"
+        for group, nodes in GROUPS.items()
+        for name, node in nodes.items()
+        if group not in typed and type(getattr(saved, group)) is node
+    ]
 
 
 def meet(now: Settings, typed: Sequence[str]) -> Settings:
@@ -171,10 +136,8 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
     asked = f"resume={place}" if now.resume else f"checkpoint={place}"
     if "experiment" in typed:  # which the checkpoint does not record
         raise UserError(f"{asked}: it brings its own settings; leave experiment= out and type the keys to change")
-    from metarun import checkpoint  # brings torch with it
-
     path = Path(place).expanduser()
-    settings = rebuild(saved_config(checkpoint.newest(path) if now.resume else path), asked)
+    settings = store.load_settings(store.latest_intact_checkpoint(path) if now.resume else path)
     iterations, trained, norm = settings.iterations, settings.inner_loop, settings.batch_norm
     for name in PRESENT:
         setattr(settings, name, getattr(now, name))
@@ -186,6 +149,7 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
         if not is_free(name, now.mode, resumed=now.resume is not None):
             refuse_change(name, now, settings, asked)
         take(name, now, settings, asked)
+    take_machine_s(settings, now)
     follow(settings, typed)
     keep_trained_steps(settings, trained)
     choose_networks(settings, typed, path)
@@ -204,11 +168,9 @@ def meet(now: Settings, typed: Sequence[str]) -> Settings:
 
 def require_same(now: Settings, folder: Path) -> None:
     """Raises UserError where the folder holds a run with other settings, but for those of `ELSEWHERE`."""
-    from metarun import checkpoint  # brings torch with it
-
-    if not checkpoint.steps(folder):
+    if not store.list_step_checkpoints(folder):
         return
-    saved = flat(rebuild(saved_config(checkpoint.newest(folder)), str(folder)))
+    saved = flat(store.load_settings(store.latest_intact_checkpoint(folder)))
     for name, value in flat(now).items():
         free = name in (*ELSEWHERE, "dataset.root") or (name.startswith("engine.") and name != "engine.precision")
         if not free and saved.get(name) != value:
@@ -232,6 +194,15 @@ def follow(settings: Settings, typed: Sequence[str]) -> None:
     for name in ("shots", "queries", "inner_loop"):
         if name in typed and f"eval.{name}" not in typed:
             setattr(settings.eval, name, None)
+
+
+def take_machine_s(settings: Settings, now: Settings) -> None:
+    """What names a place that is written to is of this command, never of a file that a stranger may have made.
+
+    A saved `data_dir` is read, since the data lie where they lay, but nothing is downloaded into it.
+    """
+    settings.cache_dir = now.cache_dir
+    settings.download = now.download and settings.data_dir == now.data_dir
 
 
 def keep_trained_steps(settings: Settings, trained: int) -> None:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from statistics import fmean
-from typing import Any
 
 from torch import Tensor
 
 from metarun import closeup
+from metarun.checkpointing.state import Validation
 from metarun.curves import Picture, Shown
 from metarun.data.sampler import ImageSource
 from metarun.evaluation import Evaluation, evaluation_tasks
@@ -44,7 +44,7 @@ def of_validation(work: Work, step: int, found: Evaluation) -> dict[str, Shown]:
     return shown
 
 
-def of_test(tested: Evaluation, untrained: Evaluation | None, best: dict[str, Any] | None) -> dict[str, Shown]:
+def of_test(tested: Evaluation, untrained: Evaluation | None, best: Validation | None) -> dict[str, Shown]:
     """What there is to see of a run's end; `Result` stands first in TensorBoard's table of runs."""
     known = {"trained": tested, **({"untrained": untrained} if untrained else {})}
     curves = metric_by_step(f"on {len(tested.values)} test tasks", known)
@@ -54,7 +54,7 @@ def of_test(tested: Evaluation, untrained: Evaluation | None, best: dict[str, An
         "by_inner_step/test": Picture(curves),
     }
     if best is not None:
-        shown[f"Result/validation_best_{tested.metric}"] = float(best["mean"])
+        shown[f"Result/validation_best_{tested.metric}"] = best.mean
     return shown
 
 

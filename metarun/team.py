@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from metarun import processes
+from metarun.checkpointing.state import Weights
 from metarun.data import likeness
 from metarun.data.source import SPLITS
 from metarun.errors import RunFailure
@@ -82,12 +83,12 @@ class Team:
         tasks: int,
         progress: Callable[[int], object] = lambda done: None,
         details: Callable[[int, Tensor], object] = lambda first, answers: None,
-        members: Sequence[dict[str, Any]] = (),
+        members: Sequence[Weights] = (),
     ) -> Evaluation:
         """The first `tasks` tasks of a split with the present parameters; `progress` is told of each lot.
 
         details: with `eval.details`, is given the number of a lot's first task and its answers, [2, tasks, queries].
-        members: what several checkpoints hold, whose networks are judged together, by the mean of their outputs.
+        members: the weights of several checkpoints, whose networks are judged together, by the mean of their outputs.
 
         Raises:
             RunFailure: another process has ended.
@@ -100,8 +101,8 @@ class Team:
                     details(first, judged[:, :, steps:])
                 return judged[:, :, :steps]
             total = torch.zeros(())
-            for content in members:
-                self.work.restore(content, "of the ensemble")
+            for weights in members:
+                self.work.restore(weights, "of the ensemble")
                 total = total + self.evaluated(OUTPUTS, split, first, count)
             return self.work.judge_outputs(split, first, count, total / len(members))
 

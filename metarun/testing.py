@@ -6,13 +6,16 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from metarun import __version__, checkpoint, chosen, ensemble, heads, hparams, shown
+from metarun import __version__, chosen, ensemble, heads, hparams, shown
+from metarun.checkpointing import store
+from metarun.checkpointing.state import CheckpointState, Weights
 from metarun.curves import Curves
 from metarun.data import Shape
 from metarun.data.sampler import ImageSource
@@ -46,10 +49,10 @@ def testing(tasks: int, where: Callable[[], str]) -> Iterator[Callable[[int], No
 
 
 def test(
-    team: Team, folder: Path, path: Path, untrained: dict[str, Any] | None, progress: Callable[[int], None]
+    team: Team, folder: Path, path: Path, untrained: Weights | None, progress: Callable[[int], None]
 ) -> dict[str, Any]:
     """The test tasks with a checkpoint's parameters and with untrained ones: what result.json holds, and tables."""
-    content = checkpoint.load(path)
+    state = store.load(path)
     work = team.work
     split, tasks = work.settings.eval.split, work.settings.eval.tasks
     size = work.settings.eval.ensemble
@@ -62,8 +65,10 @@ def test(
     details = None
     if work.settings.eval.details and isinstance(work.source, ImageSource):
         details = Details(work.source, split, work.eval_shape)
-    work.restore(work.fitting(content, str(path)), str(path))
-    tested = team.evaluate(split, tasks, progress, *([details.add] if details else []), members=members)
+    work.restore(work.fitting(state.weights), str(path))
+    tested = team.evaluate(
+        split, tasks, progress, *([details.add] if details else []), members=[member.weights for member in members]
+    )
     if not tested.finite_steps:
         raise FloatingPointError(
             f"{nearby(path)}: the {tested.metric} of {split} tasks is not finite before the first inner step; "
@@ -76,10 +81,10 @@ def test(
         work.restore(untrained, "untrained")
         baseline = team.evaluate(split, tasks, progress)
     write_tasks(folder / TASKS, tested.metric, tested.values[:, tested.told].tolist())
-    found = result(work, content, path, tested, baseline)
+    found = result(work, state, path, tested, baseline)
     found |= {"ensemble": len(members) or 1, "engine": chosen.in_short(team)}
     with closing(Curves(folder / "tensorboard", first=None)) as curves:
-        curves.add(shown.of_test(tested, baseline, content["best"]), int(content["step"]))
+        curves.add(shown.of_test(tested, baseline, state.best), state.step)
         curves.sync()
     if details:
         details.write(folder)
@@ -130,7 +135,7 @@ def drawn_from(work: Work) -> str:
 
 
 def result(
-    work: Work, content: dict[str, Any], path: Path, tested: Evaluation, untrained: Evaluation | None
+    work: Work, state: CheckpointState, path: Path, tested: Evaluation, untrained: Evaluation | None
 ) -> dict[str, Any]:
     """What result.json holds; accuracy is a fraction."""
     s = work.settings
@@ -156,15 +161,15 @@ def result(
         "loss": tested.loss,
         "untrained": untrained and untrained.summary(),
         "start": s.start,
-        "validation": content["best"],
-        "trained_on": content["config"]["dataset"]["name"],
+        "validation": state.best and asdict(state.best),
+        "trained_on": state.settings.dataset.name,
         "trained_ways": s.ways if classes else None,
         "head": heads.said(s) if classes else "as trained",
         DRAWN: drawn_from(work),
         "batch_norm": work.batch_norm,
         "seed": s.seed,
-        "iterations": content["step"],
-        "skipped_steps": content["skipped"],
+        "iterations": state.step,
+        "skipped_steps": state.skipped,
         "checkpoint": str(path.resolve()),
         "seconds": 0.0,
         "metarun": __version__,

@@ -76,4 +76,4 @@ def train(
                 validate()
             if save:
                 training.save()
-    return training.best["mean"] if training.best else None
+    return training.best.mean if training.best else None

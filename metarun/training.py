@@ -8,13 +8,14 @@ import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from metarun import checkpoint, chosen, ensemble, foreign, generators, health, offline, shown
+from metarun import chosen, ensemble, foreign, generators, health, offline, shown
 from metarun.ahead import Ahead
+from metarun.checkpointing import store
+from metarun.checkpointing.state import CheckpointState, Tensors, Validation
 from metarun.compiled import Compiled
 from metarun.data import likeness, order
 from metarun.errors import RunFailure, UserError
@@ -23,6 +24,7 @@ from metarun.methods import Parameters
 from metarun.outer_step import moments
 from metarun.records import Records
 from metarun.schedule import learning_rate
+from metarun.schema import Eval
 from metarun.team import Team
 
 log = logging.getLogger(__name__)
@@ -41,9 +43,9 @@ class Training:
         self.records: Records | None = None
         self.lines = 0  # of metrics.jsonl, that the checkpoint before knows of
         self.step = 0
-        self.best: dict[str, float] | None = None  # step, mean and ci95 of the best validation
-        self.top: list[dict[str, float]] = []  # the same of the best few, for an ensemble
-        self.judged: dict[str, float] | None = None  # the same of the last
+        self.best: Validation | None = None
+        self.top: list[Validation] = []  # the best few, for an ensemble
+        self.last: Validation | None = None
         self.due = False  # whether this step's validation is still to come
         self.running: dict[str, float] = {}  # sums since the last training line, and the steps in them
         self.skipped = 0  # steps that were not finite
@@ -53,26 +55,41 @@ class Training:
         self.ahead = Ahead(self.work)  # the tasks of compiled steps
         generators.seed_all(self.work.settings.seed)
 
-    def content(self) -> dict[str, Any]:
+    def state(self) -> CheckpointState:
+        """What a checkpoint of this moment holds, as a copy."""
+        return CheckpointState(
+            settings=self.work.settings,
+            **self.work.snapshot()._asdict(),
+            pictures=likeness.of(self.work.source),
+            step=self.step,
+            best=self.best,
+            top=self.top,
+            last=self.last,
+            validation_due=self.due,
+            sums=self.running,
+            lines=self.records.count if self.records else 0,
+            skipped=self.skipped,
+            skipped_in_a_row=self.skipped_in_a_row,
+            seconds=self.seconds,
+            execution=chosen.how(self.team),
+            execution_reason=chosen.why(self.team),
+            **self.moments(),
+            generators=generators.states(),
+        )
+
+    def moments(self) -> dict[str, Tensors]:
+        """Adam's state by the fields of `CheckpointState` that hold it; without parameters that were never updated."""
+        held = {name: self.optimizer.state[tensor] for name, tensor in self.named_tensors().items()}
+        fields = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "adam_steps": "step"}
         return {
-            "config": dataclasses.asdict(self.work.settings),
-            "how": chosen.how(self.team),
-            "why": chosen.why(self.team),  # for people; nothing reads it
-            "pictures": likeness.of(self.work.source),
-            "step": self.step,
-            "best": self.best,
-            "top": self.top,
-            "judged": self.judged,
-            "due": self.due,
-            "running": self.running,
-            "skipped": self.skipped,
-            "skipped_in_a_row": self.skipped_in_a_row,
-            "seconds": self.seconds,
-            "lines": self.records.count if self.records else 0,
-            "generators": generators.states(),
-            **self.work.snapshot(),
-            "optimizer": self.optimizer.state_dict(),
+            field: {name: state[own].detach().clone() for name, state in held.items() if state}
+            for field, own in fields.items()
         }
+
+    def named_tensors(self) -> Tensors:
+        """What the optimiser updates, in its order, by "theta/NAME" and "phi/NAME"."""
+        parts = self.work.parameters._asdict()
+        return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
 
     @property
     def second_order(self) -> bool:
@@ -83,57 +100,66 @@ class Training:
     def write(self, path: Path) -> None:
         if self.records:
             self.records.sync()  # after a power cut no line is missing that a checkpoint knows of
-        checkpoint.save(path, self.content())
+        store.save(path, self.state())
 
     def save(self) -> None:
-        self.write(checkpoint.step_path(self.folder, self.step))
-        checkpoint.prune(self.folder, self.work.settings.save.keep)
+        self.write(store.step_checkpoint_path(self.folder, self.step))
+        store.prune(self.folder, self.work.settings.save.keep)
         ensemble.prune(self.folder, self.top)
 
     def restore(self, path: Path) -> None:
         """Go on from a checkpoint of the same run. Raises UserError where it is none."""
-        content = checkpoint.load(path)
-        self.work.restore(content, str(path))
-        foreign.require_same_pictures(self.work.settings.dataset, self.work.source, content)
-        with checkpoint.readable(path):
-            self.step, self.due, self.lines = int(content["step"]), bool(content["due"]), int(content["lines"])
-            self.running = numbers(content["running"], *content["running"])
-            self.seconds = float(content["seconds"])
-            self.skipped, self.skipped_in_a_row = int(content["skipped"]), int(content["skipped_in_a_row"])
-            generators.restore(content["generators"])
-            self.restore_optimizer(content["optimizer"])
-            self.tell_differences({"precision": "float32", **content["how"]})  # older ones do not say
-            alike = judged_alike(content["config"]["eval"], dataclasses.asdict(self.work.settings.eval))
-            best = content["best"] and validation(content["best"])
-            top = [validation(entry) for entry in content.get("top", ())]
-            self.judged = validation(content["judged"]) if content.get("judged") else None
+        state = store.load(path)
+        if not state.generators:
+            raise UserError(f"checkpoint {path}: holds weights alone, a run cannot go on from it")
+        self.work.restore(state.weights, str(path))
+        foreign.require_same_pictures(self.work.settings.dataset, self.work.source, state)
+        self.step, self.due, self.lines = state.step, state.validation_due, state.lines
+        self.running, self.seconds = dict(state.sums), state.seconds
+        self.skipped, self.skipped_in_a_row = state.skipped, state.skipped_in_a_row
+        try:
+            generators.restore(state.generators)
+        except ValueError as error:
+            raise UserError(f"checkpoint {path}: a run cannot go on from it: {error}") from error
+        self.restore_optimizer(state)
+        self.tell_differences(state.execution)
+        alike = judged_alike(state.settings.eval, self.work.settings.eval)
+        best, self.last = state.best, state.last
         if self.step > self.work.settings.iterations:
             raise UserError(f"iterations={self.work.settings.iterations}: the run is at step {self.step} already")
-        if alike and best is not None and (lost := checkpoint.set_aside_if_damaged(checkpoint.best_path(self.folder))):
+        if (
+            alike
+            and best is not None
+            and (lost := store.quarantine_if_damaged(store.best_checkpoint_path(self.folder)))
+        ):
             log.warning("%s; the best from step %d on is used instead", lost, self.step)
             alike = False
         if alike:
             self.best = best
-            self.top, lost_few = ensemble.whole(self.folder, top)
+            self.top, lost_few = ensemble.whole(self.folder, state.top)
             for lost in lost_few:
                 log.warning("%s; the ensemble goes without it", lost)
         else:
             self.due = True  # judged anew, since what was found before cannot be compared
 
-    def restore_optimizer(self, saved: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(saved)
-        for tensor, state in self.optimizer.state.items():
-            if state["exp_avg"].shape != tensor.shape or state["exp_avg_sq"].shape != tensor.shape:
-                raise ValueError("the optimiser's moments are of another shape than its parameters")
+    def restore_optimizer(self, state: CheckpointState) -> None:
+        """Take Adam's moments, whose names and shapes are the parameters', as `CheckpointState.validate` saw to."""
+        moments = {
+            number: {"step": steps, "exp_avg": state.exp_avg[name], "exp_avg_sq": state.exp_avg_sq[name]}
+            for number, name in enumerate(self.named_tensors())
+            if (steps := state.adam_steps.get(name)) is not None
+        }
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
 
-    def tell_differences(self, before: dict[str, Any]) -> None:
+    def tell_differences(self, before: dict[str, str | int]) -> None:
         """Say where the run computes otherwise than it did, so that it does not end equal to the last bit."""
         now = chosen.how(self.team)
         differ = [
             f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value
         ]
         if differ:
-            within = "only within rounding" if before["precision"] == now["precision"] else "and not within rounding"
+            alike = before.get("precision") == now["precision"]
+            within = "only within rounding" if alike else "and not within rounding"
             log.warning(
                 "from here on the run is not exactly what it would have been, %s: %s",
                 *(within, "; ".join(differ)),
@@ -262,7 +288,7 @@ class Training:
             self.running = {}
 
     def validate(self, records: Records, progress: Callable[[int], object]) -> None:
-        """Judge on the validation tasks; the best so far becomes best.pt."""
+        """Judge on the validation tasks; the best so far becomes best.safetensors."""
         found = self.team.evaluate("val", self.work.settings.eval.validation_tasks, progress)
         self.due = False
         records.write(self.step, "val", self.seconds, loss=found.loss, **{found.metric: found.mean}, ci95=found.ci95)
@@ -272,28 +298,21 @@ class Training:
             log.warning(
                 "step %d: the validation %s is not finite; such a step is never the best", self.step, found.metric
             )
-        improved = math.isfinite(found.mean) and (self.best is None or found.better_than(self.best["mean"]))
+        improved = math.isfinite(found.mean) and (self.best is None or found.better_than(self.best.mean))
         log.info("step %d: validation %s%s", self.step, found, ", the best so far" if improved else "")
-        self.judged = {"step": self.step, "mean": found.mean, "ci95": found.ci95}
+        self.last = Validation(self.step, found.mean, found.ci95)
         if improved:
-            self.best = self.judged
-            self.write(checkpoint.best_path(self.folder))
+            self.best = self.last
+            self.write(store.best_checkpoint_path(self.folder))
         if self.work.settings.eval.ensemble > 1 and math.isfinite(found.mean):
-            self.top = ensemble.ranked([*self.top, self.judged], self.work.settings.eval.ensemble, found.metric)
-            if self.judged in self.top:
+            self.top = ensemble.ranked([*self.top, self.last], self.work.settings.eval.ensemble, found.metric)
+            if self.last in self.top:
                 self.write(ensemble.path(self.folder, self.step))
         records.show(self.step, shown.of_validation(self.work, self.step, found))
 
 
-def validation(saved: dict[str, Any]) -> dict[str, float]:
-    return {"step": int(saved["step"]), **numbers(saved, "mean", "ci95")}
-
-
-def judged_alike(one: dict[str, Any], other: dict[str, Any]) -> bool:
+def judged_alike(one: Eval, other: Eval) -> bool:
     """Whether validations with these `eval.*` settings can be compared."""
     free = ("tasks", "every", "ways", "split", "dataset", "details", "ensemble")  # of the final test, or mode=evaluate
-    return {k: v for k, v in one.items() if k not in free} == {k: v for k, v in other.items() if k not in free}
-
-
-def numbers(content: dict[str, Any], *names: str) -> dict[str, float]:
-    return {name: float(content[name]) for name in names}
+    compared = [{k: v for k, v in dataclasses.asdict(each).items() if k not in free} for each in (one, other)]
+    return compared[0] == compared[1]

@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun import checkpoint, class_means, ensemble, heads, multi_step, running
+from metarun import class_means, ensemble, heads, multi_step, running
+from metarun.checkpointing import store
+from metarun.checkpointing.state import Weights, copy_state_
 from metarun.compiled import Compiled
 from metarun.data import Places, Shape, Source, likeness, load, noise
 from metarun.data.minibatches import minibatches
@@ -166,29 +168,28 @@ class Work:
             total = {name: total[name] + each if total else each for name, each in found.items()}
         return total
 
-    def snapshot(self) -> dict[str, Any]:
-        """A copy of the present parameters, in the form that `restore` takes and checkpoints hold."""
-        parts = self.parameters._asdict()
-        if self.running and self.running.current:
-            parts["statistics"] = self.running.tensors
-        return {kind: {name: tensor.detach().clone() for name, tensor in part.items()} for kind, part in parts.items()}
+    def snapshot(self) -> Weights:
+        """A copy of the present parameters, and of the statistics of batch_norm=per_step where they are of these."""
+        statistics = self.running.tensors if self.running and self.running.current else {}
+        parts = (*self.parameters, statistics)
+        return Weights(*({name: tensor.detach().clone() for name, tensor in part.items()} for part in parts))
 
-    def fitting(self, content: dict[str, Any], name: str) -> dict[str, Any]:
-        """A checkpoint's content for the head that the evaluation has. Raises UserError where the method ties it."""
+    def fitting(self, saved: Weights) -> Weights:
+        """A checkpoint's weights for the head that the evaluation has. Raises UserError where the method ties it."""
         if not heads.widens(self.settings):
-            return content
+            return saved
         with torch.device("meta"):  # its names alone
             network = dict(build_model(heads.wide(self.settings), self.source).named_parameters())
-        return heads.fitting(self.settings, content, self.parameters, network, name)
+        return heads.fitting(self.settings, saved, self.parameters, network)
 
-    def restore(self, content: dict[str, Any], name: str) -> None:
-        """Take the parameters of a checkpoint. Raises UserError where it is of another architecture."""
+    def restore(self, saved: Weights, name: str) -> None:
+        """Take the weights of a checkpoint. Raises UserError where it is of another architecture."""
         for kind, tensors in self.parameters._asdict().items():
-            checkpoint.restore(tensors, checkpoint.tensors(content, kind, name), name)
+            copy_state_(tensors, getattr(saved, kind), name)
         if self.running:
-            self.running.current = "statistics" in content  # else they are found when they are needed
+            self.running.current = bool(saved.statistics)  # else they are found when they are needed
             if self.running.current:
-                checkpoint.restore(self.running.tensors, checkpoint.tensors(content, "statistics", name), name)
+                copy_state_(self.running.tensors, saved.statistics, name)
 
     def parameters_change(self) -> None:
         if self.running:
@@ -217,18 +218,18 @@ def build(
     device = choose_device(settings.device, seat)
     set_precision(settings.engine.precision, device)
     keep_freed_memory()
-    content = {} if taking is None else checkpoint.load(taking)
+    state = None if taking is None else store.load(taking)
     like = None if form is None else likeness.source_like(form, device)
-    if settings.mode == "evaluate" and taking is not None:
-        like = form_for(settings.dataset, content, str(taking), device)
+    if settings.mode == "evaluate" and state is not None:
+        like = form_for(settings.dataset, state, str(taking), device)
     sources = {} if sources is None else sources
     name = repr(settings.dataset)
     if name not in sources:
         sources[name] = load_source(settings, device, like)
     source = sources[name]
     require_tasks(settings, source)
-    if taking is not None:
-        require_same_shapes(settings, source, content, str(taking))
+    if state is not None:
+        require_same_shapes(settings, source, state.weights, str(taking))
     learner = build_learner(heads.wide(settings), source, device)
     mixed = settings.engine.meta_gradient == "mixed"
     alone = not mixed and settings.engine.precision == "float32" and seat.size == 1

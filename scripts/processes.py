@@ -20,7 +20,7 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
-from metarun import checkpoint
+from metarun.checkpointing import store
 from metarun.training import TRAIN_LINE_EVERY
 
 WORK = ["backbone=conv4", "backbone.bias=false", "queries=5", "inner_loop=5", "inner_learning_rate=0.01", "device=cpu"]
@@ -40,10 +40,8 @@ def run(folder: Path, workers: int, steps: int, words: list[str], threads: int |
 
 def difference(one: Path, other: Path) -> float:
     """The largest, over parameters, of |difference| / (|one| as a whole tensor)."""
-    contents = [checkpoint.load(checkpoint.newest(folder)) for folder in (one, other)]
-    pairs = [
-        (contents[0][part][name], contents[1][part][name]) for part in ("theta", "phi") for name in contents[0][part]
-    ]
+    first, second = (store.load(store.latest_intact_checkpoint(folder)).weights for folder in (one, other))
+    pairs = [(mine[name], theirs[name]) for mine, theirs in zip(first[:2], second[:2], strict=True) for name in mine]
     return max(float((a - b).norm() / a.norm()) for a, b in pairs if a.norm() > 0)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from metarun import checkpoint, settings
+from metarun.checkpointing import store
 from metarun.data import noise
 from metarun.data.counter import words
 from metarun.data.sinusoid import SinusoidSource
@@ -56,10 +56,10 @@ def train(folder: Path, method: str, shots: int, iterations: int) -> None:
 
 def test(folder: Path, method: str, trained: int, shots: int) -> str:
     """Mean and interval with the best checkpoint by validation."""
-    path = checkpoint.best_path(folder / f"{method}-{trained}")
-    content = checkpoint.load(path)
-    work = build(settings.rebuild(content["config"], str(path)))
-    work.restore(content, str(path))
+    path = store.best_checkpoint_path(folder / f"{method}-{trained}")
+    state = store.load(path)
+    work = build(state.settings)
+    work.restore(state.weights, str(path))
     assert isinstance(work.source, SinusoidSource)
     tasks = CURVES * REPEATS
     curves = np.repeat(words(0, 4, 0, CURVES, 3), REPEATS, axis=0)

@@ -16,13 +16,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import metarun
-from metarun import checkpoint
+from metarun.checkpointing import store
 from metarun.run_files import RESULT, read_result
 
 SMALL = ["dataset=sinusoid", "backbone.hidden=[8]", "shots=5", "queries=5", "eval.queries=5", "meta_batch=4"]
@@ -95,10 +96,10 @@ class Command:
 
 def run_differences(one: Path, two: Path) -> list[str]:
     """What two run folders do not have alike in their checkpoints, metrics.jsonl and result.json."""
-    names, others = ({path.name for path in (folder / "checkpoints").glob("*.pt")} for folder in (one, two))
+    names, others = ({path.name for path in (folder / "checkpoints").glob(f"*{store.SUFFIX}")} for folder in (one, two))
     found = [f"checkpoints/{name}: only in one of both" for name in sorted(names ^ others)]
     for name in sorted(names & others):
-        here, there = (checkpoint.load(folder / "checkpoints" / name) for folder in (one, two))
+        here, there = (store.load(folder / "checkpoints" / name) for folder in (one, two))
         found += differences(here, there, name)
     found += differences(metrics(one), metrics(two), "metrics.jsonl")
     if not (one / RESULT).exists() or not (two / RESULT).exists():
@@ -123,6 +124,8 @@ def differences(one: Any, two: Any, place: str) -> Iterator[str]:
     """Where two nested contents differ, but for `FREE`; numbers and tensors must be equal to the bit."""
     if type(one) is not type(two):
         yield f"{place}: {type(one).__name__} and {type(two).__name__}"
+    elif is_dataclass(one):
+        yield from differences(vars(one), vars(two), place)
     elif isinstance(one, dict):
         for key in one.keys() ^ two.keys():
             yield f"{place}.{key}: only in one of both"

@@ -3,9 +3,9 @@
 python scripts/survive_damage.py [--times 100]
 
 A run of a second keeps several checkpoints. So often, for each kind of damage, its folder is copied as a kill would
-have left it, the newest checkpoint (or best.pt, or the last line of metrics.jsonl) is cut short or has one bit of one
-byte turned over, and the run goes on with resume=auto. It may end as the undisturbed run did, to the bit, or be refused
-in a clear line; anything else is wrong, and the exit status 1.
+have left it, the newest checkpoint (or best.safetensors, or the last line of metrics.jsonl) is cut short or has one bit
+of one byte turned over, and the run goes on with resume=auto. It may end as the undisturbed run did, to the bit, or be
+refused in a clear line; anything else is wrong, and the exit status 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from survival import SMALL, run_differences, table
 
-from metarun import checkpoint, cli, settings
+from metarun import cli, settings
+from metarun.checkpointing import store
 from metarun.errors import UserError
 from metarun.records import RESULT
 from metarun.runner import run
@@ -56,15 +57,17 @@ def cut_last_line(folder: Path, moments: random.Random) -> None:
 
 def cut_line_before_its_save(folder: Path, moments: random.Random) -> None:
     """As a kill leaves it: the line is of a step that no checkpoint has reached."""
-    checkpoint.steps(folder)[-1].unlink()
+    store.list_step_checkpoints(folder)[-1].unlink()
     cut_last_line(folder, moments)
 
 
 DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
-    "newest checkpoint cut short": lambda folder, moments: cut(checkpoint.newest(folder), moments),
-    "a bit of the newest checkpoint turned over": lambda folder, moments: flip(checkpoint.newest(folder), moments),
-    "best.pt cut short": lambda folder, moments: cut(checkpoint.best_path(folder), moments),
-    "a bit of best.pt turned over": lambda folder, moments: flip(checkpoint.best_path(folder), moments),
+    "newest checkpoint cut short": lambda folder, moments: cut(store.latest_intact_checkpoint(folder), moments),
+    "a bit of the newest checkpoint turned over": lambda folder, moments: flip(
+        store.latest_intact_checkpoint(folder), moments
+    ),
+    "best.safetensors cut short": lambda folder, moments: cut(store.best_checkpoint_path(folder), moments),
+    "a bit of best.safetensors turned over": lambda folder, moments: flip(store.best_checkpoint_path(folder), moments),
     "metrics.jsonl cut in its last line, which is newer than any checkpoint": cut_line_before_its_save,
     "metrics.jsonl cut in its last line, which the newest checkpoint is behind": cut_last_line,
 }
@@ -82,7 +85,7 @@ def outcome(damage: Callable[[Path, random.Random], None], whole: Path, moments:
         shutil.copytree(whole, folder)
         (folder / RESULT).unlink()
         damage(folder, moments)
-        newest = checkpoint.steps(folder)[-1]
+        newest = store.list_step_checkpoints(folder)[-1]
         try:
             run(composed(), folder)
         except UserError as error:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from survival import SMALL, Command, metrics, run_differences, table
 
-from metarun import checkpoint
+from metarun.checkpointing import store
 from metarun.methods import METHODS
 
 PHASES = ("start-up", "training", "validation", "test")
@@ -36,7 +36,7 @@ EVERY = ["eval.every=40", "save.every=5", "eval.validation_tasks=400"]
 TEST_TASKS = 6000  # takes longer than a life may be, so that no run ends before it is killed often enough
 LONGEST = 0.4  # of the time of the final test: the longest life of a run that is under way
 TRIES = 4  # each with a run twice as long as before
-UNDER_WAY = r"going on from .*step-(\d+)\.pt|step "  # the first line of a run that is under way
+UNDER_WAY = r"going on from .*step-(\d+)\.safetensors|step "  # the first line of a run that is under way
 
 
 class TooShort(Exception):
@@ -107,7 +107,7 @@ class Moment:
 
 def moments(chance: random.Random, kills: int, whole: Whole) -> list[Moment]:
     """So many moments, in the order in which the kills come."""
-    tested = rf"going on from .*step-0*{whole.iterations}\.pt|step {whole.iterations}: "
+    tested = rf"going on from .*step-0*{whole.iterations}\.safetensors|step {whole.iterations}: "
     chosen = []
     for life in range(kills):
         if life % SHARE == 0:
@@ -148,11 +148,11 @@ def note_resume(run: Command, report: Report) -> None:
 
 def phase(folder: Path, iterations: int) -> str:
     """What a run that was under way was doing, told from its files."""
-    content = checkpoint.load(checkpoint.newest(folder))
+    state = store.load(store.latest_intact_checkpoint(folder))
     validated = {line["step"] for line in metrics(folder) if isinstance(line, dict) and line["split"] == "val"}
-    if content["due"] and content["step"] not in validated:
+    if state.validation_due and state.step not in validated:
         return "validation"
-    return "test" if content["step"] == iterations else "training"
+    return "test" if state.step == iterations else "training"
 
 
 def survive(name: str, whole: Whole, folder: Path, kills: int, number: signal.Signals, seed: int) -> Report:

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from survival import SMALL, Command, run_differences, table
 
-from metarun import checkpoint
+from metarun.checkpointing import store
 from metarun.records import RESULT
 
 WORDS = [*SMALL, "iterations=800", "eval.every=100", "save.every=20", "eval.validation_tasks=100", "eval.tasks=1000"]
@@ -38,7 +38,7 @@ def state(run: Path) -> str:
     """One of `NEXT`: a job that was stopped left a checkpoint, one that was begun none."""
     if (run / RESULT).exists():
         return "finished"
-    return "stopped" if checkpoint.steps(run) else "begun" if run.exists() else "not begun"
+    return "stopped" if store.list_step_checkpoints(run) else "begun" if run.exists() else "not begun"
 
 
 def done_with(command: Command, run: Path) -> str:
@@ -82,7 +82,7 @@ def sitting(folder: Path, jobs: int, target: int | None, later: float) -> tuple[
 def describe(does: str, after: str, command: Command, run: Path) -> str:
     if does == "went on":
         line = next(line for _, line in command.said if line.startswith(f"going on from {run.parent.name}/{run.name}/"))
-        step = re.search(r"step-0*(\d+)\.pt", line)
+        step = re.search(r"step-0*(\d+)\.safetensors", line)
         does = f"went on from step {step[1] if step else '?'}"
     return f"{does}, killed" if after in ("stopped", "begun") and does != "not reached" else does
 

@@ -14,8 +14,11 @@ from unittest import mock
 
 import torch
 
-from metarun import checkpoint
+from metarun.checkpointing import store
+from metarun.checkpointing.state import CheckpointState
 from metarun.errors import RunFailure, UserError
+from metarun.groups import Maml, Mlp, Sinusoid
+from metarun.schema import Settings
 from metarun.whole_files import remove_parts
 
 KINDS = ("open", "write", "fsync", "rename", "folder fsync")
@@ -65,22 +68,23 @@ def failing(kind: str, number: int, failure: BaseException) -> Iterator[Counter[
         yield calls
 
 
-def content(step: int, size: int = 3) -> dict[str, Any]:
-    return {"step": step, "theta": {"w": torch.full((size,), float(step))}}
+def content(step: int, size: int = 3) -> CheckpointState:
+    settings = Settings(dataset=Sinusoid(), backbone=Mlp(), method=Maml())
+    return CheckpointState(settings, {"w": torch.full((size,), float(step))}, {}, step=step)
 
 
 def holds(path: Path, step: int, size: int = 3) -> bool:
     """Whether a checkpoint is the one of a step, to the bit."""
-    found = checkpoint.load(path)
-    return found["step"] == step and torch.equal(found["theta"]["w"], content(step, size)["theta"]["w"])
+    found = store.load(path)
+    return found.step == step and torch.equal(found.theta["w"], content(step, size).theta["w"])
 
 
 def run_folder(folder: Path, size: int = 3) -> Path:
     """With whole checkpoints of steps 1 and 2, and step 1 as the best."""
     folder.mkdir()
     for step in (1, 2):
-        checkpoint.save(checkpoint.step_path(folder, step), content(step, size))
-    checkpoint.save(checkpoint.best_path(folder), content(1, size))
+        store.save(store.step_checkpoint_path(folder, step), content(step, size))
+    store.save(store.best_checkpoint_path(folder), content(1, size))
     return folder
 
 
@@ -90,7 +94,7 @@ def inject(folder: Path, size: int = 3, errors: tuple[int, ...] = ERRORS) -> Ite
     All is well where the failure is told, the newest and the best checkpoint load as the old or the new one, no step
     before them is gone, and nothing unfinished stays but by a kill, behind which `remove_parts` tidies up.
     """
-    places = (checkpoint.step_path, lambda folder, step: checkpoint.best_path(folder))
+    places = (store.step_checkpoint_path, lambda folder, step: store.best_checkpoint_path(folder))
     failures: list[Callable[[], BaseException]] = [
         lambda number=e: OSError(number, os.strerror(number)) for e in errors
     ]
@@ -106,7 +110,7 @@ def inject(folder: Path, size: int = 3, errors: tuple[int, ...] = ERRORS) -> Ite
             raised: BaseException | None = None
             with suppress(Killed), failing(kind, number, one) as calls:
                 try:
-                    checkpoint.save(place(run, 3), content(3, size))
+                    store.save(place(run, 3), content(3, size))
                 except (RunFailure, Killed) as error:
                     raised = error
             if calls[kind] < number:
@@ -115,33 +119,35 @@ def inject(folder: Path, size: int = 3, errors: tuple[int, ...] = ERRORS) -> Ite
             parts = len(list(run.rglob(".*.part")))
             tidy = parts <= 1 if isinstance(one, Killed) else parts == 0
             remove_parts(run)
-            newest, best = checkpoint.newest(run), checkpoint.best_path(run)
+            newest, best = store.latest_intact_checkpoint(run), store.best_checkpoint_path(run)
             well = raised is not None and tidy and not list(run.rglob(".*.part"))
             well &= any(holds(newest, step, size) for step in (2, 3)) and any(
                 holds(best, step, size) for step in (1, 3)
             )
-            well &= holds(checkpoint.step_path(run, 1), 1, size) and holds(checkpoint.step_path(run, 2), 2, size)
+            well &= holds(store.step_checkpoint_path(run, 1), 1, size) and holds(
+                store.step_checkpoint_path(run, 2), 2, size
+            )
             yield f"{word} {kind}", well
-            checkpoint.step_path(run, 3).unlink(missing_ok=True)
-            checkpoint.save(best, content(1, size))
+            store.step_checkpoint_path(run, 3).unlink(missing_ok=True)
+            store.save(best, content(1, size))
 
 
 def cut(folder: Path, stride: int = 1, size: int = 3) -> Iterator[tuple[str, bool]]:
     """Cut step 3 at every `stride`-th byte, as an unfinished file and under its own name; and whether all is well."""
     run = run_folder(folder, size)
-    path = checkpoint.step_path(run, 3)
-    checkpoint.save(path, content(3, size))
+    path = store.step_checkpoint_path(run, 3)
+    store.save(path, content(3, size))
     whole = path.read_bytes()
     path.unlink()
     part = path.with_name(f".{path.name}.1.part")
     for place in range(0, len(whole), stride):
         part.write_bytes(whole[:place])
-        yield "unfinished file cut", holds(checkpoint.newest(run), 2, size)
+        yield "unfinished file cut", holds(store.latest_intact_checkpoint(run), 2, size)
         part.unlink()
         path.write_bytes(whole[:place])
-        yield "checkpoint cut", is_refused(path) and holds(checkpoint.newest(run), 2, size)
+        yield "checkpoint cut", is_refused(path) and holds(store.latest_intact_checkpoint(run), 2, size)
         path.write_bytes(whole[:place] + bytes(len(whole) - place))  # as a file system that lost its end
-        well = is_whole(path, 3, size) or (is_refused(path) and holds(checkpoint.newest(run), 2, size))
+        well = is_whole(path, 3, size) or (is_refused(path) and holds(store.latest_intact_checkpoint(run), 2, size))
         yield "checkpoint with zeros at its end", well
         path.unlink()
 
@@ -149,22 +155,22 @@ def cut(folder: Path, stride: int = 1, size: int = 3) -> Iterator[tuple[str, boo
 def flip(folder: Path, stride: int = 1, size: int = 3) -> Iterator[tuple[str, bool]]:
     """Flip one bit of every `stride`-th byte; all is well where that is refused, or changes nothing that is loaded."""
     run = run_folder(folder, size)
-    path = checkpoint.step_path(run, 2)
+    path = store.step_checkpoint_path(run, 2)
     whole = path.read_bytes()
     for place in range(0, len(whole), stride):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
-        well = is_whole(path, 2, size) or (is_refused(path) and holds(checkpoint.newest(run), 1, size))
+        well = is_whole(path, 2, size) or (is_refused(path) and holds(store.latest_intact_checkpoint(run), 1, size))
         yield "bit flipped", well
 
 
 def is_whole(path: Path, step: int, size: int) -> bool:
     """Whether the damage is where nothing is read: the newest is this one, and it is as it was."""
-    return checkpoint.newest(path.parents[1]) == path and holds(path, step, size)
+    return store.latest_intact_checkpoint(path.parents[1]) == path and holds(path, step, size)
 
 
 def is_refused(path: Path) -> bool:
     try:
-        checkpoint.load(path)
+        store.load(path)
     except UserError:
         return True
     return False

@@ -9,7 +9,7 @@ import pickle
 import tarfile
 import zipfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,17 @@ class Code:
 
 def checkpoints() -> None:
     import torch
+    from crafted import changed
 
-    from metarun import checkpoint
+    from metarun.checkpointing import file_format, store
+    from metarun.checkpointing.state import CheckpointState
     from metarun.groups import Glyphs, Maml, Mlp, Pretrain, Sinusoid
     from metarun.schema import Settings
     from metarun.team import Team
     from metarun.training import Training
     from metarun.work import build
 
-    def of_run(name: str, **changes: Any) -> dict[str, Any]:
+    def of_run(name: str, **changes: Any) -> CheckpointState:
         settings = Settings(
             dataset=Sinusoid(), backbone=Mlp(hidden=[4]), method=Maml(), inner_loop=1, device="cpu", **changes
         )
@@ -67,26 +69,30 @@ def checkpoints() -> None:
         training.step = 2
         training.folder.mkdir()
         training.save()
-        return training.content()
+        return training.state()
 
-    content = of_run("run")
+    state = of_run("run")
     of_run("cosine", outer_schedule="cosine")
-    checkpoint.save(Path("whole.pt"), content)
-    whole = Path("whole.pt").read_bytes()
-    put("cut.pt", whole[:-200])
-    at = whole.index(content["theta"]["layers.0.weight"].numpy().tobytes())
-    put("flipped.pt", whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    store.save(Path("newer.safetensors"), state)
+    whole = Path("newer.safetensors").read_bytes()
+    put("cut.safetensors", whole[:-200])
+    at = whole.index(state.theta["layers.0.weight"].numpy().tobytes())
+    put("flipped.safetensors", whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     Path("pretrained").mkdir()
-    put("broken/checkpoints/step-00000002.pt", whole[:300])
+    put("broken/checkpoints/step-00000002.safetensors", whole[:300])
     torch.save({"weights": torch.ones(2)}, "foreign.pt")
     torch.save(Code(), "code.pt")
     put("pickle.pt", pickle.dumps(Code()))
-    checkpoint.save(Path("bare.pt"), {"step": 2})
-    checkpoint.save(Path("newer.pt"), {**content, "config": {**content["config"], "colour": 1}})
-    thin = asdict(Mlp(hidden=[3]))
-    changed = {"dataset": asdict(Glyphs()), "method": asdict(Pretrain())}
-    checkpoint.save(Path("pretrained/checkpoints/best.pt"), {**content, "config": {**content["config"], **changed}})
-    checkpoint.save(Path("thin.pt"), {**content, "config": {**content["config"], "backbone": thin}})
+    put("bare.safetensors", file_format.encoded({"step": 2}, {}))
+    changed(Path("newer.safetensors"), "settings", "colour", value=1)
+    torch.save({"format": 2, "theta": {}}, "earlier.pt")
+    put("earlier/checkpoints/step-00000002.pt", Path("earlier.pt").read_bytes())
+
+    def saved(path: str, **other: Any) -> None:
+        store.save(Path(path), replace(state, settings=replace(state.settings, **other)))
+
+    saved("pretrained/checkpoints/best.safetensors", dataset=Glyphs(), method=Pretrain())
+    saved("thin.safetensors", backbone=Mlp(hidden=[3]))
 
 
 # --- data sets ---------------------------------------------------------------------------------------------

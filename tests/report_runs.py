@@ -50,7 +50,7 @@ def write_result(
         "seed": seed,
         "iterations": 40,
         "skipped_steps": 0,
-        "checkpoint": "checkpoints/best.pt",
+        "checkpoint": "checkpoints/best.safetensors",
         "seconds": 65.0,
         "metarun": "0.1.0",
         "settings": {**flat(chosen), **settings},
@@ -65,7 +65,7 @@ def unfinished(folder: Path, step: int = 40, typed: Sequence[str] = (), mode: st
     (folder / ".hydra").mkdir()
     (folder / ".hydra/config.yaml").write_text(yaml.safe_dump({"mode": mode, "iterations": 60}))
     (folder / ".hydra/overrides.yaml").write_text(yaml.safe_dump(list(typed)))
-    (folder / f"checkpoints/step-{step:08d}.pt").touch()
+    (folder / f"checkpoints/step-{step:08d}.safetensors").touch()
     lines = [
         {"step": at, "split": split, "loss": 1.0, "accuracy": at / 100, "seconds": 1.0}
         for at in range(20, step + 1, 20)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from metarun import checkpoint
+from metarun.checkpointing import store
 from metarun.groups import Maml, Mlp, Sinusoid
 from metarun.schema import Eval, Save, Settings
 
@@ -37,5 +37,5 @@ def lines(folder: Path) -> list[dict[str, float]]:
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
-    content = checkpoint.load(checkpoint.newest(folder))
-    return {**content["theta"], **content["phi"]}
+    state = store.load(store.latest_intact_checkpoint(folder))
+    return {**state.theta, **state.phi}

@@ -27,7 +27,8 @@ from problems import NORMS, Normed, regression_tasks
 from safetensors.torch import load_file
 from torch import Tensor
 
-from metarun import checkpoint, meta, running
+from metarun import meta, running
+from metarun.checkpointing import store
 from metarun.errors import UserError
 from metarun.forward import query_weights, run_model
 from metarun.groups import Conv4, Folder, Maml
@@ -194,25 +195,25 @@ def test_running_statistics_are_kept_resumed_and_shared(
     monkeypatch.setattr("metarun.team.RUNNING_TASKS", 6)
     run(settings(), tmp_path / "run")
     assert judged(tmp_path / "run")["batch_norm"] == "per_step"
-    best = checkpoint.load(checkpoint.best_path(tmp_path / "run"))["statistics"]
+    best = store.load(store.best_checkpoint_path(tmp_path / "run")).statistics
     assert best.keys() == {f"blocks.{i}.norm.running_{kind}" for i in range(4) for kind in ("mean", "var")}
     assert all(tensor.shape == (3, 4) and tensor.abs().max() > 0 for tensor in best.values())
-    assert "statistics" not in checkpoint.load(checkpoint.step_path(tmp_path / "run", 4))  # no validation there
+    assert not store.load(store.step_checkpoint_path(tmp_path / "run", 4)).statistics  # no validation there
 
     for step in (6, 4):  # with the statistics of its last validation, and without any
-        for path in checkpoint.steps(tmp_path / "run"):
-            if int(path.stem[5:]) > step or (step == 4 and path != checkpoint.step_path(tmp_path / "run", 4)):
+        for path in store.list_step_checkpoints(tmp_path / "run"):
+            if int(path.stem[5:]) > step or (step == 4 and path != store.step_checkpoint_path(tmp_path / "run", 4)):
                 path.unlink()
         (tmp_path / "run" / "result.json").rename(tmp_path / "before.json")
         run(settings(resume=str(tmp_path / "run")), tmp_path / "run")
         before = json.loads((tmp_path / "before.json").read_text())
         assert judged(tmp_path / "run") == {key: before[key] for key in judged(tmp_path / "run")}
-    for path in (checkpoint.best_path(tmp_path / "run"), tmp_path / "run"):
+    for path in (store.best_checkpoint_path(tmp_path / "run"), tmp_path / "run"):
         run(settings(mode="evaluate", checkpoint=str(path)), tmp_path / "again")
         assert judged(tmp_path / "again")["by_step"] == judged(tmp_path / "run")["by_step"]
 
     run(settings(engine=Engine(workers=2)), tmp_path / "two")
-    shared = checkpoint.load(checkpoint.best_path(tmp_path / "two"))["statistics"]
+    shared = store.load(store.best_checkpoint_path(tmp_path / "two")).statistics
     torch.testing.assert_close(shared, best, rtol=5e-3, atol=5e-4)
     assert judged(tmp_path / "two")["by_step"] == pytest.approx(judged(tmp_path / "run")["by_step"])
 
@@ -245,8 +246,8 @@ def test_a_checkpoint_without_statistics_cannot_label(
     monkeypatch.setattr("metarun.team.RUNNING_TASKS", 6)
     run(settings(iterations=3), tmp_path / "run")
     pictures(tmp_path / "known", classes=2, each=1)
-    path, places = checkpoint.step_path(tmp_path / "run", 2), {"support": str(tmp_path / "known")}
-    with pytest.raises(UserError, match=r"step-00000002.pt: was written between two validations, .*best.pt"):
+    path, places = store.step_checkpoint_path(tmp_path / "run", 2), {"support": str(tmp_path / "known")}
+    with pytest.raises(UserError, match=r"step-00000002.safetensors: was written between two .*best.safetensors"):
         run(settings(mode="predict", checkpoint=str(path), query=places["support"], **places), tmp_path / "made")
     run(settings(mode="evaluate", checkpoint=str(path)), tmp_path / "judged")  # which finds them by itself
     assert len(judged(tmp_path / "judged")["by_step"]) == 4  # type: ignore[arg-type]

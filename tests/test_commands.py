@@ -21,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from metarun import methods
-from metarun.checkpoint import load
+from metarun.checkpointing.store import load
 from metarun.groups import GROUPS
 from metarun.schema import Settings, keys
 
@@ -122,13 +122,13 @@ def test_the_default_run_learns_and_is_resumed_and_evaluated(cache: Path) -> Non
     short += ["outer_schedule=constant", f"cache_dir={cache}"]
     assert command("iterations=40", *short, "hydra.run.dir=whole") == 0
     assert command("iterations=20", *short, "hydra.run.dir=parts") == 0
-    assert command("iterations=40", "resume=parts") == 0
-    whole, parts = (load(Path(name) / "checkpoints/step-00000040.pt") for name in ("whole", "parts"))
-    assert whole["theta"].keys() == parts["theta"].keys() and len(whole["phi"]) == 8
-    for kind in ("theta", "phi"):
-        for name, tensor in whole[kind].items():
-            assert torch.equal(tensor, parts[kind][name])
-    assert command("mode=evaluate", "checkpoint=whole", "hydra.run.dir=judged") == 0
+    assert command("iterations=40", "resume=parts", f"cache_dir={cache}") == 0
+    whole, parts = (load(Path(name) / "checkpoints/step-00000040.safetensors") for name in ("whole", "parts"))
+    assert whole.theta.keys() == parts.theta.keys() and len(whole.phi) == 8
+    for own, other in ((whole.theta, parts.theta), (whole.phi, parts.phi)):
+        for name, tensor in own.items():
+            assert torch.equal(tensor, other[name])
+    assert command("mode=evaluate", "checkpoint=whole", "hydra.run.dir=judged", f"cache_dir={cache}") == 0
     trained, judged = (json.loads(Path(name, "result.json").read_text()) for name in ("whole", "judged"))
     assert trained["by_step"] == judged["by_step"]
     assert trained["mean"] > trained["by_step"][0] + 0.1  # adapting helps
@@ -216,7 +216,7 @@ def test_a_sweep_that_is_started_again_skips_what_is_finished(capsys) -> None:
     assert command(*words, "hydra.sweep.dir=parts", "resume=auto") == 0
     finished = Path("parts/0/result.json").stat().st_mtime_ns
     Path("parts/1/result.json").unlink()
-    Path("parts/1/checkpoints/step-00000040.pt").unlink()
+    Path("parts/1/checkpoints/step-00000040.safetensors").unlink()
     shutil.rmtree("parts/2")
     capsys.readouterr()
     assert command(*words, "hydra.sweep.dir=parts", "resume=auto") == 0
@@ -224,8 +224,8 @@ def test_a_sweep_that_is_started_again_skips_what_is_finished(capsys) -> None:
     assert "parts/0 is finished already and skipped" in told and "going on from parts/1" in told
     assert Path("parts/0/result.json").stat().st_mtime_ns == finished
     for job in "012":
-        whole, parts = (load(Path(name, job, "checkpoints/step-00000040.pt")) for name in ("whole", "parts"))
-        assert all(torch.equal(tensor, parts["theta"][name]) for name, tensor in whole["theta"].items())
+        whole, parts = (load(Path(name, job, "checkpoints/step-00000040.safetensors")) for name in ("whole", "parts"))
+        assert all(torch.equal(tensor, parts.theta[name]) for name, tensor in whole.theta.items())
         lines = [
             [{**json.loads(line), "seconds": 0} for line in Path(name, job, "metrics.jsonl").read_text().splitlines()]
             for name in ("whole", "parts")

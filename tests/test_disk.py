@@ -9,7 +9,6 @@ import resource
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,9 @@ import torch
 from command_line import command
 from faults import failing
 
-from metarun import checkpoint, training
+from metarun import training
+from metarun.checkpointing import store
+from metarun.checkpointing.state import CheckpointState
 from metarun.groups import Maml, Mlp, Sinusoid
 from metarun.schema import Settings
 
@@ -54,13 +55,13 @@ def test_every_write_of_a_run_may_fail(capsys: pytest.CaptureFixture[str]) -> No
         assert status == 1 and "Traceback" not in shown
         found = re.fullmatch(
             r"metarun: error: run/(\S+) could not be written \(No space left on device\): make room on its disk; "
-            r"(step-000000[24]0\.pt) is whole, go on with resume=run\n",
+            r"(step-000000[24]0\.safetensors) is whole, go on with resume=run\n",
             shown,
         )
-        assert found and checkpoint.newest(Path("run")).name == found[2], shown
+        assert found and store.latest_intact_checkpoint(Path("run")).name == found[2], shown
         places.add(re.sub(r"\d+|events.*", "", found[1]))
     assert status == 0 and number > 100
-    assert places >= {"checkpoints/step-.pt", "tensorboard/"}
+    assert places >= {"checkpoints/step-.safetensors", "tensorboard/"}
     finishes()
 
 
@@ -80,12 +81,12 @@ def limited(size: int, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_limit_on_the_size_of_files_is_told() -> None:
     assert command(*SMALL, *RUN, "iterations=20") == 0
-    whole = checkpoint.step_path(Path("run"), 20)
+    whole = store.step_checkpoint_path(Path("run"), 20)
     done = limited(whole.stat().st_size // 2, "resume=run", "iterations=40", "device=cpu")
     assert done.returncode == 1
     assert done.stderr == (
-        "metarun: error: run/checkpoints/step-00000040.pt could not be written (File too large): raise the limit on "
-        "the size of a file (ulimit -f); step-00000020.pt is whole, go on with resume=run\n"
+        "metarun: error: run/checkpoints/step-00000040.safetensors could not be written (File too large): raise the "
+        "limit on the size of a file (ulimit -f); step-00000020.safetensors is whole, go on with resume=run\n"
     )
     finishes()
 
@@ -117,7 +118,7 @@ def test_a_run_folder_that_goes_away_is_told(monkeypatch: pytest.MonkeyPatch, ca
 
 def test_what_killed_processes_left_is_removed() -> None:
     assert command(*SMALL, *RUN, "iterations=20") == 0
-    Path("run/checkpoints/.step-00000040.pt.77.part").write_bytes(b"PK")
+    Path("run/checkpoints/.step-00000040.safetensors.77.part").write_bytes(b"PK")
     finishes()
 
 
@@ -130,14 +131,14 @@ def test_a_sweep_on_a_full_disk_ends_with_status_1(capsys) -> None:
 
 
 @pytest.mark.parametrize(
-    "typed", ["mode=evaluate checkpoint=giant/checkpoints/step-00000001.pt", "resume=giant iterations=2"]
+    "typed", ["mode=evaluate checkpoint=giant/checkpoints/step-00000001.safetensors", "resume=giant iterations=2"]
 )
 def test_a_checkpoint_cannot_ask_for_a_giant_network(capsys, typed: str) -> None:
     giant = Settings(dataset=Sinusoid(), backbone=Mlp(hidden=[10**5, 10**5]), method=Maml(), device="cpu")
     Path("giant").mkdir()
-    checkpoint.save(
-        checkpoint.step_path(Path("giant"), 1),
-        {"config": asdict(giant), "theta": {"w": torch.ones(2)}, "phi": {}, "step": 1},
+    store.save(
+        store.step_checkpoint_path(Path("giant"), 1),
+        CheckpointState(giant, {"w": torch.ones(2)}, {}, step=1),
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert command(*typed.split(), "device=cpu") == 2

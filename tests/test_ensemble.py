@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from command_line import command
 from small_runs import small
 
-from metarun import checkpoint, ensemble
+from metarun import ensemble
+from metarun.checkpointing import store
 from metarun.errors import UserError
 from metarun.evaluation import EVALUATION_SEED
 from metarun.objective import classification
@@ -53,7 +54,7 @@ def test_the_best_are_kept_and_the_mean_of_their_outputs_is_judged(tmp_path: Pat
     work = build(settings(tmp_path))
     said = []
     for step in best:
-        work.restore(checkpoint.load(ensemble.path(tmp_path / "run", step)), "member")
+        work.restore(store.load(ensemble.path(tmp_path / "run", step)).weights, "member")
         said.append(work.outputs("test", 0, 10))  # [tasks, steps + 1, points, 1]
     targets = work.source.draw(EVALUATION_SEED, "test", 0, 10, work.eval_shape).query_target[:, None]
     errors = (torch.stack(said).mean(0) - targets).square().mean((2, 3))
@@ -105,7 +106,7 @@ def test_fewer_are_evaluated_and_no_more_than_are_kept(tmp_path: Path) -> None:
 def test_a_file_and_a_resumed_run_have_their_own_number(alone: None, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["dataset=sinusoid", "backbone.hidden=[8]", "iterations=20", "eval.every=10", "eval.tasks=4"]
     assert command(*words, "eval.validation_tasks=4", "eval.ensemble=2", "hydra.run.dir=run") == 0
-    best = "checkpoint=run/checkpoints/best.pt"
+    best = "checkpoint=run/checkpoints/best.safetensors"
     assert command("mode=evaluate", best, "hydra.run.dir=one") == 0
     assert result(Path("one"))["ensemble"] == 1
     for typed, told in {

@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 from command_line import command
 
-from metarun import checkpoint, on_cpu, runner
+from metarun import on_cpu, runner
+from metarun.checkpointing import store
 from metarun.errors import UserError
 from metarun.evaluation import evaluation_tasks
 from metarun.forward import run_model
@@ -107,9 +108,9 @@ def test_every_finished_run_leaves_the_metric_of_each_task(trained: Settings, tm
 def test_fewer_ways_are_the_first_outputs(trained: Settings) -> None:
     """Inner loop and judgement, written out."""
     settings = with_eval(trained, ways=2, inner_loop=2, details=True)
-    path = checkpoint.find(Path(str(trained.checkpoint)))
+    path = store.resolve_checkpoint(Path(str(trained.checkpoint)))
     work = build(settings, taking=path)
-    work.restore(work.fitting(checkpoint.load(path), "run"), "run")
+    work.restore(work.fitting(store.load(path).weights), "run")
     judged = work.judge("test", 0, 2)
     assert judged.shape == (2, 2, 3 + 4)
     learner, theta = work.learner, work.parameters.theta
@@ -155,7 +156,7 @@ def test_another_data_set_is_brought_into_the_form_of_the_trained_one(trained: S
     results = evaluated(trained, tmp_path, dataset=["folder", "cifar_fs"], queries=1)["results"]
     assert [(r["dataset"], r["trained_on"]) for r in results] == [("folder", "folder"), ("cifar_fs", "folder")]
     assert results[1]["class_split"] == "cifar_fs-bertinetto-64/16/20"
-    path = checkpoint.find(Path(str(trained.checkpoint)))
+    path = store.resolve_checkpoint(Path(str(trained.checkpoint)))
     other = replace(with_eval(trained, queries=1), dataset=CifarFs())
     assert build(other, taking=path).source.input_shape == (3, 8, 8)
     assert evaluated(other, tmp_path / "typed")["by_step"] == results[1]["by_step"]
@@ -189,7 +190,7 @@ def test_a_stopped_evaluation_keeps_what_it_has_found(
 
 
 def test_a_checkpoint_tells_what_computed_its_batch_norm(trained: Settings) -> None:
-    how = checkpoint.load(checkpoint.find(Path(str(trained.checkpoint))))["how"]
+    how = store.load(store.resolve_checkpoint(Path(str(trained.checkpoint)))).execution
     assert how["tasks"] == "looped" and how["loops"] == on_cpu.computed_by() != "torch"
 
 

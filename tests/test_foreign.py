@@ -12,23 +12,26 @@ import small_data
 import torch
 from PIL import Image
 
+from metarun.checkpointing.state import CheckpointState
 from metarun.data import IMAGES, Places, load
+from metarun.data.likeness import Likeness
 from metarun.data.look import Look, pixels
 from metarun.errors import UserError
 from metarun.foreign import form_for, form_learned
-from metarun.groups import CifarFs, Folder, Glyphs, Sinusoid
+from metarun.groups import CifarFs, Folder, Glyphs, Maml, Mlp, Sinusoid
+from metarun.schema import Settings
 
 CPU = torch.device("cpu")
-PICTURES = {"size": 9, "channels": 1, "inverted": True, "normalise": True, "mean": [0.25], "deviation": [0.5]}
+PICTURES = Likeness(9, channels=1, inverted=True, normalise=True, mean=[0.25], deviation=[0.5])
 
 
-def content(pictures: Any = PICTURES, **dataset: Any) -> dict[str, Any]:
-    return {"config": {"dataset": dataset}, "pictures": pictures}
+def content(dataset: Any, pictures: Likeness | None = PICTURES) -> CheckpointState:
+    return CheckpointState(Settings(dataset=dataset, backbone=Mlp(), method=Maml()), {}, {}, pictures=pictures)
 
 
 def test_pictures_look_like_those_that_were_learned(tmp_path: Path) -> None:
     small_data.pictures(tmp_path / "own", [f"class {i}" for i in range(5)])
-    like = form_for(Folder(root=str(tmp_path / "own")), content(name="glyphs"), "run", CPU)
+    like = form_for(Folder(root=str(tmp_path / "own")), content(Glyphs()), "run", CPU)
     assert like is not None
     places = Places(tmp_path, tmp_path / "cache", False)
     options = {"root": str(tmp_path / "own"), "size": 64, "grey": False, "seed": 0, "normalise": False, "augment": []}
@@ -45,22 +48,20 @@ def test_pictures_look_like_those_that_were_learned(tmp_path: Path) -> None:
 
 
 def test_what_was_learned_stays_as_it_is() -> None:
-    assert form_for(CifarFs(split="mine.json"), content(name="cifar_fs", root=None), "run", CPU) is None
-    assert form_for(Folder(root="a", size=9), content(name="folder", root="a"), "run", CPU) is None
-    assert form_for(Folder(root="b"), content(name="folder", root="a"), "run", CPU) is not None
+    assert form_for(CifarFs(split="mine.json"), content(CifarFs()), "run", CPU) is None
+    assert form_for(Folder(root="a", size=9), content(Folder(root="a")), "run", CPU) is None
+    assert form_for(Folder(root="b"), content(Folder(root="a")), "run", CPU) is not None
 
 
 def test_curves_are_no_pictures() -> None:
-    for dataset, name in ((Glyphs(), "sinusoid"), (Sinusoid(), "glyphs")):
-        with pytest.raises(UserError, match=rf"dataset={dataset.name}: checkpoint run learned {name}"):
-            form_for(dataset, content(None, name=name), "run", CPU)
+    for dataset, learned in ((Glyphs(), Sinusoid()), (Sinusoid(), Glyphs())):
+        with pytest.raises(UserError, match=rf"dataset={dataset.name}: checkpoint run learned {learned.name}"):
+            form_for(dataset, content(learned, None), "run", CPU)
 
 
 def test_a_checkpoint_that_does_not_say() -> None:
     with pytest.raises(UserError, match="does not say what its pictures look like"):
-        form_learned({}, "run", CPU)
-    with pytest.raises(UserError, match="is damaged"):
-        form_learned(content({**PICTURES, "size": 0}), "run", CPU)
+        form_learned(content(Glyphs(), None), "run", CPU)
 
 
 def test_every_data_set_of_pictures_can_be_brought_into_another_form() -> None:

@@ -13,8 +13,8 @@ import torch
 from small_runs import small
 from torch import Tensor, nn
 
-from metarun import checkpoint
 from metarun.backbones import BACKBONES
+from metarun.checkpointing import store
 from metarun.errors import UserError
 from metarun.forward import run_model
 from metarun.meta import Kind, MetaLearner, OneTask, evaluate_tasks, meta_gradient
@@ -123,10 +123,10 @@ def test_what_a_run_keeps_is_float32_and_a_resume_in_another_precision_is_told(
 ) -> None:
     caplog.set_level(logging.INFO)
     run(small(tmp_path, iterations=20, engine=BFLOAT16), tmp_path / "run")
-    path = checkpoint.newest(tmp_path / "run")
-    content = checkpoint.load(path)
-    moments = [state[name] for state in content["optimizer"]["state"].values() for name in ("exp_avg", "exp_avg_sq")]
-    assert {tensor.dtype for tensor in (*content["theta"].values(), *moments)} == {torch.float32}
+    path = store.latest_intact_checkpoint(tmp_path / "run")
+    state = store.load(path)
+    kept = [*state.theta.values(), *state.exp_avg.values(), *state.exp_avg_sq.values()]
+    assert {tensor.dtype for tensor in kept} == {torch.float32}
     assert "tasks vectorised, in bfloat16" in caplog.text and "mlp, bfloat16: test mse" in caplog.text
     run(small(tmp_path, iterations=40, resume="x", engine=BFLOAT16), tmp_path / "run")
     assert "not exactly" not in caplog.text
@@ -139,16 +139,6 @@ def test_resume_auto_goes_on_in_the_same_precision_only(tmp_path: Path) -> None:
     require_same(small(tmp_path, iterations=20, engine=replace(BFLOAT16, tasks="looped")), tmp_path / "run")
     with pytest.raises(UserError, match=r"has engine\.precision=bfloat16, not float32"):
         require_same(small(tmp_path, iterations=20), tmp_path / "run")
-
-
-def test_a_checkpoint_that_does_not_say_its_precision_is_float32(tmp_path: Path, caplog) -> None:
-    run(small(tmp_path, iterations=20), tmp_path / "run")
-    path = checkpoint.newest(tmp_path / "run")
-    content = checkpoint.load(path)
-    del content["how"]["precision"], content["config"]["engine"]["precision"]
-    checkpoint.save(path, content)
-    run(small(tmp_path, iterations=40, resume="x"), tmp_path / "run")
-    assert "not exactly" not in caplog.text
 
 
 def test_tf32_is_set_on_a_gpu_that_has_it_and_cleared_again(monkeypatch: pytest.MonkeyPatch) -> None:

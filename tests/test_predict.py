@@ -9,19 +9,22 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from crafted import changed
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from metarun import backbones, checkpoint, cli
+from metarun import backbones, cli
 from metarun import predict as predict_module
+from metarun.checkpointing import store
+from metarun.checkpointing.state import CheckpointState
 from metarun.data import likeness, noise
 from metarun.data.look import Look, pixels
 from metarun.errors import UserError
@@ -43,10 +46,7 @@ from metarun.work import build
 pytestmark = pytest.mark.usefixtures("alone")
 
 SIZE = 4  # pixels of the pictures that crafted checkpoints take
-FORM = {
-    **{"size": SIZE, "channels": 1, "inverted": False},
-    **{"normalise": True, "mean": [0.5], "deviation": [0.5]},
-}
+FORM = likeness.Likeness(SIZE, channels=1, inverted=False, normalise=True, mean=[0.5], deviation=[0.5])
 
 
 def command(*arguments: str) -> int:
@@ -81,7 +81,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def crafted(
-    method: str = "maml", ways: int = 5, zero: bool = True, form: Any = FORM, name: str = "run.pt", **changes: Any
+    method: str = "maml", ways: int = 5, zero: bool = True, name: str = "run.safetensors", **changes: Any
 ) -> str:
     """A checkpoint of a small network that was never trained, on a data set that is not there; a linear one if zero."""
     settings = Settings(
@@ -99,7 +99,7 @@ def crafted(
         {name: torch.zeros_like(tensor) if zero else tensor.detach() for name, tensor in part.items()}
         for part in learner.method.parameters
     )
-    checkpoint.save(Path(name), {"config": asdict(settings), "pictures": form, "theta": theta, "phi": phi})
+    store.save(Path(name), CheckpointState(settings, theta, phi, pictures=FORM))
     return f"checkpoint={name}"
 
 
@@ -149,7 +149,7 @@ def glyphs(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 def test_a_task_of_the_data_set_is_labelled_as_evaluation_judges_it(glyphs: Settings) -> None:
     """From image files, without the data set, to the bit of what the evaluation makes of the same task."""
     work = build(replace(glyphs, checkpoint=None))
-    work.restore(checkpoint.load(Path(str(glyphs.checkpoint))), "run")
+    work.restore(store.load(Path(str(glyphs.checkpoint))).weights, "run")
     task = work.source.draw(EVALUATION_SEED, "test", 0, 1, work.eval_shape)
     learner = replace(work.learner, inner_loop=work.eval_inner_loop)
     own = noise(EVALUATION_SEED, "test", 0, 1, learner.method.noise(learner.inner_loop))
@@ -186,7 +186,9 @@ def test_a_task_of_the_data_set_is_labelled_as_evaluation_judges_it(glyphs: Sett
 
 def test_a_training_checkpoint_says_what_its_pictures_look_like(glyphs: Settings) -> None:
     source = build(replace(glyphs, checkpoint=None)).source
-    like = likeness.source_like(checkpoint.load(Path(str(glyphs.checkpoint)))["pictures"], torch.device("cpu"))
+    form = store.load(Path(str(glyphs.checkpoint))).pictures
+    assert form is not None
+    like = likeness.source_like(form, torch.device("cpu"))
     assert like.input_shape == source.input_shape and like.set.look == Look(28, 1, inverted=True)
     assert likeness.of(like) == likeness.of(source)
 
@@ -280,7 +282,9 @@ def test_a_lone_picture_that_shrinks_to_a_pixel_is_refused() -> None:
 
 def test_the_queries_of_a_network_with_batch_norm_are_one_batch() -> None:
     pictures(["a", "b"])
-    run_file = crafted(zero=False, backbone=Conv4(filters=4, downsample="stride"), dataset=Glyphs(), name="conv.pt")
+    run_file = crafted(
+        zero=False, backbone=Conv4(filters=4, downsample="stride"), dataset=Glyphs(), name="conv.safetensors"
+    )
     whole = predict(run_file, "support=known", "query=new")
     part = predict(run_file, "support=known", "query=new/a")
     assert [row["file"] for row in part] == [row["file"] for row in whole][:2]
@@ -292,7 +296,7 @@ def test_the_queries_of_a_network_with_batch_norm_are_one_batch() -> None:
 def test_queries_are_labelled_in_lots_where_each_is_by_itself(norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures(["a", "b"], queries=4)
     backbone = Conv4(filters=4, downsample="stride", norm=norm)
-    run_file = crafted(zero=False, backbone=backbone, dataset=Glyphs(), name="conv.pt")
+    run_file = crafted(zero=False, backbone=backbone, dataset=Glyphs(), name="conv.safetensors")
     whole = predict(run_file, "support=known", "query=new")
     lots: list[int] = []
     run_lot = predict_module.outputs
@@ -313,9 +317,9 @@ def test_a_lone_picture_too_small_for_batch_norm_is_told(capsys: pytest.CaptureF
 def test_outputs_that_are_not_finite_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     pictures(["a", "b"])
     run_file = crafted()
-    content = checkpoint.load(Path("run.pt"))
-    content["theta"]["layers.0.weight"].fill_(float("inf"))
-    checkpoint.save(Path("run.pt"), content)
+    state = store.load(Path("run.safetensors"))
+    state.theta["layers.0.weight"].fill_(float("inf"))
+    store.save(Path("run.safetensors"), state)
     assert command("hydra.run.dir=made", "mode=predict", run_file, "support=known", "query=new") == 1
     assert "not finite after 2 inner steps" in capsys.readouterr().err
     assert not Path("made/predictions.csv").exists()
@@ -521,30 +525,33 @@ def test_all_files_that_cannot_be_read_are_told_at_once(capsys: pytest.CaptureFi
     ("arguments", "words"),
     [
         ("mode=predict support=known query=new", ["mode=predict", "checkpoint=RUN"]),
-        ("mode=predict checkpoint=run.pt query=new", ["mode=predict", "support=DIR"]),
-        ("mode=predict checkpoint=run.pt support=known", ["mode=predict", "query=DIR"]),
-        ("mode=predict checkpoint=run.pt support=known query=7", ["query=7", "quotes"]),
-        ("mode=predict checkpoint=run.pt support=known query=[]", ["query=[]", "[FILE,FILE]"]),
-        ("mode=predict checkpoint=run.pt support=known query={a:1}", ["query="]),
-        ("mode=predict checkpoint=run.pt support=[known] query=new", ["support"]),
-        ("mode=predict checkpoint=run.pt support=known query=new,old", ["query=new,old", "[A,B]"]),
+        ("mode=predict checkpoint=run.safetensors query=new", ["mode=predict", "support=DIR"]),
+        ("mode=predict checkpoint=run.safetensors support=known", ["mode=predict", "query=DIR"]),
+        ("mode=predict checkpoint=run.safetensors support=known query=7", ["query=7", "quotes"]),
+        ("mode=predict checkpoint=run.safetensors support=known query=[]", ["query=[]", "[FILE,FILE]"]),
+        ("mode=predict checkpoint=run.safetensors support=known query={a:1}", ["query="]),
+        ("mode=predict checkpoint=run.safetensors support=[known] query=new", ["support"]),
+        ("mode=predict checkpoint=run.safetensors support=known query=new,old", ["query=new,old", "[A,B]"]),
         ("mode=predict checkpoint=gone support=known query=new", ["gone"]),
-        ("mode=predict checkpoint=run.pt support=known query=new shots=3", ["shots=3"]),
-        ("mode=predict checkpoint=run.pt support=known query=new dataset.size=9", ["dataset.size=9"]),
-        ("mode=predict checkpoint=run.pt support=known query=new eval.inner_loop=0", ["eval.inner_loop=0"]),
-        ("mode=predict checkpoint=run.pt support=known query=new inner_loop=0", ["error: inner_loop=0"]),
-        ("mode=predict checkpoint=run.pt support=gone query=new", ["support=gone", "no such folder"]),
-        ("mode=predict checkpoint=run.pt support=known/a query=new", ["support=known/a", "<class>/"]),
-        ("mode=predict checkpoint=run.pt support=one query=new", ["support=one", "'a'", "two or more"]),
-        ("mode=predict checkpoint=run.pt support=hollow query=new", ["support=hollow", "'c'", "no pictures"]),
-        ("mode=predict checkpoint=run.pt support=bad query=new", ["support=bad", "bad/b/0.png", "cannot be read"]),
-        ("mode=predict checkpoint=run.pt support=known query=gone", ["query=gone", "no such file or folder"]),
-        ("mode=predict checkpoint=run.pt support=known query=[new,gone.png]", ["query=gone.png"]),
-        ("mode=predict checkpoint=run.pt support=known query=one2", ["query=one2", "(a, b)"]),
-        ("mode=predict checkpoint=run.pt support=piped query=new", ["support=piped", "'a'", "no pictures"]),
-        ("mode=predict checkpoint=run.pt resume=known support=known query=new", ["resume=known"]),
-        ("mode=evaluate checkpoint=run.pt support=known", ["support=", "mode=predict"]),
-        ("mode=evaluate checkpoint=run.pt adapted_weights=true", ["adapted_weights=", "mode=predict"]),
+        ("mode=predict checkpoint=run.safetensors support=known query=new shots=3", ["shots=3"]),
+        ("mode=predict checkpoint=run.safetensors support=known query=new dataset.size=9", ["dataset.size=9"]),
+        ("mode=predict checkpoint=run.safetensors support=known query=new eval.inner_loop=0", ["eval.inner_loop=0"]),
+        ("mode=predict checkpoint=run.safetensors support=known query=new inner_loop=0", ["error: inner_loop=0"]),
+        ("mode=predict checkpoint=run.safetensors support=gone query=new", ["support=gone", "no such folder"]),
+        ("mode=predict checkpoint=run.safetensors support=known/a query=new", ["support=known/a", "<class>/"]),
+        ("mode=predict checkpoint=run.safetensors support=one query=new", ["support=one", "'a'", "two or more"]),
+        ("mode=predict checkpoint=run.safetensors support=hollow query=new", ["support=hollow", "'c'", "no pictures"]),
+        (
+            "mode=predict checkpoint=run.safetensors support=bad query=new",
+            ["bad/b/0.png", "cannot be read"],
+        ),
+        ("mode=predict checkpoint=run.safetensors support=known query=gone", ["query=gone", "no such file or folder"]),
+        ("mode=predict checkpoint=run.safetensors support=known query=[new,gone.png]", ["query=gone.png"]),
+        ("mode=predict checkpoint=run.safetensors support=known query=one2", ["query=one2", "(a, b)"]),
+        ("mode=predict checkpoint=run.safetensors support=piped query=new", ["support=piped", "'a'", "no pictures"]),
+        ("mode=predict checkpoint=run.safetensors resume=known support=known query=new", ["resume=known"]),
+        ("mode=evaluate checkpoint=run.safetensors support=known", ["support=", "mode=predict"]),
+        ("mode=evaluate checkpoint=run.safetensors adapted_weights=true", ["adapted_weights=", "mode=predict"]),
         ("query=new", ["query=", "mode=predict"]),
     ],
 )
@@ -573,43 +580,40 @@ def test_a_query_that_cannot_be_read_at_all_is_a_mistake(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize(
-    ("form", "word"),
+    ("key", "value", "word"),
     [
-        (None, "dict"),
-        ({**FORM, "size": 10**9}, "1000000000x1000000000"),
-        ({**FORM, "size": True}, "size True"),
-        ({**FORM, "channels": 2}, "2 channels"),
-        ({**FORM, "inverted": 1}, "inverted 1"),
-        ({**FORM, "mean": [0.5, 0.5]}, "mean [0.5, 0.5]"),
-        ({**FORM, "mean": [float("nan")]}, "mean [nan]"),
-        ({**FORM, "deviation": [0.0]}, "deviation [0.0]"),
-        ({key: value for key, value in FORM.items() if key != "mean"}, "mean None"),
+        ("size", 10**9, "1000000000x1000000000"),
+        ("size", True, "pictures.size is True"),
+        ("channels", 2, "2 channels"),
+        ("inverted", 1, "pictures.inverted is 1, must be true or false"),
+        ("mean", [0.5, 0.5], "mean [0.5, 0.5]"),
+        ("mean", ["nan"], "mean [nan]"),
+        ("mean", None, "pictures.mean is None, must be a list"),
+        ("deviation", [0.0], "deviation is [0.0]"),
     ],
 )
-def test_a_damaged_likeness_is_told(form: Any, word: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_likeness_is_told(key: str, value: Any, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     pictures(["a", "b"])
-    line = refused(capsys, "mode=predict", crafted(form=form), "support=known", "query=new")
-    assert "run.pt" in line and word in line
+    asked = crafted()
+    changed(Path("run.safetensors"), "pictures", key, value=value)
+    line = refused(capsys, "mode=predict", asked, "support=known", "query=new")
+    assert "run.safetensors" in line and word in line
 
 
 def test_a_checkpoint_that_cannot_label_pictures_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     pictures(["a", "b"])
     asked = ["mode=predict", crafted(), "support=known", "query=new"]
-    content = checkpoint.load(Path("run.pt"))
+    state = store.load(Path("run.safetensors"))
 
-    def changed(**entries: Any) -> str:
-        checkpoint.save(Path("run.pt"), {k: v for k, v in {**content, **entries}.items() if v != "left out"})
+    def told(**entries: Any) -> str:
+        store.save(Path("run.safetensors"), replace(state, **entries))
         return refused(capsys, *asked)
 
-    assert "run.pt: does not say what its pictures look like" in changed(pictures="left out")
-    assert "its theta is damaged" in changed(theta={"layers.0.weight": 3})
-    assert "its phi is damaged" in changed(phi="left out")
-    assert "of another architecture" in changed(theta={})
-    ways = {**content["config"], "ways": 4}
-    assert "of another architecture" in changed(config=ways)
-    curves = {**content["config"], "dataset": asdict(Sinusoid())}
-    assert "dataset=sinusoid" in changed(config=curves, pictures=None)
+    assert "run.safetensors: does not say what its pictures look like" in told(pictures=None)
+    assert "of another architecture" in told(theta={})
+    assert "of another architecture" in told(settings=replace(state.settings, ways=4))
+    assert "dataset=sinusoid" in told(settings=replace(state.settings, dataset=Sinusoid()), pictures=None)
     pictures(["a", "b", "c", "d", "e", "f"])
-    assert "of another architecture" in changed(
+    assert "of another architecture" in told(
         theta={"layers.0.weight": torch.zeros(()), "layers.0.bias": torch.zeros(5)}
     )

@@ -14,7 +14,8 @@ from laws import largest_relative_error
 from PIL import Image
 from small_runs import lines, tensors
 
-from metarun import checkpoint, training
+from metarun import training
+from metarun.checkpointing import store
 from metarun.data.minibatches import minibatches
 from metarun.groups import Anil, Conv4, Folder, Maml, Mlp, Mtnet, Pretrain
 from metarun.interrupt import Stopped
@@ -107,19 +108,17 @@ def test_a_run_begins_with_its_body_and_a_head_of_its_own(settings: Settings, tm
     run(settings, tmp_path / "pretrained")
     begun = replace(settings, method=method, start=str(tmp_path / "pretrained"), iterations=10, inner_loop=1)
     run(begun, tmp_path / "begun")
-    start = checkpoint.load(tmp_path / "begun/checkpoints/start.pt")
-    learned = checkpoint.load(checkpoint.best_path(tmp_path / "pretrained"))
+    start = store.load(tmp_path / "begun/checkpoints/start.safetensors")
+    learned = store.load(store.best_checkpoint_path(tmp_path / "pretrained"))
     fresh = build(replace(begun, start=None)).snapshot()
     for kind, name in (
         ("phi" if isinstance(method, Anil) else "theta", f"layers.0.{part}") for part in ("weight", "bias")
     ):
-        assert torch.equal(start[kind][name], learned["theta"][name]) and not torch.equal(
-            start[kind][name], fresh[kind][name]
-        )
-    assert torch.equal(start["theta"]["layers.1.weight"], fresh["theta"]["layers.1.weight"])
-    assert start["origin"] == str(checkpoint.best_path(tmp_path / "pretrained"))
+        begun_with, drawn = getattr(start, kind)[name], getattr(fresh, kind)[name]
+        assert torch.equal(begun_with, learned.theta[name]) and not torch.equal(begun_with, drawn)
+    assert torch.equal(start.theta["layers.1.weight"], fresh.theta["layers.1.weight"])
     assert read_result(tmp_path / "begun")["start"] == begun.start
-    assert checkpoint.load(tmp_path / "begun")["config"]["start"] == begun.start
+    assert store.load(tmp_path / "begun").settings.start == begun.start
 
 
 def test_a_begun_run_needs_its_start_no_more(
@@ -138,6 +137,6 @@ def test_a_begun_run_needs_its_start_no_more(
     results = [read_result(tmp_path / name) for name in ("whole", "parts", "judged")]
     assert results[0]["untrained"] == results[1]["untrained"] == results[2]["untrained"]
     assert results[0]["mean"] == results[2]["mean"]
-    (tmp_path / "whole/checkpoints/start.pt").unlink()
+    (tmp_path / "whole/checkpoints/start.safetensors").unlink()
     run(judged, tmp_path / "alone")
-    assert read_result(tmp_path / "alone")["untrained"] is None and "start.pt is missing" in caplog.text
+    assert read_result(tmp_path / "alone")["untrained"] is None and "start.safetensors is missing" in caplog.text

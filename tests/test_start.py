@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from crafted import changed
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from metarun import checkpoint, start
+from metarun import start
 from metarun.backbones import MLP
+from metarun.checkpointing import store
 from metarun.errors import UserError
 from metarun.groups import Maml, Mlp, Sinusoid
 from metarun.schema import Settings
@@ -69,16 +72,16 @@ def test_what_a_method_learned_beside_is_left_out_or_refused(tmp_path: Path) -> 
     names = [name for name in other() if not name.startswith("layers.2")]
     for method in (L2f(), Msgd(), Mtnet(), Warpgrad()):
         training = Training(Team(work(method)), tmp_path)
-        checkpoint.save(tmp_path / "run.pt", training.content())
+        store.save(tmp_path / "run.safetensors", training.state())
         taking = work()
         if isinstance(method, (Mtnet, Warpgrad)):
-            with pytest.raises(UserError, match=f"run.pt: was learned by method={method.name}, .* another method"):
-                start.take(taking, tmp_path / "run.pt")
+            with pytest.raises(UserError, match=f"was learned by method={method.name}, .* another method"):
+                start.take(taking, tmp_path / "run.safetensors")
         else:
             with torch.no_grad():
                 training.work.parameters.theta[names[0]].fill_(7)
-            checkpoint.save(tmp_path / "run.pt", training.content())
-            start.take(taking, tmp_path / "run.pt")
+            store.save(tmp_path / "run.safetensors", training.state())
+            start.take(taking, tmp_path / "run.safetensors")
             assert (taking.parameters.theta[names[0]] == 7).all()
 
 
@@ -90,9 +93,9 @@ REFUSED = {
         lambda: {"layers.0.weight": torch.ones(4, 1, dtype=torch.int64)},
         "layers.0.weight is no tensor of weights",
     ),
-    "words": (lambda: {"epoch": 3, **other()}, "epoch is no tensor of weights"),
+    "words": (lambda: {"epoch": 3, **other()}, "holds 'epoch', which is no tensor of weights"),
     "list": (lambda: [torch.ones(2)], "holds no weights by their names"),
-    "old": (lambda: {"theta": {}, "format": 1}, "nor a run of this version"),
+    "old": (lambda: {"theta": {}, "format": 1}, "a checkpoint of an earlier version of metarun"),
     "none": (lambda: {}, "layers.0.weight is missing"),
 }
 
@@ -105,7 +108,7 @@ def test_what_is_not_the_body_s_is_told_by_its_tensors(tmp_path: Path, name: str
     before = one.snapshot()
     with pytest.raises(UserError, match=rf"start=.*{name}.pt: .*{told}"):
         start.take(one, tmp_path / f"{name}.pt")
-    assert all(torch.equal(tensor, before["theta"][name]) for name, tensor in one.parameters.theta.items())
+    assert all(torch.equal(tensor, before.theta[name]) for name, tensor in one.parameters.theta.items())
 
 
 def test_torch_s_old_form_is_told(tmp_path: Path) -> None:
@@ -127,17 +130,17 @@ def test_a_damaged_file_is_told(tmp_path: Path, suffix: str) -> None:
 
 def test_a_network_that_computes_something_else_is_refused(tmp_path: Path) -> None:
     training = Training(Team(work()), tmp_path)
-    content = training.content()
-    content["config"]["backbone"]["colour"] = 3  # a key that both have
-    checkpoint.save(tmp_path / "run.pt", content)
-    start.take(work(), tmp_path / "run.pt")
-    content["config"]["backbone"]["hidden"] = [4, 3, 3]
-    checkpoint.save(tmp_path / "run.pt", content)
+    state = training.state()
+    store.save(tmp_path / "run.safetensors", state)
+    start.take(work(), tmp_path / "run.safetensors")
+    store.save(
+        tmp_path / "run.safetensors", replace(state, settings=replace(state.settings, backbone=Mlp(hidden=[4, 3, 3])))
+    )
     with pytest.raises(UserError, match=r"backbone.hidden=\[4, 3, 3\], here it is \[4, 3\]; give the same"):
-        start.take(work(), tmp_path / "run.pt")
-    checkpoint.save(tmp_path / "run.pt", {**content, "config": 3})
-    with pytest.raises(UserError, match="its settings are damaged"):
-        start.take(work(), tmp_path / "run.pt")
+        start.take(work(), tmp_path / "run.safetensors")
+    changed(tmp_path / "run.safetensors", "settings", value=3)
+    with pytest.raises(UserError, match=r"its content\.settings is 3, must be an object"):
+        start.take(work(), tmp_path / "run.safetensors")
 
 
 def test_a_head_alone_has_no_body(tmp_path: Path) -> None:

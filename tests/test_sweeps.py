@@ -169,7 +169,7 @@ def test_submitit_s_preempted_job_loses_no_step() -> None:
         os.kill(job, signal.SIGUSR2)
     log = (queue / f"{queue.name}_0_log.out").read_text()
     assert sweeping.returncode == 0, log
-    (step,) = re.findall(r"going on from sweep/0/checkpoints/step-0*(\d+).pt", log)
+    (step,) = re.findall(r"going on from sweep/0/checkpoints/step-0*(\d+).safetensors", log)
     assert 0 < int(step) < 500
     assert command(*words, "hydra.run.dir=alone") == 0
     assert results()[0]["by_step"] == json.loads(Path("alone/result.json").read_text())["by_step"]

@@ -17,7 +17,8 @@ import pytest
 import torch
 from small_runs import lines, small, tensors
 
-from metarun import checkpoint, processes
+from metarun import processes
+from metarun.checkpointing import store
 from metarun.engine import choose_device
 from metarun.errors import RunFailure, UserError
 from metarun.groups import Warpgrad
@@ -55,7 +56,7 @@ def test_the_result_is_that_of_one_process(tmp_path: Path, workers: int) -> None
     torch.testing.assert_close(tensors(tmp_path / "several"), tensors(tmp_path / "one"), rtol=1e-5, atol=1e-6)
     for one, several in zip(lines(tmp_path / "one"), lines(tmp_path / "several"), strict=True):
         assert several.pop("split") == one.pop("split") and several == pytest.approx(one, rel=1e-4)
-    assert checkpoint.load(tmp_path / "several")["how"]["processes"] == workers
+    assert store.load(tmp_path / "several").execution["processes"] == workers
 
 
 def test_torchrun_gives_the_result_of_one_process(tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_process_that_dies_ends_all(tmp_path: Path, leader: bool) -> None:
     command = [sys.executable, "-m", "metarun", *words]
     with subprocess.Popen(command, env=environment(), cwd=tmp_path, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
-        wait_for(tmp_path / "run" / "checkpoints" / "step-00000020.pt")
+        wait_for(tmp_path / "run" / "checkpoints" / "step-00000020.safetensors")
         (other,) = children(process.pid)
         os.kill(process.pid if leader else other, signal.SIGKILL)
         told = process.communicate(timeout=PATIENCE)[1]
@@ -99,7 +100,7 @@ def test_a_process_that_dies_ends_all(tmp_path: Path, leader: bool) -> None:
     assert process.returncode == 1
     (line,) = told.splitlines()
     assert "process 1 of 2 was ended by SIGKILL" in line and "go on with resume=run" in line
-    assert checkpoint.newest(tmp_path / "run").name in line
+    assert store.latest_intact_checkpoint(tmp_path / "run").name in line
 
 
 IMPATIENT = """
@@ -134,7 +135,7 @@ def test_a_process_that_is_stopped_ends_all(
     assert process.returncode == status and re.search(words, line), line
     assert not Path(f"/proc/{other}").exists()
     if status == 1:
-        assert f"{checkpoint.newest(tmp_path / 'run').name} is whole" in line and "resume=run" in line
+        assert f"{store.latest_intact_checkpoint(tmp_path / 'run').name} is whole" in line and "resume=run" in line
 
 
 @contextmanager
@@ -145,7 +146,7 @@ def hanging(folder: Path, patience: str) -> Iterator[tuple[subprocess.Popen[str]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, env=environment(), cwd=folder, text=True, **pipes) as process:  # type: ignore
         try:
-            wait_for(folder / "run" / "checkpoints" / "step-00000020.pt")
+            wait_for(folder / "run" / "checkpoints" / "step-00000020.safetensors")
             (other,) = children(process.pid)
             yield process, other
         finally:

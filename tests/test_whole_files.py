@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 
 import pytest
+from faults import content as state
 from faults import cut, failing, flip, inject
 
-from metarun import checkpoint, whole_files
+from metarun import whole_files
+from metarun.checkpointing import store
 from metarun.errors import RunFailure
 from metarun.whole_files import Growing
 
@@ -94,7 +96,7 @@ def test_a_deleted_folder_is_told_and_not_made_again(tmp_path: Path) -> None:
     gone = tmp_path / "run"
     for write in (
         lambda: whole_files.write(gone / "result.json", ""),
-        lambda: checkpoint.save(checkpoint.step_path(gone, 1), {"step": 1}),
+        lambda: store.save(store.step_checkpoint_path(gone, 1), state(1)),
     ):
         with pytest.raises(RunFailure, match="run was deleted or moved while the run wrote to it"):
             write()
@@ -106,8 +108,8 @@ def test_unfinished_files_are_removed_and_no_others(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
     for name in (
         ".result.json.7.part",
-        "checkpoints/.best.pt.8.part",
-        "checkpoints/best.pt",
+        "checkpoints/.best.safetensors.8.part",
+        "checkpoints/best.safetensors",
         "a.part",
         ".a.part",
         ".lock",
@@ -116,4 +118,4 @@ def test_unfinished_files_are_removed_and_no_others(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     whole_files.remove_parts(tmp_path)
     left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
-    assert left == [".a.part", ".lock", "a.part", "checkpoints/best.pt", "other/.b.9.part"]
+    assert left == [".a.part", ".lock", "a.part", "checkpoints/best.safetensors", "other/.b.9.part"]

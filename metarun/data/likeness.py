@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -17,58 +16,43 @@ from metarun.data.source import Source
 LARGEST = 4096  # pixels, high and wide
 
 
-def of(source: Source) -> dict[str, Any] | None:
-    """The likeness of a source's pictures as a checkpoint holds it; None where it has none, as for curves."""
+@dataclass(frozen=True)
+class Likeness:
+    """The form of a data set's pictures, as a checkpoint holds it."""
+
+    size: int  # pixels, high and wide
+    channels: int  # 1 or 3
+    inverted: bool  # dark ink on light paper becomes 255 on 0
+    normalise: bool  # shift and scale each channel by what follows
+    mean: list[float]  # [channels], of pixels from 0 to 1
+    deviation: list[float]  # [channels]
+
+    def validate(self) -> None:
+        """Raises ValueError where it is none of pictures; the message says why."""
+        if not 0 < self.size <= LARGEST or self.channels not in (1, 3):
+            raise ValueError(f"its pictures have {self.channels} channels of {self.size}x{self.size} pixels")
+        for name in ("mean", "deviation"):
+            values = getattr(self, name)
+            if len(values) != self.channels or not all(map(math.isfinite, values)):
+                raise ValueError(f"its pictures' {name} {values} is not a number for each of {self.channels} channels")
+        if self.normalise and min(self.deviation) <= 0:
+            raise ValueError(f"its pictures' deviation is {self.deviation}, must be greater than 0")
+
+
+def of(source: Source) -> Likeness | None:
+    """The likeness of a source's pictures; None where it has none, as for curves."""
     if not isinstance(source, ImageSource):
         return None
-    return {
-        **asdict(source.set.look),
-        "normalise": source.normalise,
-        "mean": list(source.set.mean),
-        "deviation": list(source.set.deviation),
-    }
+    images = source.set
+    return Likeness(
+        **asdict(images.look), normalise=source.normalise, mean=[*images.mean], deviation=[*images.deviation]
+    )
 
 
-def source_like(likeness: Any, device: torch.device) -> ImageSource:
-    """A source of the same form that holds no images, so that it draws nothing.
-
-    Raises:
-        ValueError: what was given is no likeness; the message says why.
-    """
-    if not isinstance(likeness, dict):
-        raise ValueError(f"a dict is wanted, found {type(likeness).__name__}")
-    look = Look(*(whole(likeness, key) for key in ("size", "channels")), inverted=boolean(likeness, "inverted"))
-    if not 0 < look.size <= LARGEST or look.channels not in (1, 3):
-        raise ValueError(f"{look.channels} channels of {look.size}x{look.size} pixels")
-    mean, deviation = (numbers(likeness, key, look.channels) for key in ("mean", "deviation"))
-    normalise = boolean(likeness, "normalise")
-    if normalise and min(deviation) <= 0:
-        raise ValueError(f"deviation {list(deviation)}")
+def source_like(likeness: Likeness, device: torch.device) -> ImageSource:
+    """A source of the same form that holds no images, so that it draws nothing."""
+    look = Look(likeness.size, likeness.channels, likeness.inverted)
+    mean, deviation = tuple(likeness.mean), tuple(likeness.deviation)
     none = np.zeros(0, np.int64)
     empty = np.zeros((0, look.channels, look.size, look.size), np.uint8)
-    return ImageSource(ImageSet(empty, none, none, (), {}, "", look, mean, deviation), device, normalise)
-
-
-def whole(likeness: dict[str, Any], key: str) -> int:
-    value = likeness.get(key)
-    if type(value) is not int:
-        raise ValueError(f"{key} {value!r} is no whole number")
-    return value
-
-
-def boolean(likeness: dict[str, Any], key: str) -> bool:
-    value = likeness.get(key)
-    if type(value) is not bool:
-        raise ValueError(f"{key} {value!r} is neither true nor false")
-    return value
-
-
-def numbers(likeness: dict[str, Any], key: str, count: int) -> tuple[float, ...]:
-    values = likeness.get(key)
-    if not isinstance(values, list) or len(values) != count or not all(is_number(value) for value in values):
-        raise ValueError(f"{key} {values!r} is not a number for each of {count} channels")
-    return tuple(values)
-
-
-def is_number(value: object) -> bool:
-    return isinstance(value, float) and math.isfinite(value)
+    return ImageSource(ImageSet(empty, none, none, (), {}, "", look, mean, deviation), device, likeness.normalise)

@@ -18,7 +18,7 @@ from metarun.run_files import METRICS, RESULT, parsed, read_result
 from metarun.utils.safe_files import LIST_BYTES, read_bytes, read_yaml, require_unlinked
 
 SIGNS = (RESULT, METRICS, "checkpoints", ".hydra")  # of a run folder: one of them is in it
-MARKED = re.compile(r"step-(\d+)\.pt")
+MARKED = re.compile(r"step-(\d+)\.(safetensors|pt)")
 TESTED = ("train", "evaluate")  # modes that end with a test
 LARGEST = 1e40  # of a number of a result: its square is one as well
 
@@ -268,7 +268,7 @@ def state(folder: Path, settings: Mapping[str, Any]) -> str:
     """How far an unfinished run has come."""
     if settings.get("mode") == "evaluate":
         return "the evaluation is not finished"
-    marks = [MARKED.fullmatch(path.name) for path in (folder / "checkpoints").glob("step-*.pt")]
+    marks = [MARKED.fullmatch(path.name) for path in (folder / "checkpoints").glob("step-*")]
     saved = max((int(mark[1]) for mark in marks if mark), default=None)
     steps = [line["step"] for line in metrics(folder)]
     if not steps and saved is None:

@@ -140,7 +140,7 @@ def test_what_is_unequal_is_flagged(tmp_path: Path) -> None:
 def test_a_numbered_checkpoint_that_was_evaluated_is_a_row_of_its_own(tmp_path: Path) -> None:
     run(tmp_path / "0")
     for step in (20, 40):
-        place = f"checkpoints/step-{step:08d}.pt"
+        place = f"checkpoints/step-{step:08d}.safetensors"
         run(tmp_path / f"{step}", settings={"mode": "evaluate"}, checkpoint=place, iterations=step)
     (block,) = compared(tmp_path)
     assert [block.label(group) for group in block.groups] == [

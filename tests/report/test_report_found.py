@@ -48,7 +48,7 @@ def test_an_unfinished_run_is_listed_with_its_step(tmp_path: Path) -> None:
         file.write('{"step": 60, "split": "train"}\n{"step": 8')  # killed while it wrote
     begun = unfinished(tmp_path / "begun", 20)
     (begun / "metrics.jsonl").unlink()
-    (begun / "checkpoints/step-00000020.pt").unlink()
+    (begun / "checkpoints/step-00000020.safetensors").unlink()
     evaluating = unfinished(tmp_path / "evaluating", mode="evaluate")
     read = found.read([stopped, begun, evaluating])
     first, second, third = (one.state for one in read.unfinished)

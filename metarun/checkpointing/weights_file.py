@@ -1,0 +1,123 @@
+"""Files of weights that other programs wrote: safetensors, and what torch.save writes, as tensors by their names."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from metarun.checkpointing import file_format
+from metarun.checkpointing.file_format import Refused
+from metarun.errors import UserError
+from metarun.utils.safe_files import open_regular
+
+CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net", "module", "weights")  # of a state_dict
+WRAPPERS = ("module.", "model.", "_orig_mod.")  # in front of every name: DataParallel, Lightning, torch.compile
+WITHIN = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # anywhere in a name
+LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # what torch.save wrote first, before 1.6
+MOST_DIRECTORY = 2**22  # bytes of a zip's directory: some 40,000 tensors
+MOST_PICKLE = 2**24  # bytes
+DIRECTORY = struct.Struct("<4s36xQQ")  # of zip64: signature, the directory's size and place
+LOCATOR, END = 20, 22  # bytes of what follows it
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, on the CPU.
+
+    Raises:
+        Refused: it is damaged, of another kind, or holds more than plain weights.
+        OSError: it cannot be read.
+    """
+    if path.suffix == ".safetensors":
+        return file_format.foreign_tensors(path)
+    with open_regular(path) as file:
+        require_stored(file)
+        file.seek(0)
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged bytes make zips and pickles say anything
+            said = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2] or type(error).__name__
+            raise Refused(f"cannot be read as weights alone: {said[:200]!a}") from error
+    return state_dict(content)
+
+
+def require_stored(file: BinaryIO) -> None:
+    """Raises Refused where a file is no zip of torch.save's, whose parts lie there as they are, each byte in one."""
+    start = file.read(len(LEGACY))
+    size = file.seek(0, 2)
+    if start == LEGACY:
+        raise Refused("is in torch's old form, bring it into the new: torch.save(torch.load(FILE), FILE)")
+    if not start.startswith(b"PK") or size < DIRECTORY.size + LOCATOR + END:
+        raise Refused(
+            "cannot be read: cut short, or no file of torch.save; give .safetensors, or what torch.save writes"
+        )
+    place = file.seek(-(DIRECTORY.size + LOCATOR + END), 2)
+    signature, length, begin = DIRECTORY.unpack(file.read(DIRECTORY.size))
+    if signature != b"PK\x06\x06" or begin + length != place or length > MOST_DIRECTORY:
+        raise Refused("cannot be read: cut short, damaged, or no file of torch.save")
+    try:
+        entries = zipfile.ZipFile(file).infolist()
+    except (zipfile.BadZipFile, ValueError, UnicodeDecodeError, struct.error) as error:
+        raise Refused(f"cannot be read: damaged ({error})") from error
+    if any(entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
+        raise Refused("cannot be read: its parts are compressed; torch.save stores them as they are")
+    if sum(entry.file_size for entry in entries) > size:
+        raise Refused(f"cannot be read: its parts add up to more than its {size} bytes")
+
+
+def state_dict(content: Any) -> dict[str, Tensor]:
+    """The tensors by their names, which may lie in a container such as Lightning's `state_dict`."""
+    for _ in CONTAINERS:
+        if not isinstance(content, dict) or any(isinstance(value, Tensor) for value in content.values()):
+            break
+        inside = [content[name] for name in CONTAINERS if isinstance(content.get(name), dict)]
+        if not inside:
+            break
+        content = inside[0]
+    if isinstance(content, dict) and {"format", "theta"} <= content.keys():
+        raise Refused(
+            "is a checkpoint of an earlier version of metarun, which this one does not read: "
+            "give a run of this version, or the weights alone, by their names"
+        )
+    if not isinstance(content, dict):
+        raise Refused("holds no weights by their names; give a state_dict")
+    for name, value in content.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
+            raise Refused(
+                f"holds {ascii(name)[:60]}, which is no tensor of weights; give a file of weights by their names"
+            )
+    return content
+
+
+def unwrapped(tensors: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict[str, Tensor], str]:
+    """The tensors by the names that a network of the `wanted` names has, and what was taken off in front of theirs.
+
+    Raises:
+        UserError: the network is in the file several times.
+    """
+    for segment in WITHIN:
+        tensors = {name.replace(segment, ""): tensor for name, tensor in tensors.items()}
+    probe = next(iter(wanted))
+    ends = [name.removesuffix(probe) for name in tensors if name == probe or name.endswith(f".{probe}")]
+    prefixes = [prefix for prefix in ends if all(f"{prefix}{name}" in tensors for name in wanted)]
+    if "" in prefixes:
+        return tensors, ""
+    if len(prefixes) > 1:
+        raise UserError(
+            f"holds the network several times, below {', '.join(map(ascii, prefixes))}; give one of them alone"
+        )
+    prefix = prefixes[0] if prefixes else ""
+    while not prefixes and (longer := common(tensors, prefix)):
+        prefix = longer
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}, prefix
+
+
+def common(names: Collection[str], prefix: str) -> str | None:
+    """A prefix that all names have, one of `WRAPPERS` longer than this one."""
+    longer = [prefix + one for one in WRAPPERS if all(name.startswith(prefix + one) for name in names)]
+    return longer[0] if names and longer else None
