@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from metarun.meta import Measures, MetaLearner, OneTask, one_by_one, stack, tape_gradient
 from metarun.methods import Parameters, Tensors
+from metarun.second_order import exact_kernels
 from metarun.task import Task
 
 
@@ -56,8 +57,9 @@ def phi_gradients(paths: list[Path], phi: Tensors, order: list[int]) -> Iterator
         offline = path.task.learner.method.offline
         assert offline is not None
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in phi.items()}
-        loss = offline(path.iterates[number], leaves, path.task, number)
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        with exact_kernels(path.task.learner.needs):
+            loss = offline(path.iterates[number], leaves, path.task, number)
+            gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         yield dict(zip(leaves, gradients, strict=True))
 
 

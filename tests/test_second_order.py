@@ -22,6 +22,7 @@ from metarun.methods import METHODS
 from metarun.mixed import MixedTask
 from metarun.norm import Norm
 from metarun.objective import regression
+from metarun.offline import follow, phi_gradients
 from metarun.second_order import exact_kernels, needs, substituted
 
 
@@ -212,3 +213,19 @@ def test_torchvisions_vision_transformer_is_the_same_unrolled_and_mixed(vectoris
     ]
     assert largest_relative_error(*found) < 1e-12
     assert all(bool(tensor.isfinite().all()) for tensor in found[0].theta.values())
+
+
+def test_look_aheads_from_stored_iterates_differentiate_attention() -> None:
+    """WarpGrad's `objective=trajectory`."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(4, 2, 3, 0.0, F.gelu, batch_first=True)
+    model = nn.Sequential(nn.Linear(2, 4), layer, nn.Linear(4, 2)).double()
+    method = METHODS["warpgrad"](model, 0.1, after=["0"], objective="trajectory")
+    tasks = regression_tasks(1, (3, 2), outputs=2, each=4)
+    tasks = tasks._replace(support_target=tasks.support_target[:, :, None], query_target=tasks.query_target[:, :, None])
+    tasks = tasks._replace(support_target=tasks.support_target.expand(-1, -1, 3, -1))
+    tasks = tasks._replace(query_target=tasks.query_target.expand(-1, -1, 3, -1))
+    learner = MetaLearner(model, method, regression, regression, 2)
+    paths = follow(learner, method.parameters, tasks, no_noise(tasks))
+    for gradient in phi_gradients(paths, method.parameters.phi, [0, 1]):
+        assert all(bool(tensor.isfinite().all() and tensor.abs().max() > 0) for tensor in gradient.values())
