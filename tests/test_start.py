@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from metarun import start
 from metarun.backbones import MLP
-from metarun.checkpointing import store
+from metarun.checkpointing import file_format, store, weights_file
 from metarun.errors import UserError
 from metarun.groups import Maml, Mlp, Sinusoid
 from metarun.schema import Settings
@@ -147,3 +149,81 @@ def test_a_head_alone_has_no_body(tmp_path: Path) -> None:
     torch.save(other(), tmp_path / "w.pt")
     with pytest.raises(UserError, match="the network is a head alone"):
         start.take(work(hidden=[]), tmp_path / "w.pt")
+
+
+# --- files of other programs ---------------------------------------------------------------------------------
+
+
+def prefixed(prefix: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}{name}": tensor for name, tensor in weights.items()}
+
+
+WRAPPED = {
+    "DataParallel": (lambda w: prefixed("module.", w), "module."),
+    "torch.compile": (lambda w: prefixed("_orig_mod.", w), ""),
+    "several on top of each other": (lambda w: prefixed("module.model._orig_mod.", w), "module.model."),
+    "Lightning": (
+        lambda w: {
+            **{"epoch": 3, "global_step": 7, "pytorch-lightning_version": "2.4", "callbacks": {}, "loops": {}},
+            **{"state_dict": {**prefixed("model.", w), "loss.weight": torch.ones(3)}, "optimizer_states": [{"a": 1}]},
+        },
+        "model.",
+    ),
+    "a name of one's own": (lambda w: {"model": prefixed("encoder.", w), "epoch": 2}, "encoder."),
+    "a container in a container": (lambda w: {"model": {"state_dict": w}}, ""),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_what_a_wrapper_put_in_front_of_the_names_is_taken_off_and_told(tmp_path: Path, name: str, caplog) -> None:
+    make, prefix = WRAPPED[name]
+    weights = other()
+    torch.save(make(weights), tmp_path / "w.ckpt")
+    one = work()
+    with caplog.at_level("INFO"):
+        start.take(one, tmp_path / "w.ckpt")
+    assert torch.equal(one.parameters.theta["layers.0.weight"], weights["layers.0.weight"])
+    assert ("was taken off" in caplog.text) == bool(prefix) and prefix in caplog.text
+
+
+def test_a_file_that_holds_the_network_twice_is_refused(tmp_path: Path) -> None:
+    torch.save({**prefixed("student.", other()), **prefixed("teacher.", other())}, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"holds the network several times, below 'student\.', 'teacher\.'"):
+        start.take(work(), tmp_path / "w.pt")
+
+
+class Code:
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, ("ran",)
+
+
+@pytest.mark.parametrize("content", [Code(), {"state_dict": Code()}, {"w": bytearray(8)}, {"w": torch.ones}])
+def test_code_and_what_claims_memory_is_refused(tmp_path: Path, monkeypatch, content: object) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save(content, tmp_path / "w.pt")
+    with pytest.raises(UserError, match=r"w\.pt: its data\.pkl asks for .*weights do not need") as raised:
+        start.take(work(), tmp_path / "w.pt")
+    assert not Path("ran").exists() and len(str(raised.value).splitlines()) == 1
+
+
+def test_a_storage_that_claims_more_than_its_part_is_refused(tmp_path: Path) -> None:
+    """torch would read the memory behind it."""
+    torch.save({"w": torch.ones(4), "v": torch.ones(2)}, tmp_path / "w.pt")
+    with zipfile.ZipFile(tmp_path / "w.pt") as old, zipfile.ZipFile(tmp_path / "z.pt", "w") as new:
+        weights_file.require_plain(old)
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b"cpuq\x06K\x04", b"cpuq\x06K\x64"))
+    with zipfile.ZipFile(tmp_path / "z.pt") as new, pytest.raises(file_format.Refused, match=r"400 bytes .* has 16"):
+        weights_file.require_plain(new)
+
+
+def test_compressed_parts_are_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(10**6)}, tmp_path / "w.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "w.pt") as old,
+        zipfile.ZipFile(tmp_path / "z.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(UserError, match=r"z\.pt: cannot be read"):
+        start.take(work(), tmp_path / "z.pt")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickletools
 import struct
 import zipfile
 from collections.abc import Collection
@@ -24,6 +25,25 @@ MOST_DIRECTORY = 2**22  # bytes of a zip's directory: some 40,000 tensors
 MOST_PICKLE = 2**24  # bytes
 DIRECTORY = struct.Struct("<4s36xQQ")  # of zip64: signature, the directory's size and place
 LOCATOR, END = 20, 22  # bytes of what follows it
+STORAGES = {  # what torch.save names a tensor's memory by, and the bytes of an element
+    f"torch {name}Storage": size
+    for size, names in {8: "Double Long", 4: "Float Int", 2: "Half BFloat16 Short", 1: "Byte Char Bool"}.items()
+    for name in names.split()
+}
+GLOBALS = {  # of Python's names, those that torch.save needs for tensors
+    *STORAGES,
+    *(f"torch._utils {name}" for name in ("_rebuild_tensor_v2", "_rebuild_parameter")),
+    *(f"torch {name}" for name in ("Size", "device", "float32", "float64", "float16", "bfloat16", "int64", "int32")),
+    "collections OrderedDict",
+}
+INTEGERS = ("BININT", "BININT1", "BININT2", "LONG1")
+OPCODES = {  # of pickle's, those that write plain content
+    *INTEGERS,
+    *("PROTO", "STOP", "MARK", "BINUNICODE", "GLOBAL", "REDUCE", "BUILD", "BINPERSID", "BINFLOAT"),
+    *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET", "NONE", "NEWTRUE", "NEWFALSE"),
+    *("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"),
+    *("SETITEM", "SETITEMS", "APPEND", "APPENDS"),
+}
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -61,13 +81,55 @@ def require_stored(file: BinaryIO) -> None:
     if signature != b"PK\x06\x06" or begin + length != place or length > MOST_DIRECTORY:
         raise Refused("cannot be read: cut short, damaged, or no file of torch.save")
     try:
-        entries = zipfile.ZipFile(file).infolist()
-    except (zipfile.BadZipFile, ValueError, UnicodeDecodeError, struct.error) as error:
-        raise Refused(f"cannot be read: damaged ({error})") from error
-    if any(entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries):
-        raise Refused("cannot be read: its parts are compressed; torch.save stores them as they are")
-    if sum(entry.file_size for entry in entries) > size:
-        raise Refused(f"cannot be read: its parts add up to more than its {size} bytes")
+        archive = zipfile.ZipFile(file)
+        entries = archive.infolist()
+        if any(
+            entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries
+        ):
+            raise Refused("cannot be read: its parts are compressed; torch.save stores them as they are")
+        if sum(entry.file_size for entry in entries) > size:
+            raise Refused(f"cannot be read: its parts add up to more than its {size} bytes")
+        require_plain(archive)
+    except (zipfile.BadZipFile, ValueError, LookupError, UnicodeDecodeError, struct.error) as error:
+        raise Refused(f"cannot be read: cut short or damaged ({str(error)[:80]!a})") from error
+
+
+def require_plain(archive: zipfile.ZipFile) -> None:
+    """Look through a file's pickle for what torch.load would take memory for, or read beyond a part.
+
+    Raises:
+        Refused: it asks for anything but tensors in plain containers, or for a tensor that is larger than its part.
+    """
+    (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+    if archive.getinfo(name).file_size > MOST_PICKLE:
+        raise Refused(f"cannot be read: its {name} has more than {MOST_PICKLE} bytes")
+    memo: dict[Any, Any] = {}
+    pushed: list[tuple[str, Any]] = []  # the last operations, without those that only note what was pushed
+    for opcode, argument, _ in pickletools.genops(archive.read(name)):
+        kind = opcode.name
+        if kind not in OPCODES or (kind == "GLOBAL" and argument not in GLOBALS):
+            what = argument if kind == "GLOBAL" else kind
+            raise Refused(f"its data.pkl asks for {what!a}, which weights do not need; give a state_dict alone")
+        if kind.endswith("PUT"):
+            memo[argument] = pushed[-1] if pushed and pushed[-1][0] in ("GLOBAL", "BINUNICODE") else ("", None)
+        elif kind == "BINPERSID":
+            require_within_part(archive, name.removesuffix(".pkl"), pushed)
+            pushed.append((kind, None))
+        else:
+            pushed.append(memo.get(argument, ("", None)) if kind.endswith("GET") else (kind, argument))
+        del pushed[:-7]
+
+
+def require_within_part(archive: zipfile.ZipFile, data: str, pushed: list[tuple[str, Any]]) -> None:
+    """Raises Refused where a tensor's memory, named by the last operations, is larger than the part it lies in."""
+    kinds, values = [kind for kind, _ in pushed], [value for _, value in pushed]
+    texts = ["BINUNICODE", "GLOBAL", "BINUNICODE", "BINUNICODE"]
+    named = len(kinds) == 7 and kinds[:5] == ["MARK", *texts] and kinds[5] in INTEGERS and kinds[6:] == ["TUPLE"]
+    if not named or values[1] != "storage" or values[2] not in STORAGES:
+        raise Refused("its data.pkl names the memory of a tensor otherwise than torch.save does")
+    claimed, found = values[5] * STORAGES[values[2]], archive.getinfo(f"{data}/{values[3]}").file_size
+    if not 0 <= claimed <= found:
+        raise Refused(f"its data.pkl claims {claimed} bytes for a tensor, its part has {found}")
 
 
 def state_dict(content: Any) -> dict[str, Tensor]:
