@@ -76,7 +76,7 @@ def predict(settings: Settings, folder: Path, begin: Callable[[], object]) -> No
     made = prediction(settings, store.load(path), str(path))
     begin()
     whole_files.write(folder / PREDICTIONS, table(made))
-    whole_files.write(folder / SUMMARY, json.dumps(summary(made, settings), indent=2, ensure_ascii=False) + "\n")
+    whole_files.write(folder / SUMMARY, json.dumps(summary(made, settings), indent=2) + "\n")
     from metarun.predict_picture import draw  # brings matplotlib with it
 
     title = f"{settings.method.name} on {settings.dataset.name}"

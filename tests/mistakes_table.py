@@ -392,7 +392,7 @@ CHECKPOINTS = [
     Mistake("mode=predict checkpoint=run support=own query=gone", ("query=gone",), "checkpoints and own"),
     Mistake("dataset=sinusoid start=plain", ("start=plain", "plain tensors"), "plain"),
     Mistake("dataset=sinusoid start=cut.safetensors", ("start=cut.safetensors", "cut short"), "checkpoints"),
-    Mistake("dataset=sinusoid start=code.pt", ("start=code.pt", "cannot be read"), "checkpoints"),
+    Mistake("dataset=sinusoid start=code.pt", ("start=code.pt", "which weights do not need"), "checkpoints"),
     Mistake("dataset=sinusoid start=foreign.pt", ("start=foreign.pt", "layers.0.weight is missing"), "checkpoints"),
     Mistake(
         "dataset=sinusoid backbone.hidden=[3] start=run",
