@@ -38,7 +38,7 @@ def command(folder: Path, arguments: tuple[str, ...]) -> tuple[int, str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", default="", help="attacks with this word in their case or name")
     only = parser.parse_args().only
     failed = 0

@@ -45,7 +45,7 @@ def attention(layer: nn.Module, weights: bool) -> nn.Module:
     return Call(lambda layer, x: layer(x, x, x, need_weights=weights)[0], layer)
 
 
-def grid(size: int, **how: object) -> nn.Module:
+def grid(size: int, **how: str) -> nn.Module:
     """Samples pictures at places that depend on them."""
     last = (0, 2, 3, 1) if size == 2 else (0, 2, 3, 4, 1)
     return Call(lambda x: F.grid_sample(x, 0.9 * x[:, :size].permute(last).tanh(), align_corners=False, **how))
@@ -203,7 +203,9 @@ def test_torchvisions_vision_transformer_is_the_same_unrolled_and_mixed(vectoris
 
     torch.manual_seed(0)
     model = VisionTransformer(8, 4, num_layers=1, num_heads=2, hidden_dim=4, mlp_dim=4, num_classes=2).double()
-    nn.init.normal_(model.heads.head.weight)  # zero in torchvision, which would leave every other gradient zero
+    nn.init.normal_(
+        model.get_parameter("heads.head.weight")
+    )  # zero in torchvision, which would leave every other gradient zero
     keep_house(model)
     method, tasks = METHODS["maml"](model, 0.1), regression_tasks(2, (3, 8, 8), each=3)
     learner = MetaLearner(model, method, regression, regression, 2)

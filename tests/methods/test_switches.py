@@ -53,6 +53,11 @@ SWITCHES = {"use_t": "mtnet", "use_warp": "warpgrad", "use_forget": "l2f"}
 every_switch = pytest.mark.parametrize("name", ON_LINE)
 
 
+def switched(*names: str) -> dict[str, Any]:
+    """Arguments of Init with these switches on."""
+    return dict.fromkeys(names, True)
+
+
 def user_objective(state: State) -> Tensor:
     return F.mse_loss(state.model(state.data, state.updated_weights), state["target"])
 
@@ -141,7 +146,7 @@ def test_an_outer_step_moves_all_that_is_learned(name: str) -> None:
 def test_two_of_t_warp_and_forget_are_refused(together: tuple[str, ...], learn_lr: bool) -> None:
     model = Tanh()
     with pytest.raises(UserError, match=f"{' and '.join(together)}: no published method is both"):
-        Init(model, user_objective, user_objective, learn_lr=learn_lr, **dict.fromkeys(together, True))
+        Init(model, user_objective, user_objective, learn_lr=learn_lr, **switched(*together))
     Init(model, user_objective, user_objective, learn_lr=True)  # the model is as it was
 
 
@@ -180,7 +185,7 @@ def test_any_switch_on_a_plain_sequence(name: str, vectorise: bool) -> None:
 )
 def test_a_model_without_layers_is_refused(switch: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        Init(Bare(), user_objective, user_objective, **{switch: True})
+        Init(Bare(), user_objective, user_objective, **switched(switch))
 
 
 @pytest.mark.parametrize("switches", [{"learn_lr": True}, {"use_forget": True}])
@@ -198,24 +203,24 @@ def test_a_grouped_convolution_is_refused_by_t_alone() -> None:
     with pytest.raises(UserError, match="0 is a grouped convolution, which T cannot act on"):
         Init(model(), user_objective, user_objective, use_t=True)
     for switch in ("learn_lr", "use_warp", "use_forget"):
-        Init(model(), user_objective, user_objective, **{switch: True})
+        Init(model(), user_objective, user_objective, **switched(switch))
 
 
 @pytest.mark.parametrize("switch", ["learn_lr", *SWITCHES])
 def test_a_model_is_prepared_once(switch: str) -> None:
     model = Tanh()
-    Init(model, user_objective, user_objective, **{switch: True})
+    Init(model, user_objective, user_objective, **switched(switch))
     with pytest.raises(UserError, match=r"the model has a part '.*' already"):
-        Init(model, user_objective, user_objective, **{switch: True})
+        Init(model, user_objective, user_objective, **switched(switch))
 
 
 @pytest.mark.parametrize("switch", ["learn_lr", *SWITCHES])
 def test_a_refused_preparation_leaves_the_model_as_it_was(switch: str) -> None:
     model, x = Tanh(), torch.randn(4, 3, dtype=torch.float64)
-    Init(model, user_objective, user_objective, **{switch: True})
+    Init(model, user_objective, user_objective, **switched(switch))
     before = model(x)
     with pytest.raises(UserError):
-        Init(model, user_objective, user_objective, **{switch: True})
+        Init(model, user_objective, user_objective, **switched(switch))
     torch.testing.assert_close(model(x), before, rtol=0, atol=0)
 
 
