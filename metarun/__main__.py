@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from metarun.cli import main
+from metarun.cli.app import main
 
 sys.exit(main())

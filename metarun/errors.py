@@ -25,19 +25,19 @@ class RunFailure(Exception):
     """
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """`; did you mean 'X'?` for the choice spelt most like `word`, or nothing where none is alike."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
-def pasteable(key: str, value: object) -> str:
+def quote_override(key: str, value: object) -> str:
     """`key=value` as a shell takes it, quoted for the shell and for Hydra where the value needs it."""
     text = str(value)
     return f"{key}={text}" if re.fullmatch(r"[\w./-]+", text) else shlex.quote(f"{key}='{text}'")
 
 
-def nearby(path: Path) -> Path:
+def relative_to_cwd(path: Path) -> Path:
     """A path as a person would type it from the working folder, which may have been deleted."""
     try:
         here = Path.cwd()

@@ -10,22 +10,24 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from metarun import processes, results_table, start, whole_files
 from metarun.checkpointing import store
-from metarun.data import Source
-from metarun.errors import RunFailure, UserError, nearby, pasteable
-from metarun.predict import predict
-from metarun.records import write_result
-from metarun.run_files import RESULT, RESULTS, read_result
-from metarun.schema import AUTO, Settings
-from metarun.several import expanded
-from metarun.sharing import workers
-from metarun.team import assembled, sharing
-from metarun.testing import finish, test, testing, title, trained_on
-from metarun.train import train
-from metarun.utils import run_dir
-from metarun.whole_files import plain
-from metarun.work import Work, build
+from metarun.config.eval_grid import expand_eval_grid
+from metarun.config.schema import AUTO, Settings
+from metarun.data import TaskSampler
+from metarun.distributed import launch
+from metarun.distributed.num_workers import num_workers
+from metarun.distributed.task_parallel import build_group, launch_group
+from metarun.engine import warm_start
+from metarun.engine.context import RunContext, build_context
+from metarun.errors import RunFailure, UserError, quote_override, relative_to_cwd
+from metarun.evaluation import results_table
+from metarun.evaluation.final_test import run_description, run_final_test, save_result, test_progress, trained_on
+from metarun.loggers.run_logger import write_result
+from metarun.predict.predictor import predict
+from metarun.training.loop import train
+from metarun.utils import files, run_dir
+from metarun.utils.files import as_run_failure
+from metarun.utils.run_files import RESULT, RESULTS, read_result
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,7 @@ def run(settings: Settings, folder: Path, record: Callable[[], object] = lambda:
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
     patience = run_dir.PATIENCE if settings.resume == AUTO else 0
-    with run_dir.own(folder, record, patience) as begin, rescued(folder, settings.mode):
+    with run_dir.own(folder, record, patience) as begin, report_disk_failure(folder, settings.mode):
         if settings.mode == "train":
             return train_and_test(settings, folder, began, begin)
         if settings.mode == "predict":
@@ -60,12 +62,12 @@ def run(settings: Settings, folder: Path, record: Callable[[], object] = lambda:
 
 
 @contextmanager
-def rescued(folder: Path, mode: str) -> Iterator[None]:
+def report_disk_failure(folder: Path, mode: str) -> Iterator[None]:
     """A failing disk ends the run with RunFailure, which says how to go on."""
     try:
         yield
     except (OSError, RunFailure) as error:
-        failure = error if isinstance(error, RunFailure) else plain(error)
+        failure = error if isinstance(error, RunFailure) else as_run_failure(error)
         if failure is None:
             raise
         how = store.recovery_hint(folder) if mode == "train" else "type the same again"
@@ -76,27 +78,29 @@ def train_and_test(settings: Settings, folder: Path, began: float, begin: Callab
     """Train, from the beginning or from what is in the folder, and test; returns the best validation metric."""
     resume_from = None
     if settings.resume == AUTO and (folder / RESULT).exists():
-        log.info("%s is finished already and skipped", nearby(folder))
+        log.info("%s is finished already and skipped", relative_to_cwd(folder))
         return best_validation(folder)
     if settings.resume and (settings.resume != AUTO or store.list_step_checkpoints(folder)):
         resume_from = store.latest_intact_checkpoint(folder)
         for damaged in store.quarantine_newer_damaged(folder, resume_from):
-            log.warning("a checkpoint was damaged: it is kept as %s, and the one before it is used", nearby(damaged))
-    with assembled(settings, resume_from) as team:
+            log.warning(
+                "a checkpoint was damaged: it is kept as %s, and the one before it is used", relative_to_cwd(damaged)
+            )
+    with launch_group(settings, resume_from) as team:
         work = team.work
-        untrained = start.untrained(work, folder / "checkpoints", begins=resume_from is None)
-        what = title(work, trained_on(work))
-        log.info("training %s for %d iterations in %s", what, settings.iterations, nearby(folder))
+        untrained = warm_start.initial_parameters(work, folder / "checkpoints", begins=resume_from is None)
+        what = run_description(work, trained_on(work))
+        log.info("training %s for %d iterations in %s", what, settings.iterations, relative_to_cwd(folder))
         best = train(team, folder, resume_from, begin)
         if best is None:
             raise FloatingPointError(
-                f"no validation was finite, so there is nothing to test; {nearby(folder)} has the checkpoints"
+                f"no validation was finite, so there is nothing to test; {relative_to_cwd(folder)} has the checkpoints"
             )
-        again = f"; go on with {pasteable('resume', nearby(folder))}"
-        with testing(settings.eval.tasks, lambda: again) as progress:
-            found = test(team, folder, store.best_checkpoint_path(folder), untrained, progress)
-    finish(folder, settings, found, began)
-    place = nearby(folder)
+        again = f"; go on with {quote_override('resume', relative_to_cwd(folder))}"
+        with test_progress(settings.eval.tasks, lambda: again) as progress:
+            found = run_final_test(team, folder, store.best_checkpoint_path(folder), untrained, progress)
+    save_result(folder, settings, found, began)
+    place = relative_to_cwd(folder)
     log.info("everything is in %s; look at it with: tensorboard --logdir %s", place, shlex.quote(str(place)))
     return best
 
@@ -107,42 +111,43 @@ def best_validation(folder: Path) -> float:
         return float(read_result(folder)["validation"]["mean"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{nearby(folder / RESULT)}: is damaged ({type(error).__name__}); take it away, and resume=auto tests again"
+            f"{relative_to_cwd(folder / RESULT)}: is damaged ({type(error).__name__}); take it away, and resume=auto tests again"
         ) from error
 
 
 def evaluate(settings: Settings, folder: Path, began: float, begin: Callable[[], object]) -> None:
     """Every combination of what `eval.*` lists, one after another; all of them are looked at before the first."""
     path = store.resolve_checkpoint(Path(str(settings.checkpoint)).expanduser())
-    sources: dict[str, Source] = {}
+    sources: dict[str, TaskSampler] = {}
     results: list[dict[str, Any]] = []
-    with processes.started(workers(settings)) as (seat, others):
+    with launch.launch_workers(num_workers(settings)) as (seat, others):
         works = [
-            build(one, seat, path, sources=sources, tell=number == 0) for number, one in enumerate(expanded(settings))
+            build_context(one, seat, path, sources=sources, tell=number == 0)
+            for number, one in enumerate(expand_eval_grid(settings))
         ]
         weights = store.load(path).weights
         for work in works:
-            work.fitting(weights)
+            work.match_head(weights)
             if len(works) > 1:
-                run_dir.require_free(own_folder(folder, work), settings.mode, None)
+                run_dir.require_free(evaluation_dir(folder, work), settings.mode, None)
         begin()
-        with testing(len(works) * settings.eval.tasks, lambda: kept(results, folder)) as progress:
+        with test_progress(len(works) * settings.eval.tasks, lambda: finished_message(results, folder)) as progress:
             for work in works:
-                place = folder if len(works) == 1 else own_folder(folder, work)
+                place = folder if len(works) == 1 else evaluation_dir(folder, work)
                 place.mkdir(exist_ok=True)
-                with sharing(work, seat, others) as team:
-                    untrained = start.untrained(work, path.parent, begins=False)
-                    found = test(team, place, path, untrained, progress)
-                results.append(finish(place, work.settings, found, began))
-                whole_files.write(folder / RESULTS, results_table.as_csv(results))
+                with build_group(work, seat, others) as team:
+                    untrained = warm_start.initial_parameters(work, path.parent, begins=False)
+                    found = run_final_test(team, place, path, untrained, progress)
+                results.append(save_result(place, work.settings, found, began))
+                files.atomic_write(folder / RESULTS, results_table.as_csv(results))
     if len(works) > 1:
         write_result(folder, {"checkpoint": str(path.resolve()), "results": results})
         for line in results_table.as_text(results):
             log.info("%s", line)
-    log.info("everything is in %s", nearby(folder))
+    log.info("everything is in %s", relative_to_cwd(folder))
 
 
-def own_folder(folder: Path, work: Work) -> Path:
+def evaluation_dir(folder: Path, work: RunContext) -> Path:
     """Of one evaluation among several: it holds what a run folder does that has been evaluated once."""
     ways = f"{work.eval_shape.ways}-way-" if work.source.metric == "accuracy" else ""
     task = f"{ways}{work.eval_shape.shots}-shot-{work.eval_inner_loop}-steps"
@@ -150,5 +155,5 @@ def own_folder(folder: Path, work: Work) -> Path:
     return place
 
 
-def kept(results: list[dict[str, Any]], folder: Path) -> str:
-    return f", {len(results)} finished ones are in {nearby(folder / RESULTS)}" if results else ""
+def finished_message(results: list[dict[str, Any]], folder: Path) -> str:
+    return f", {len(results)} finished ones are in {relative_to_cwd(folder / RESULTS)}" if results else ""

@@ -1,6 +1,6 @@
 """Every method with every data set by default, but for the number of steps: the result of each, as a table.
 
-python scripts/all_defaults.py [--iterations 400] [--data-sets NAME ...] [--methods NAME ...] [KEY=VALUE ...]
+python -m scripts.all_defaults [--iterations 400] [--data-sets NAME ...] [--methods NAME ...] [KEY=VALUE ...]
 
 Curves and glyphs are whole; of the others there are files in miniature, all classes with two tiny pictures each, on
 which nothing can be learned: their results say that a run ends with a finite one. Those with learned rates are MAML's.
@@ -14,18 +14,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+import small_data  # pyright: ignore[reportMissingImports]
 from hydra import compose, initialize_config_dir
 
-from metarun import settings
-from metarun.cli import config_folder
+from metarun.cli.app import config_folder
+from metarun.config import settings
+from metarun.config.groups import CONFIG_GROUPS, Folder, Glyphs, Omniglot, Sinusoid
 from metarun.errors import UserError
-from metarun.groups import GROUPS, Folder, Glyphs, Omniglot, Sinusoid
-from metarun.run_files import read_result
 from metarun.runner import run
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-
-import small_data  # pyright: ignore[reportMissingImports]
+from metarun.utils.run_files import read_result
 
 CONFIGS = config_folder()
 WHOLE = (Sinusoid.name, Glyphs.name, Omniglot.name)
@@ -63,8 +60,10 @@ def result(words: list[str], folder: Path) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--iterations", type=int, default=400)
-    parser.add_argument("--data-sets", nargs="+", default=[name for name in GROUPS["dataset"] if name != "omniglot"])
-    parser.add_argument("--methods", nargs="+", default=[*GROUPS["method"], *RATES])
+    parser.add_argument(
+        "--data-sets", nargs="+", default=[name for name in CONFIG_GROUPS["dataset"] if name != "omniglot"]
+    )
+    parser.add_argument("--methods", nargs="+", default=[*CONFIG_GROUPS["method"], *RATES])
     asked, words = parser.parse_known_args()
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)

@@ -1,6 +1,6 @@
-"""Every attack of tests/attacks.py by the real command, as a table: what was offered and what came of it.
+"""Every attack of tests/helpers/attacks.py by the real command, as a table: what was offered and what came of it.
 
-python scripts/attack.py [--only WORD]
+python -m scripts.attack [--only WORD]
 
 Exit status 1 where one was not refused or passed over, or where something ran, was written outside or was resolved.
 """
@@ -15,9 +15,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
 
-from attacks import ATTACKS, SECRET, offer  # noqa: E402  # pyright: ignore[reportMissingImports]
+from tests.helpers.attacks import ATTACKS, SECRET, offer
 
 AT_MOST = 120  # seconds: a command that goes on waits for something
 FUZZ = ROOT / "scripts" / "fuzz_checkpoints.py"

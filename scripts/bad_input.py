@@ -1,6 +1,6 @@
-"""Every mistake of tests/mistakes_table.py as a real command: what it is answered, and how fast.
+"""Every mistake of tests/helpers/mistakes_table.py as a real command: what it is answered, and how fast.
 
-python scripts/bad_input.py [--only WORD] [--jobs N]
+python -m scripts.bad_input [--only WORD] [--jobs N]
 
 A line each: exit status, lines on stderr, seconds, what was typed, the message. Exit status 1 where one is not told
 in one line with status 2 and its words, or where settings alone take LIMIT seconds or leave something behind.
@@ -20,9 +20,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
 
-from mistakes_table import CONFIG, WORK, Mistake  # noqa: E402  # pyright: ignore[reportMissingImports]
+from tests.helpers.mistakes_table import CONFIG, WORK, Mistake
 
 LIMIT = 2.0  # seconds, of what is answered without torch
 PREPARE = "import sys; from mistakes_files import prepare; prepare(sys.argv[1])"

@@ -1,12 +1,12 @@
 """An outer step of metarun beside a plain PyTorch loop and the libraries that are installed, taking turns.
 
-python scripts/benchmark.py [--metarun "KEY=VALUE ..."]... [--only WORD] [--rounds N] [--device cuda] [--profile]
+python -m scripts.benchmark [--metarun "KEY=VALUE ..."]... [--only WORD] [--rounds N] [--device cuda] [--profile]
 
 An outer step is the inner loops, the meta-gradient and Adam; metarun's draws its tasks as well. All contenders start
 from the same weights and tasks and find the same meta-gradient, which is checked. Each has a process of its own. Prints
 Markdown: medians over rounds, and the median over rounds of the ratio to the eager loop in the same round. Memory is of
 whole processes (Linux only). Peers: higher, jax with optax, learn2learn; one that is not there is left out. JAX takes
-all cores whatever OMP_NUM_THREADS says: `taskset -c 0 python scripts/benchmark.py` gives each contender the same one.
+all cores whatever OMP_NUM_THREADS says: `taskset -c 0 python -m scripts.benchmark` gives each contender the same one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from benchmark_contender import Ended, Handle, start
-from benchmark_works import WORKS, Work, prepare
+
+from scripts.benchmark_contender import Ended, Handle, start
+from scripts.benchmark_works import WORKS, Work, prepare
 
 YARDSTICK, EXACT = "eager loop", "eager loop in float64"
 BARE, PRODUCT = "bare convolutions", "matrix product"

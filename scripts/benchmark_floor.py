@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark_contender import Contender
-from benchmark_peers import Setting, backward_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from metarun.engine import keep_freed_memory
+from metarun.engine.execution import configure_malloc
+from scripts.benchmark_contender import Contender
+from scripts.benchmark_peers import Setting, backward_of
 
 SIDE = 2048  # of the square matrices
 KINDS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
@@ -55,7 +55,7 @@ def convolutions(role: dict[str, Any], stack: ExitStack) -> Contender:
     """A step calls every convolution of an eager outer step, each as often as that does; nothing between them."""
     s = Setting(role)
     backward = backward_of(s)
-    keep_freed_memory()
+    configure_malloc()
     with Recorder() as recorder:
         for task in s.batches[0]:
             backward(task, len(s.batches[0]))

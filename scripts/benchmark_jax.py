@@ -11,7 +11,8 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-from benchmark_contender import Contender, Problem, read
+
+from scripts.benchmark_contender import Contender, Problem, read
 
 jax: Any = import_module("jax")  # which the linters need not find
 jnp, lax = jax.numpy, jax.lax

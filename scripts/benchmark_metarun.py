@@ -9,23 +9,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmark_contender import Contender, read
-from method_cost import composed
 
-from metarun.team import Team, assembled
-from metarun.training import Training
+from metarun.distributed.task_parallel import TaskParallelGroup, launch_group
+from metarun.training.trainer import Trainer
+from scripts.benchmark_contender import Contender, read
+from scripts.method_cost import composed
 
 
 def start(role: dict[str, Any], stack: ExitStack) -> Contender:
     settings = composed([*role["words"], f"device={role['device']}"])
-    team = stack.enter_context(assembled(settings, None))
+    team = stack.enter_context(launch_group(settings, None))
     kind = read(role["problem"]).spec["kind"]
     if kind == "train":
-        return training(Training(team, Path(stack.enter_context(tempfile.TemporaryDirectory()))))
+        return training(Trainer(team, Path(stack.enter_context(tempfile.TemporaryDirectory()))))
     return evaluating(team) if kind == "evaluate" else drawing(team)
 
 
-def training(run: Training) -> Contender:
+def training(run: Trainer) -> Contender:
     team = run.team
 
     def first() -> dict[str, np.ndarray]:
@@ -43,7 +43,7 @@ def training(run: Training) -> Contender:
     return Contender(first, steps)
 
 
-def evaluating(team: Team) -> Contender:
+def evaluating(team: TaskParallelGroup) -> Contender:
     lot = team.work.settings.meta_batch
 
     def first() -> dict[str, np.ndarray]:
@@ -56,7 +56,7 @@ def evaluating(team: Team) -> Contender:
     return Contender(first, steps)
 
 
-def drawing(team: Team) -> Contender:
+def drawing(team: TaskParallelGroup) -> Contender:
     lot = team.work.settings.meta_batch
 
     def steps(count: int) -> int:
@@ -68,6 +68,6 @@ def drawing(team: Team) -> Contender:
     return Contender(dict, steps)
 
 
-def wait(team: Team) -> None:
+def wait(team: TaskParallelGroup) -> None:
     if team.work.device.type == "cuda":
         torch.cuda.synchronize(team.work.device)

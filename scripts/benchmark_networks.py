@@ -6,8 +6,9 @@ import math
 
 import torch
 import torch.nn.functional as F
-from benchmark_contender import Problem
 from torch import Tensor, nn
+
+from scripts.benchmark_contender import Problem
 
 
 class Block(nn.Module):

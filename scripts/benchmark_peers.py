@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from benchmark_contender import Contender, read
-from benchmark_networks import network
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from scripts.benchmark_contender import Contender, read
+from scripts.benchmark_networks import network
 
 Task = tuple[Tensor, Tensor, Tensor, Tensor]  # support data and target, query data and target
 Tensors = dict[str, Tensor]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from benchmark_contender import SIDES
-from method_cost import composed
 from PIL import Image
 
-from metarun.data.source import SPLITS
-from metarun.evaluation import EVALUATION_SEED
-from metarun.work import build
+from metarun.data.task_sampler import SPLITS
+from metarun.engine.context import build_context
+from metarun.metrics import EVALUATION_SEED
+from scripts.benchmark_contender import SIDES
+from scripts.method_cost import composed
 
 BATCHES = {
     "mlp": 50,
@@ -93,7 +93,7 @@ def write_pictures(root: Path, size: int, classes: int = 5, each: int = 16) -> N
 
 
 def write_problem(work: Work, words: Sequence[str], path: Path) -> None:
-    made = build(composed(words))
+    made = build_context(composed(words))
     settings = made.settings
     evaluating = work.kind == "evaluate"
     seed, split, shape = (

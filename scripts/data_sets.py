@@ -1,6 +1,6 @@
 """The data sets: their classes in each split and pictures, which of them are there, and where each is looked for.
 
-python scripts/data_sets.py [--data-dir FOLDER] [--cache-dir FOLDER]
+python -m scripts.data_sets [--data-dir FOLDER] [--cache-dir FOLDER]
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import argparse
 import os
 from pathlib import Path
 
-from metarun.data import KNOWN, Places
-from metarun.data.known import Known, locate
-from metarun.data.omniglot_files import PLACES, TOPS, locate_hdf5
-from metarun.data.omniglot_files import locate as locate_half
-from metarun.data.on_disk import below
+from metarun.data import KNOWN, DataPaths
+from metarun.data.datasets.published import PublishedDataset, locate
+from metarun.data.formats.detect import candidate_dirs
+from metarun.data.formats.omniglot import PLACES, TOPS, locate_hdf5
+from metarun.data.formats.omniglot import locate as locate_half
 from metarun.data.splits import published, sizes
 from metarun.errors import UserError
 
@@ -21,14 +21,14 @@ DATA_DIR = os.environ.get("METARUN_DATA", "~/.cache/metarun/data")
 PICTURES = {"cifar_fs": 60_000, "fc100": 60_000, "miniimagenet": 60_000, "tieredimagenet": 779_165, "cub": 11_788}
 
 
-def of_known(known: Known, places: Places) -> tuple[str, str]:
+def of_known(known: PublishedDataset, places: DataPaths) -> tuple[str, str]:
     """Whether it is there and in which form; where it is looked for."""
     try:
         found = locate(known, places)
         there = f"{found[1].name} in {found[0]}" if found else "no"
     except UserError as error:
         there = f"damaged: {error}"
-    return there, ", ".join(str(folder) for folder in below(places.data_dir, known.folders))
+    return there, ", ".join(str(folder) for folder in candidate_dirs(places.data_dir, known.folders))
 
 
 def of_omniglot(data_dir: Path) -> tuple[str, str]:
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--data-dir", type=Path, default=Path(DATA_DIR))
     parser.add_argument("--cache-dir", type=Path, default=Path("~/.cache/metarun"))
     chosen = parser.parse_args()
-    places = Places(chosen.data_dir.expanduser(), chosen.cache_dir.expanduser(), False)
+    places = DataPaths(chosen.data_dir.expanduser(), chosen.cache_dir.expanduser(), False)
     show("glyphs", "1000/150/400", 31_000, "drawn when they are needed", f"kept in {places.cache_dir}")
     classes = "1028/172/423 (vinyals), 1100/100/423 (maml), 864/100/659 (lake)"
     show("omniglot", classes, 32_460, *of_omniglot(places.data_dir))

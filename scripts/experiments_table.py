@@ -1,6 +1,6 @@
 """Print the table of docs/experiments.md, read from what each preset opens with.
 
-python scripts/experiments_table.py
+python -m scripts.experiments_table
 """
 
 from __future__ import annotations

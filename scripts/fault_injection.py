@@ -1,6 +1,6 @@
 """How checkpoints bear a failing disk: every call fails in turn, every byte is cut and flipped; a table of counts.
 
-python scripts/fault_injection.py [ELEMENTS ...]
+python -m scripts.fault_injection [ELEMENTS ...]
 
 ELEMENTS are the sizes of the tensor in the checkpoint (3 and 3000 unless told); every byte of each file is tried.
 """
@@ -12,9 +12,7 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-
-from faults import cut, flip, inject  # type: ignore[import-not-found]
+from tests.helpers.faults import cut, flip, inject
 
 
 def main() -> int:

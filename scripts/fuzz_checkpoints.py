@@ -1,6 +1,6 @@
 """Mutate a checkpoint again and again and load it: each is refused in one line, or loads what it held before.
 
-python scripts/fuzz_checkpoints.py [--times 5000] [--seed 0]
+python -m scripts.fuzz_checkpoints [--times 5000] [--seed 0]
 
 Bytes, sizes, offsets, shapes, names and JSON are changed. `resealed` mutations have a right SHA-256, as a stranger's
 file may: they are refused, or hold plain data of the documented types. Prints a table; exit status 1 if a mutation was
@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from survival import differences, table
 
 from metarun.checkpointing import file_format, store
 from metarun.checkpointing.state import CheckpointState, Validation
+from metarun.config.groups import Maml, Mlp, Sinusoid
+from metarun.config.schema import Settings
 from metarun.errors import UserError
-from metarun.generators import states
-from metarun.groups import Maml, Mlp, Sinusoid
-from metarun.schema import Settings
+from metarun.utils.random_state import get_rng_state
+from scripts.survival import differences, table
 
 MOST_MEMORY = 64 * 2**20  # bytes, beside the file's size
 ODD = (None, True, -1, 0, 7, 2**63, 10**30, 1.5, 1e300, "", "nan", "${oc.env:HOME}", "../" * 9, [], {}, [[]], {"a": {}})
@@ -48,7 +48,7 @@ def example() -> CheckpointState:
     best = Validation(20, 0.5, float("nan"))
     return CheckpointState(
         settings, theta, {"rate": torch.ones(3, dtype=torch.bfloat16)}, step=20, best=best, top=[best],
-        sums={"loss": float("inf")}, exp_avg=moments[0], exp_avg_sq=moments[1], adam_steps=steps, generators=states(),
+        sums={"loss": float("inf")}, exp_avg=moments[0], exp_avg_sq=moments[1], adam_steps=steps, generators=get_rng_state(),
     )  # fmt: skip
 
 

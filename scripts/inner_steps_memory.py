@@ -1,6 +1,6 @@
 """What many inner steps cost, unrolled and mixed: peak memory, time of an outer step, and how far the two differ.
 
-python scripts/inner_steps_memory.py [--steps 5,20,100] [--rounds 5] [--limit MIB] [KEY=VALUE ...]
+python -m scripts.inner_steps_memory [--steps 5,20,100] [--rounds 5] [--limit MIB] [KEY=VALUE ...]
 
 MAML with conv4, 32 filters, on 84x84 pictures of noise, 5 ways, 1 shot, 15 queries, one task, unless told otherwise by
 the words that metarun takes. A peak is of a process of its own (Linux only); times are medians of outer steps that take
@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from method_cost import peak, training
 from PIL import Image
+
+from scripts.method_cost import peak, training
 
 KINDS = ("mixed", "unrolled")
 CLASSES, EACH = 6, 16  # of a split, of a class

@@ -1,6 +1,6 @@
 """How exactly each method keeps each law: a table of the largest error that the tests measured.
 
-python scripts/laws.py [PYTEST ARGUMENT ...]
+python -m scripts.laws [PYTEST ARGUMENT ...]
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """MAML with each piece of MAML++ on and off, each trained for the same time on Omniglot 20-way 1-shot.
 
-python scripts/maml_plus_plus.py DATA_DIR [--minutes N] [--folder FOLDER] [--only NAME ...] [KEY=VALUE ...]
+python -m scripts.maml_plus_plus DATA_DIR [--minutes N] [--folder FOLDER] [--only NAME ...] [KEY=VALUE ...]
 
 Trains two runs at a time, each with one process and one thread, stops each after so many minutes of processor time,
 which other work on the machine does not shorten, and tests its best checkpoint by validation. Words at the end go to

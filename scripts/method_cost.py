@@ -1,6 +1,6 @@
 """What each method costs against MAML: time of an outer step and peak memory, interleaved in one run.
 
-python scripts/method_cost.py [GROUP=CHOICE ...] [KEY=VALUE ...]      the same words as metarun takes
+python -m scripts.method_cost [GROUP=CHOICE ...] [KEY=VALUE ...]      the same words as metarun takes
 
 Prints a Markdown table. Times are medians over steps that take turns; memory is a fresh process's peak (Linux only).
 """
@@ -18,11 +18,12 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from metarun import cli, settings
-from metarun.schema import Settings
-from metarun.team import Team
-from metarun.training import Training
-from metarun.work import build
+from metarun.cli import app
+from metarun.config import settings
+from metarun.config.schema import Settings
+from metarun.distributed.task_parallel import TaskParallelGroup
+from metarun.engine.context import build_context
+from metarun.training.trainer import Trainer
 
 METHODS = {name: [f"method={name}"] for name in ("maml", "fomaml", "msgd", "mtnet", "warpgrad", "l2f", "anil", "boil")}
 METHODS["tnet"] = ["method=mtnet", "method.mask=false"]
@@ -31,17 +32,17 @@ ROUNDS = 15
 
 def composed(words: Sequence[str]) -> Settings:
     """What metarun makes of a command line."""
-    with initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
+    with initialize_config_dir(str(app.config_folder()), version_base="1.3"):
         return settings.build(compose("config", list(words)))
 
 
-def training(words: list[str], folder: str) -> Training:
-    return Training(Team(build(composed(words))), Path(folder))
+def training(words: list[str], folder: str) -> Trainer:
+    return Trainer(TaskParallelGroup(build_context(composed(words))), Path(folder))
 
 
 def peak(words: list[str]) -> float:
     """MiB that a process of its own holds at the peak of an outer step, torch and the data included."""
-    line = [sys.executable, __file__, "--peak", *words]
+    line = [sys.executable, "-m", "scripts.method_cost", "--peak", *words]
     return float(subprocess.run(line, check=True, capture_output=True, text=True).stdout.split()[-1])
 
 

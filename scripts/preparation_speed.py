@@ -1,6 +1,6 @@
 """How fast pictures are prepared and drawn from the prepared file, and what memory both take.
 
-python scripts/preparation_speed.py [--images 10000] [--large 50000 100000 200000]
+python -m scripts.preparation_speed [--images 10000] [--large 50000 100000 200000]
 
 Photographs of 500x375 pixels are made up, saved as JPEG in class folders, prepared at 84x84 and drawn from; then sets
 of `--large` pictures, tieredImageNet has 779,165, are prepared and drawn from by a process each.
@@ -22,14 +22,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from metarun.data import Places, Shape, folder
-from metarun.data.images import ImageSet, image_set
-from metarun.data.look import Look, Raw
-from metarun.data.prepare import Contents, prepared
-from metarun.data.sampler import ImageSource
+from metarun.data import DataPaths, TaskShape
+from metarun.data.cache import Contents, load_or_build_cache
+from metarun.data.datasets import folder
+from metarun.data.image_sampler import ImageTaskSampler
+from metarun.data.image_set import ImageSet, image_set
+from metarun.data.image_spec import ImageSpec, Raw
 
-LOOK = Look(84, 3)
-SHAPE = Shape(ways=5, shots=1, queries=15)
+LOOK = ImageSpec(84, 3)
+SHAPE = TaskShape(ways=5, shots=1, queries=15)
 CLASSES = 100
 TASKS = 4  # of a meta-batch
 DRAWN = 1000  # tasks
@@ -46,7 +47,7 @@ def photographs(root: Path, count: int) -> None:
 
 def draw(found: ImageSet) -> float:
     """Tasks a second."""
-    source = ImageSource(found, torch.device("cpu"))
+    source = ImageTaskSampler(found, torch.device("cpu"))
     began = time.perf_counter()
     for number in range(0, DRAWN, TASKS):
         source.draw(0, "train", number, TASKS, SHAPE)
@@ -77,7 +78,9 @@ def large(count: int, cache: Path) -> None:
         return ((str(i), np.roll(noise, i, 1)) for i in range(count))
 
     began = time.perf_counter()
-    found = prepared(cache, f"{count}", LOOK, "", lambda _: Contents(names, np.arange(count) % CLASSES, images()))
+    found = load_or_build_cache(
+        cache, f"{count}", LOOK, "", lambda _: Contents(names, np.arange(count) % CLASSES, images())
+    )
     seconds, preparing = time.perf_counter() - began, most[0] - before
     parts = {"train": names[:60], "val": names[60:80], "test": names[80:]}
     most[0] = before
@@ -99,7 +102,7 @@ def main() -> None:
         photographs(root, chosen.images)
         for start in ("first", "second"):
             began = time.perf_counter()
-            found = folder.load(Places(root, cache, False), str(root), LOOK.size, False, 0)
+            found = folder.load(DataPaths(root, cache, False), str(root), LOOK.size, False, 0)
             seconds = time.perf_counter() - began
             print(f"{start} start: {seconds:.2f} s, {chosen.images / seconds:.0f} photographs a second", flush=True)
         print(f"{draw(found):.0f} tasks a second: 5 ways, 1 shot, 15 queries, 84x84, {os.cpu_count()} cores\n")
@@ -107,7 +110,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
     for count in chosen.large:
         with tempfile.TemporaryDirectory() as cache:
-            subprocess.run([sys.executable, __file__, "--only", str(count), cache], check=True)
+            subprocess.run([sys.executable, "-m", "scripts.preparation_speed", "--only", str(count), cache], check=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Several processes: how far their result is from that of one, and how much faster they are.
 
-python scripts/processes.py [--rounds 3] [--steps 100] [KEY=VALUE ...]
+python -m scripts.processes [--rounds 3] [--steps 100] [KEY=VALUE ...]
 
 Runs of 20 steps with 1, 2 and 4 processes are compared, on curves and on glyphs; then runs with one process (which
 takes all cores) and with two are timed in turn, with Conv4 and MAML on glyphs in the published form, pool and five
@@ -21,7 +21,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from metarun.checkpointing import store
-from metarun.training import TRAIN_LINE_EVERY
+from metarun.training.trainer import TRAIN_LINE_EVERY
 
 WORK = ["backbone=conv4", "backbone.bias=false", "queries=5", "inner_loop=5", "inner_learning_rate=0.01", "device=cpu"]
 SHORT = ["eval.tasks=2", "eval.validation_tasks=2", "eval.every=100000", "outer_schedule=constant"]

@@ -1,6 +1,6 @@
 """How fast tasks are drawn, and the share of a training step spent waiting for them.
 
-python scripts/sampler_speed.py [GROUP=CHOICE ...] [KEY=VALUE ...]      the same words as metarun takes
+python -m scripts.sampler_speed [GROUP=CHOICE ...] [KEY=VALUE ...]      the same words as metarun takes
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from metarun import cli, settings
-from metarun.team import Team
-from metarun.training import Training
-from metarun.work import build
+from metarun.cli import app
+from metarun.config import settings
+from metarun.distributed.task_parallel import TaskParallelGroup
+from metarun.engine.context import build_context
+from metarun.training.trainer import Trainer
 
 STEPS = 30
 
 
 def main() -> None:
-    with initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
-        work = build(settings.build(compose("config", sys.argv[1:])))
+    with initialize_config_dir(str(app.config_folder()), version_base="1.3"):
+        work = build_context(settings.build(compose("config", sys.argv[1:])))
     shape, batch = work.train_shape, work.settings.meta_batch
     drawing: list[float] = []
     draw = work.source.draw
@@ -36,7 +37,7 @@ def main() -> None:
 
     work.source.draw = timed_draw  # type: ignore[method-assign]
     with tempfile.TemporaryDirectory() as folder:
-        training = Training(Team(work), Path(folder))
+        training = Trainer(TaskParallelGroup(work), Path(folder))
         steps = []
         for _ in range(STEPS):
             began = time.perf_counter()

@@ -1,6 +1,6 @@
 """Meta-SGD's sinusoid experiment (arXiv 1707.09835, Table 1) for every method: mean squared error after one step.
 
-python scripts/sinusoid_table.py [--iterations 60000] [--methods maml msgd ...] [--shots 5 10 20] [--jobs 2]
+python -m scripts.sinusoid_table [--iterations 60000] [--methods maml msgd ...] [--shots 5 10 20] [--jobs 2]
 
 Curves have amplitude U[0.1, 5], frequency U[0.8, 1.2] and phase U[0, pi]; a network 1-40-40-1 learns from meta-batches
 of 4 curves with K support and 10 query points. It is tested on 100 curves, each with 100 draws of its points, 100 of
@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from metarun.checkpointing import store
-from metarun.data import noise
-from metarun.data.counter import words
-from metarun.data.sinusoid import SinusoidSource
-from metarun.meta import evaluate_tasks
-from metarun.work import build
+from metarun.core.meta_learner import evaluate_tasks
+from metarun.data import method_noise
+from metarun.data.datasets.sinusoid import SinusoidTaskSampler
+from metarun.data.random_numbers import philox_words
+from metarun.engine.context import build_context
 
 METHODS = {
     "maml": ["method=maml"],
@@ -58,14 +58,14 @@ def test(folder: Path, method: str, trained: int, shots: int) -> str:
     """Mean and interval with the best checkpoint by validation."""
     path = store.best_checkpoint_path(folder / f"{method}-{trained}")
     state = store.load(path)
-    work = build(state.settings)
-    work.restore(state.weights, str(path))
-    assert isinstance(work.source, SinusoidSource)
+    work = build_context(state.settings)
+    work.load_state_dict(state.weights, str(path))
+    assert isinstance(work.source, SinusoidTaskSampler)
     tasks = CURVES * REPEATS
-    curves = np.repeat(words(0, 4, 0, CURVES, 3), REPEATS, axis=0)
-    drawn = work.source.tasks(curves, words(0, 5, 0, tasks, shots + QUERIES), shots)
+    curves = np.repeat(philox_words(0, 4, 0, CURVES, 3), REPEATS, axis=0)
+    drawn = work.source.tasks(curves, philox_words(0, 5, 0, tasks, shots + QUERIES), shots)
     learner = work.learner
-    own = noise(0, "test", 0, tasks, learner.method.noise(learner.inner_loop))
+    own = method_noise(0, "test", 0, tasks, learner.method.noise(learner.inner_loop))
     losses, _ = evaluate_tasks(learner, work.parameters, drawn, own, vectorised=True)
     by_curve = losses[:, -1].double().view(CURVES, REPEATS).mean(1)
     return f"{by_curve.mean():.2f} ± {1.96 * by_curve.std(correction=0) / CURVES**0.5:.2f}"

@@ -1,6 +1,6 @@
 """Damage what a killed run left, go on with it, and count what comes of it: never a wrong end.
 
-python scripts/survive_damage.py [--times 100]
+python -m scripts.survive_damage [--times 100]
 
 A run of a second keeps several checkpoints. So often, for each kind of damage, its folder is copied as a kill would
 have left it, the newest checkpoint (or best.safetensors, or the last line of metrics.jsonl) is cut short or has one bit
@@ -23,13 +23,14 @@ from pathlib import Path
 
 import torch
 from hydra import compose, initialize_config_dir
-from survival import SMALL, run_differences, table
 
-from metarun import cli, settings
 from metarun.checkpointing import store
+from metarun.cli import app
+from metarun.config import settings
 from metarun.errors import UserError
-from metarun.records import RESULT
+from metarun.loggers.run_logger import RESULT
 from metarun.runner import run
+from scripts.survival import SMALL, run_differences, table
 
 STEPS = 60
 WORDS = [*SMALL, f"iterations={STEPS}", "eval.every=30", "save.every=20", "save.keep=4"]
@@ -74,7 +75,7 @@ DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
 
 
 def composed() -> settings.Settings:
-    with initialize_config_dir(str(cli.config_folder()), version_base="1.3"):
+    with initialize_config_dir(str(app.config_folder()), version_base="1.3"):
         return settings.build(compose("config", WORDS))
 
 

@@ -1,6 +1,6 @@
 """Kill a run again and again, start it again each time: its end must be that of a run that nobody disturbed.
 
-python scripts/survive_kills.py [--methods maml ...] [--kills 50] [--at-once 2] [--signal KILL] [KEY=VALUE ...]
+python -m scripts.survive_kills [--methods maml ...] [--kills 50] [--at-once 2] [--signal KILL] [KEY=VALUE ...]
 
 For each method a small run is first left alone, then, in another folder, killed at random moments: every sixth while it
 starts up, the last sixth in the final test, the others wherever it is. Each time it is started again with resume=auto,
@@ -24,10 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from survival import SMALL, Command, metrics, run_differences, table
-
 from metarun.checkpointing import store
 from metarun.methods import METHODS
+from scripts.survival import SMALL, Command, metrics, run_differences, table
 
 PHASES = ("start-up", "training", "validation", "test")
 SHARE = 6  # of so many kills one falls into the start-up, and one of the last into the final test

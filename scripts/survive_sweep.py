@@ -1,6 +1,6 @@
 """Kill a sweep in its middle and type it again: it must skip, go on and begin, and end as one that nobody disturbed.
 
-python scripts/survive_sweep.py [--jobs 6] [--kills 1]
+python -m scripts.survive_sweep [--jobs 6] [--kills 1]
 
 A --multirun sweep over seeds runs undisturbed; in another folder it is killed (SIGKILL, the whole process group) at a
 random moment of a job in its middle, and started again with resume=auto in the same hydra.sweep.dir. Prints what became
@@ -19,10 +19,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from survival import SMALL, Command, run_differences, table
-
 from metarun.checkpointing import store
-from metarun.records import RESULT
+from metarun.loggers.run_logger import RESULT
+from scripts.survival import SMALL, Command, run_differences, table
 
 WORDS = [*SMALL, "iterations=800", "eval.every=100", "save.every=20", "eval.validation_tasks=100", "eval.tasks=1000"]
 NEXT = {"finished": "skipped", "stopped": "went on", "begun": "ran", "not begun": "ran"}  # what a sitting owes a job

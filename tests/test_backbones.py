@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from metarun.backbones import BACKBONES, MLP, Conv4
+from metarun.config.groups import CONFIG_GROUPS
 from metarun.errors import UserError
-from metarun.groups import GROUPS
 
 
 def test_every_backbone_of_the_schema_exists() -> None:
-    assert set(BACKBONES) == set(GROUPS["backbone"])
+    assert set(BACKBONES) == set(CONFIG_GROUPS["backbone"])
 
 
 def test_mlp_has_the_published_shape_and_general_ones() -> None:

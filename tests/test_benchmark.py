@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark import AGREEMENT, BARE, PRODUCT, YARDSTICK, difference, measure, ratio, show
-from benchmark_contender import Ended
-from benchmark_works import Work
+
+from scripts.benchmark import AGREEMENT, BARE, PRODUCT, YARDSTICK, difference, measure, ratio, show
+from scripts.benchmark_contender import Ended
+from scripts.benchmark_works import Work
 
 SINE = ("dataset=sinusoid", "backbone.hidden=[5,4]", "shots=3", "queries=2", "meta_batch=2", "inner_loop=2")
 PICTURES = ("dataset=folder", "backbone=conv4", "backbone.filters=3", "shots=1", "queries=2", "eval.queries=2")

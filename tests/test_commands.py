@@ -14,16 +14,16 @@ import sys
 from pathlib import Path
 
 import pytest
-import small_data
 import torch
-from command_line import command
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
 from metarun import methods
 from metarun.checkpointing.store import load
-from metarun.groups import GROUPS
-from metarun.schema import Settings, keys
+from metarun.config.groups import CONFIG_GROUPS
+from metarun.config.schema import Settings, iter_options
+from tests.helpers import small_data
+from tests.helpers.command_line import command
 
 ROOT = Path(__file__).parent.parent
 TINY = ["iterations=2", "eval.tasks=4", "eval.validation_tasks=2", "eval.every=2"]
@@ -149,7 +149,7 @@ def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     arguments = ["dataset=sinusoid", *TINY, "hydra.run.dir=run"]
-    code = "import metarun.cli, sys; print(metarun.cli.config_folder()); sys.exit(metarun.cli.main())"
+    code = "import metarun.cli.app, sys; print(metarun.cli.app.config_folder()); sys.exit(metarun.cli.app.main())"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         cwd=elsewhere,
@@ -201,9 +201,12 @@ def test_the_method_of_the_docs_takes_steps_of_its_length(monkeypatch: pytest.Mo
 
 def test_the_readme_lists_every_key_and_choice() -> None:
     text = (ROOT / "README.md").read_text()
-    names = [name for name, _, _ in keys(Settings)]
+    names = [name for name, _, _ in iter_options(Settings)]
     names += [
-        name for group, nodes in GROUPS.items() for node in nodes.values() for name, _, _ in keys(node, f"{group}.")
+        name
+        for group, nodes in CONFIG_GROUPS.items()
+        for node in nodes.values()
+        for name, _, _ in iter_options(node, f"{group}.")
     ]
     names += [name for group in ("dataset", "backbone", "method") for name in choices(group)]
     assert [name for name in names if f"`{name}`" not in text] == []  # test_experiments looks for those

@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
-from command_line import command
-from experiments_table import PARTS, PRESETS, header, table
 from hydra import compose, initialize_config_dir
 
-from metarun import settings
-from metarun.groups import Fomaml, L2f, Maml, Msgd, Mtnet, Sinusoid, Warpgrad
-from metarun.schema import Settings
+from metarun.config import settings
+from metarun.config.groups import Fomaml, L2f, Maml, Msgd, Mtnet, Sinusoid, Warpgrad
+from metarun.config.schema import Settings
+from scripts.experiments_table import PARTS, PRESETS, header, table
+from tests.helpers.command_line import command
 
 NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
 if not (PRESETS.parent / "backbone" / "resnet12.yaml").exists():
@@ -98,4 +98,4 @@ def test_missing_data_is_told_in_one_line(data: str, capsys: pytest.CaptureFixtu
 
 def test_the_docs_have_the_table() -> None:
     docs = (PRESETS.parent.parent / "docs" / "experiments.md").read_text(encoding="utf-8")
-    assert table() in docs, "python scripts/experiments_table.py prints it"
+    assert table() in docs, "python -m scripts.experiments_table prints it"

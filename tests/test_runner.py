@@ -11,17 +11,18 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import lines, small, tensors
 
-from metarun import cli, training
 from metarun.checkpointing import file_format, store
+from metarun.cli import app
+from metarun.config.groups import Mlp
+from metarun.config.schema import Engine, Settings
+from metarun.distributed.task_parallel import TaskParallelGroup
+from metarun.engine.context import build_context
 from metarun.errors import UserError
-from metarun.evaluation import Evaluation
-from metarun.groups import Mlp
+from metarun.metrics import EvalResult
 from metarun.runner import run
-from metarun.schema import Engine, Settings
-from metarun.team import Team
-from metarun.work import build
+from metarun.training import trainer
+from tests.helpers.small_runs import lines, small, tensors
 
 
 def test_a_run_folder_explains_itself(tmp_path: Path) -> None:
@@ -78,7 +79,7 @@ def test_a_checkpoint_without_settings_is_told(alone: None, capsys, monkeypatch,
     Path("made").write_bytes(file_format.encoded(content, {}))
     words = ["metarun", *typed.split(), "support=a", "query=b"]
     monkeypatch.setattr(sys, "argv", words if "predict" in typed else words[:3])
-    assert cli.main() == 2
+    assert app.main() == 2
     told = capsys.readouterr().err
     assert len(told.splitlines()) == 1 and "checkpoint made: it is not one that this version" in told
 
@@ -103,13 +104,13 @@ def test_two_processes_cannot_write_to_one_run_folder(tmp_path: Path) -> None:
 def test_an_evaluation_without_a_finite_step_is_no_result(
     split: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate, nothing = Team.evaluate, torch.full((10, 4), math.nan, dtype=torch.float64)
+    evaluate, nothing = TaskParallelGroup.evaluate, torch.full((10, 4), math.nan, dtype=torch.float64)
 
-    def diverged(team: Team, of: str, *given: Any, **named: Any) -> Evaluation:
+    def diverged(team: TaskParallelGroup, of: str, *given: Any, **named: Any) -> EvalResult:
         found = evaluate(team, of, *given, **named)
-        return Evaluation("mse", nothing, nothing, 2) if of == split else found
+        return EvalResult("mse", nothing, nothing, 2) if of == split else found
 
-    monkeypatch.setattr(Team, "evaluate", diverged)
+    monkeypatch.setattr(TaskParallelGroup, "evaluate", diverged)
     with pytest.raises(FloatingPointError, match=message):
         run(small(tmp_path), tmp_path / "run")
     told = [line["mse"] for line in lines(tmp_path / "run") if line["split"] == "val"]
@@ -169,25 +170,25 @@ def test_the_engines_choices_compute_the_same(tmp_path: Path) -> None:
 
 def test_cuda_that_is_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"device=cuda:99: this machine has \d+ CUDA devices"):
-        build(small(tmp_path, device="cuda:99"))
+        build_context(small(tmp_path, device="cuda:99"))
 
 
 def test_cosine_falls_to_its_end() -> None:
     settings = Settings(outer_schedule="cosine", iterations=100, outer_learning_rate=0.1)
-    assert training.learning_rate(settings, 0) == 0.1
-    assert training.learning_rate(settings, 50) == pytest.approx(0.05)
-    assert training.learning_rate(settings, 100) == pytest.approx(0.0)
+    assert trainer.learning_rate(settings, 0) == 0.1
+    assert trainer.learning_rate(settings, 50) == pytest.approx(0.05)
+    assert trainer.learning_rate(settings, 100) == pytest.approx(0.0)
     settings.outer_learning_rate_end = 0.02
-    assert training.learning_rate(settings, 0) == 0.1
-    assert training.learning_rate(settings, 50) == pytest.approx(0.06)
-    assert training.learning_rate(settings, 100) == pytest.approx(0.02)
+    assert trainer.learning_rate(settings, 0) == 0.1
+    assert trainer.learning_rate(settings, 50) == pytest.approx(0.06)
+    assert trainer.learning_rate(settings, 100) == pytest.approx(0.02)
 
 
 def test_the_interval_is_that_of_the_mean_over_tasks() -> None:
     values = torch.tensor([[0.0, 1.0], [0.5, 0.0], [0.2, 0.5], [0.1, 0.5]], dtype=torch.float64)
-    found = Evaluation("accuracy", values, values)
+    found = EvalResult("accuracy", values, values)
     assert found.by_step == pytest.approx([0.2, 0.5]) and found.mean == 0.5
     assert found.ci95 == pytest.approx(1.96 * (0.5 / 4) ** 0.5 / 2)
     assert str(found) == "accuracy 50.00 ± 34.65 %"
     assert found.better_than(0.4) and not found.better_than(0.5)
-    assert Evaluation("mse", values, values).better_than(0.6)
+    assert EvalResult("mse", values, values).better_than(0.6)

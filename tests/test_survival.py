@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from survival import differences
-from survive_kills import Report, survive_long_enough
+
+from scripts.survival import differences
+from scripts.survive_kills import Report, survive_long_enough
 
 KILLS = 3
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from metarun.backbones.pictures import image_shape, initialise
+from metarun.backbones.common import image_shape, initialise
 from metarun.errors import UserError
-from metarun.norm import block, norm_layer
+from metarun.nn.norm import conv_norm_act, norm_layer
 
 BLOCKS = 4
 
@@ -23,7 +23,7 @@ class Block(nn.Module):
         self.norm = norm_layer(norm, filters)
 
     def forward(self, x: Tensor) -> Tensor:
-        return block(x, self.convolution, self.norm, self.pool)
+        return conv_norm_act(x, self.convolution, self.norm, self.pool)
 
 
 class Conv4(nn.Module):

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from metarun.backbones.pictures import image_shape, initialise
+from metarun.backbones.common import image_shape, initialise
 from metarun.errors import UserError
-from metarun.norm import activated, block, norm_layer
+from metarun.nn.norm import conv_norm_act, norm_layer, pool_and_activate
 
 STAGES = 4
 SLOPES = {"relu": 0.0, "leaky_relu": 0.1}  # of an activation's negative side
@@ -37,9 +37,9 @@ class Stage(nn.Module):
         y = x
         *inner, (convolution, norm) = zip(self.convolutions, self.norms, strict=True)
         for each, its_norm in inner:
-            y = block(y, each, its_norm, slope=self.slope)
+            y = conv_norm_act(y, each, its_norm, slope=self.slope)
         y = norm(convolution(y)) + self.shortcut_norm(self.shortcut(x))
-        return activated(y, self.pool, self.slope)
+        return pool_and_activate(y, self.pool, self.slope)
 
 
 class ResNet12(nn.Module):

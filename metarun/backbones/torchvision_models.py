@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.backbones.pictures import image_shape
-from metarun.errors import UserError, nearest
-from metarun.norm import Norm, before_norm
+from metarun.backbones.common import image_shape
+from metarun.errors import UserError, did_you_mean
+from metarun.nn.norm import Norm, before_norm
 
 COLOURS = 3
 OPTIONS: dict[str, dict[str, Any]] = {  # one output instead of three; and the weights that their papers begin with
@@ -39,10 +39,10 @@ def torchvision_model(input_shape: Sequence[int], outputs: int, network: str = "
     # RegNets reckon their widths with tensors, which those without memory ("meta") cannot
     with torch.device("cpu") if network.startswith("regnet") else nullcontext():
         model = models.get_model(network, weights=None, num_classes=outputs, **OPTIONS.get(network, {}))
-    keep_house(model)
+    make_deterministic(model)
     if channels == 1:
-        model.register_forward_pre_hook(in_colours)
-    require_fits(model, network, (2, channels, height, width))
+        model.register_forward_pre_hook(grey_to_rgb)
+    check_input_size(model, network, (2, channels, height, width))
     return model
 
 
@@ -60,7 +60,7 @@ def torchvision_models(network: str) -> Any:
     if network not in known:
         raise UserError(
             f"backbone.network={network}: torchvision has no classifier of that name; it has {len(known)}, "
-            f"such as resnet18, mobilenet_v3_small, densenet121{nearest(network, known)}"
+            f"such as resnet18, mobilenet_v3_small, densenet121{did_you_mean(network, known)}"
         )
     return models
 
@@ -70,7 +70,7 @@ def weights_url(network: str) -> str:
     return torchvision_models(network).get_model_weights(network).DEFAULT.url
 
 
-def keep_house(module: nn.Module) -> None:
+def make_deterministic(module: nn.Module) -> None:
     """Take out what is random, and put `Norm`s for batch norms, with their affine."""
     from torchvision.ops import StochasticDepth
 
@@ -82,20 +82,20 @@ def keep_house(module: nn.Module) -> None:
         elif isinstance(child, (nn.modules.dropout._DropoutNd, StochasticDepth)):
             setattr(module, name, nn.Identity())
         else:
-            keep_house(child)
+            make_deterministic(child)
     if isinstance(module, nn.Sequential):
         for one, other in itertools.pairwise(module):
             if type(one) is nn.Conv2d and isinstance(other, Norm):
                 one.forward = partial(before_norm, one)  # pyright: ignore[reportAttributeAccessIssue]
 
 
-def in_colours(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
+def grey_to_rgb(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
     """A grey picture as one of three equal colours."""
     (x,) = inputs
     return x.expand(-1, COLOURS, -1, -1)
 
 
-def require_fits(model: nn.Module, network: str, shape: Sequence[int]) -> None:
+def check_input_size(model: nn.Module, network: str, shape: Sequence[int]) -> None:
     """Whether pictures of this shape go through, tried without memory. Raises UserError where they do not."""
     tensors = {name: t.to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
     try:

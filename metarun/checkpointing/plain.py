@@ -14,9 +14,9 @@ from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from metarun.config.groups import CONFIG_GROUPS
+from metarun.config.schema import Settings, check
 from metarun.errors import UserError
-from metarun.groups import GROUPS
-from metarun.schema import Settings, check
 
 NOT_FINITE = ("nan", "inf", "-inf")
 NEEDED = "???"  # the default of a key without one
@@ -93,7 +93,7 @@ def from_json_of_field(kind: type, item: Field, value: Any, name: str) -> Any:
     hint = hints(kind)[item.name]
     if hint is not Any:
         return from_json(hint, value, name)
-    if kind is Settings and item.name in GROUPS:
+    if kind is Settings and item.name in CONFIG_GROUPS:
         return choice(item.name, value, name)
     entry = item.metadata["several"] or str
     return from_json(entry | list[entry] | None, value, name)
@@ -109,7 +109,7 @@ def require_in_range(settings: Settings) -> None:
 def choice(group: str, value: Any, name: str) -> Any:
     """The choice of a group with its keys; its saved name is compared with the known ones."""
     chosen = expected(dict, value, name).get("name")
-    known = GROUPS[group]
+    known = CONFIG_GROUPS[group]
     if not isinstance(chosen, str) or chosen not in known:
         raise ValueError(f"its {name}.name is {shown(chosen)}, known are {', '.join(known)}")
     return from_json(known[chosen], value, name)

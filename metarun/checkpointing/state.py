@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun import generators
 from metarun.checkpointing import plain
-from metarun.data.likeness import Likeness
+from metarun.config.schema import Settings
+from metarun.data.preprocessing import Likeness
 from metarun.errors import UserError
-from metarun.schema import Settings
+from metarun.utils import random_state as generators
 
 Tensors = dict[str, Tensor]
 PARTS = ("theta", "phi", "statistics", "exp_avg", "exp_avg_sq", "adam_steps", "generators")  # those that are tensors

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from metarun import whole_files
 from metarun.checkpointing import file_format, plain
-from metarun.errors import UserError, nearby, pasteable
-from metarun.schema import Settings
+from metarun.config.schema import Settings
+from metarun.errors import UserError, quote_override, relative_to_cwd
+from metarun.utils import files
 
 if TYPE_CHECKING:
     from metarun.checkpointing.state import CheckpointState
@@ -31,12 +31,12 @@ def save(path: Path, state: CheckpointState) -> None:
     try:
         data = file_format.encoded(*state.parts())
     except ValueError as error:
-        raise UserError(f"checkpoint {nearby(path)}: cannot be saved: {error}") from error
-    with whole_files.told(path.parent):
+        raise UserError(f"checkpoint {relative_to_cwd(path)}: cannot be saved: {error}") from error
+    with files.translate_os_errors(path.parent):
         if not path.parent.is_dir():
             path.parent.mkdir()
-            whole_files.sync_folder(path.parent.parent)
-    whole_files.write(path, data)
+            files.sync_folder(path.parent.parent)
+    files.atomic_write(path, data)
 
 
 def step_checkpoint_path(folder: Path, step: int) -> Path:
@@ -108,17 +108,17 @@ def recovery_hint(folder: Path) -> str:
         intact = latest_intact_checkpoint(folder)
     except UserError as error:
         return str(error)
-    return f"{intact.name} is whole, go on with {pasteable('resume', nearby(folder))}"
+    return f"{intact.name} is whole, go on with {quote_override('resume', relative_to_cwd(folder))}"
 
 
 def quarantine_if_damaged(path: Path) -> str | None:
     """What is wrong with a checkpoint, which is then called NAME.damaged; None where it is whole."""
     if not path.exists():
-        return f"{nearby(path)} is missing"
+        return f"{relative_to_cwd(path)} is missing"
     error = integrity_error(path)
     if error is None:
         return None
-    return f"{nearby(path)} {error}: it is kept as {path.rename(path.with_name(f'{path.name}.damaged')).name}"
+    return f"{relative_to_cwd(path)} {error}: it is kept as {path.rename(path.with_name(f'{path.name}.damaged')).name}"
 
 
 def integrity_error(path: Path) -> str | None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from metarun.data import cifar, cub, folder, glyphs, miniimagenet, omniglot, tieredimagenet
-from metarun.data.counter import noise, order
-from metarun.data.on_disk import Places
-from metarun.data.sampler import ImageSource
-from metarun.data.sinusoid import SinusoidSource
-from metarun.data.source import Shape, Source
+from metarun.data.datasets import cifar, cub, folder, glyphs, miniimagenet, omniglot, tieredimagenet
+from metarun.data.datasets.sinusoid import SinusoidTaskSampler
+from metarun.data.formats.detect import DataPaths
+from metarun.data.image_sampler import ImageTaskSampler
+from metarun.data.random_numbers import method_noise, permutation_list
+from metarun.data.task_sampler import TaskSampler, TaskShape
 
-__all__ = ["KNOWN", "Places", "Shape", "Source", "load", "noise", "order"]
+__all__ = ["KNOWN", "DataPaths", "TaskSampler", "TaskShape", "load", "method_noise", "permutation_list"]
 
 KNOWN = (cifar.CIFAR_FS, cifar.FC100, miniimagenet.KNOWN, tieredimagenet.KNOWN, cub.KNOWN)  # published, on disk
 IMAGES = {
@@ -29,7 +29,9 @@ IMAGES = {
 }
 
 
-def load(name: str, places: Places, device: torch.device, like: ImageSource | None = None, **options: Any) -> Source:
+def load(
+    name: str, places: DataPaths, device: torch.device, like: ImageTaskSampler | None = None, **options: Any
+) -> TaskSampler:
     """The data set `name`, ready to draw tasks from on `device`.
 
     Args:
@@ -39,10 +41,10 @@ def load(name: str, places: Places, device: torch.device, like: ImageSource | No
         UserError: its files are missing or damaged.
     """
     if name == "sinusoid":
-        return SinusoidSource(device=device, **options)
+        return SinusoidTaskSampler(device=device, **options)
     drawing = {key: options.pop(key) for key in ("normalise", "augment") if key in options}
     if like is None:
-        return ImageSource(IMAGES[name](places, **options), device, **drawing)
+        return ImageTaskSampler(IMAGES[name](places, **options), device, **drawing)
     images = IMAGES[name](places, look=like.set.look, **options)
     drawing["normalise"] = like.normalise
-    return ImageSource(replace(images, mean=like.set.mean, deviation=like.set.deviation), device, **drawing)
+    return ImageTaskSampler(replace(images, mean=like.set.mean, deviation=like.set.deviation), device, **drawing)

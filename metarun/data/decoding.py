@@ -18,7 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from metarun import __version__
-from metarun.data.look import Look, Raw, Unreadable, pixels
+from metarun.data.image_spec import ImageSpec, Raw, Unreadable, decode_image
 from metarun.errors import UserError
 
 LOT = 256  # images that are decoded at a time
@@ -65,7 +65,7 @@ class Decoded(NamedTuple):
     digest: bytes  # of the image, the same for equal images
 
 
-def fill(file: BinaryIO, look: Look, source: str, found: Contents, skip_unreadable: bool, path: Path) -> Manifest:
+def fill(file: BinaryIO, look: ImageSpec, source: str, found: Contents, skip_unreadable: bool, path: Path) -> Manifest:
     """Decode with all cores and write each image behind those of its class; the unreadable leave room at its end."""
     room = np.bincount(np.asarray(found.labels, np.int64), minlength=len(found.names))
     first = np.cumsum(room) - room
@@ -126,9 +126,9 @@ def reserve(file: BinaryIO, shape: tuple[int, ...]) -> int:
     return begin
 
 
-def decode(image: tuple[str, Raw], look: Look) -> Decoded | Unreadable:
+def decode(image: tuple[str, Raw], look: ImageSpec) -> Decoded | Unreadable:
     try:
-        found = pixels(image[1], look)
+        found = decode_image(image[1], look)
     except Unreadable as error:
         return error
     channels = found.reshape(look.channels, -1).astype(np.float32) / 255

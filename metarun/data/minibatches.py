@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.data.counter import BATCH_STREAM, augmentation, permutation
-from metarun.data.sampler import ImageSource
+from metarun.data.image_sampler import ImageTaskSampler
+from metarun.data.random_numbers import BATCH_STREAM, augmentation, permutation
 
 
-def minibatches(source: ImageSource, seed: int, first: int, count: int, size: int) -> tuple[Tensor, Tensor]:
+def minibatches(source: ImageTaskSampler, seed: int, first: int, count: int, size: int) -> tuple[Tensor, Tensor]:
     """Mini-batches number first .. first + count - 1: [count, size, channels, height, width], labels [count, size].
 
     Each training image passes by once an epoch, in an order of that epoch's own; where a class turned by 90 degrees is

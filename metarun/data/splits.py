@@ -8,8 +8,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from metarun.data.source import SPLITS
-from metarun.errors import UserError, nearest
+from metarun.data.task_sampler import SPLITS
+from metarun.errors import UserError, did_you_mean
 from metarun.utils.safe_files import read_json
 
 Parts = Mapping[str, Sequence[str]]  # "train", "val", "test" -> class names
@@ -40,7 +40,7 @@ def divide(dataset: str, split: str, names: Iterable[str], given: Parts | None) 
         UserError: no such division or file, or classes that are not there.
     """
     known = published(dataset)
-    wanted, title = asked(known, split)
+    wanted, title = resolve_split(known, split)
     there = set(names)
     lacking = [name for part in SPLITS for name in wanted[part] if name not in there]
     if lacking and given is not None and split in known and sizes(given) == sizes(wanted):
@@ -54,15 +54,15 @@ def divide(dataset: str, split: str, names: Iterable[str], given: Parts | None) 
     return wanted, f"{dataset}-{title}-{sizes(wanted)}"
 
 
-def asked(known: Mapping[str, Parts], split: str) -> tuple[Parts, str]:
+def resolve_split(known: Mapping[str, Parts], split: str) -> tuple[Parts, str]:
     """The division that is asked for, and its title. Raises UserError where there is none, or the file is no such."""
     if split in known:
         return known[split], split
     if split.endswith(".json"):
-        return own(Path(split).expanduser()), Path(split).stem
+        return load_custom_split(Path(split).expanduser()), Path(split).stem
     raise UserError(
         f"dataset.split={split}: choose one of {', '.join(sorted(known))}, or give a JSON file with lists of class "
-        f"names for train, val and test{nearest(split, known)}"
+        f"names for train, val and test{did_you_mean(split, known)}"
     )
 
 
@@ -70,7 +70,7 @@ def sizes(parts: Parts) -> str:
     return "/".join(str(len(parts[part])) for part in SPLITS)
 
 
-def own(path: Path) -> dict[str, list[str]]:
+def load_custom_split(path: Path) -> dict[str, list[str]]:
     """A person's own division. Raises UserError where the file is none, or a class stands twice."""
     try:
         parts = parts_of(read_json(path))

@@ -11,36 +11,36 @@ from typing import Any
 
 from torch import nn
 
-from metarun.errors import UserError, nearest
-from metarun.methods.l2f import forget
+from metarun.errors import UserError, did_you_mean
+from metarun.methods.anil_boil import anil, boil
+from metarun.methods.base import Method, Parameters, Tensors, split_parameters
+from metarun.methods.l2f import attenuate
 from metarun.methods.layers import resolved
 from metarun.methods.maml import maml
-from metarun.methods.msgd import learn_rates
-from metarun.methods.mtnet import transform
-from metarun.methods.partial import anil, boil
+from metarun.methods.msgd import learn_inner_rates
+from metarun.methods.mtnet import add_t_layers
 from metarun.methods.pretrain import pretrain
-from metarun.methods.slots import Method, Parameters, Tensors, divide
 from metarun.methods.warpgrad import warp
-from metarun.norm import norm_parameters
+from metarun.nn.norm import norm_parameters
 
 __all__ = ["METHODS", "Method", "Parameters", "Tensors", "compose", "prepare"]
 
 
 def msgd(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
-    return learn_rates(maml(model, 1.0), model, inner_learning_rate, **options)
+    return learn_inner_rates(maml(model, 1.0), model, inner_learning_rate, **options)
 
 
 def mtnet(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
-    return transform(maml(model, inner_learning_rate), model, **options)
+    return add_t_layers(maml(model, inner_learning_rate), model, **options)
 
 
 def warpgrad(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
     """Everything of the model adapts, the affine of its norm layers included."""
-    return warp(maml(model, inner_learning_rate, divide(model, across=()), "warpgrad"), model, **options)
+    return warp(maml(model, inner_learning_rate, split_parameters(model, across=()), "warpgrad"), model, **options)
 
 
 def l2f(model: nn.Module, inner_learning_rate: float) -> Method:
-    return forget(maml(model, inner_learning_rate), model)
+    return attenuate(maml(model, inner_learning_rate), model)
 
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -62,7 +62,9 @@ def prepare(
     """The method of that name on a model, with learned inner rates of the kind `learn_lr` beside it, or without."""
     if learn_lr is None:
         return METHODS[name](model, inner_learning_rate, **options)
-    return learn_rates(METHODS[name](model, 1.0, **options), model, inner_learning_rate, learn_lr, steps=inner_loop)
+    return learn_inner_rates(
+        METHODS[name](model, 1.0, **options), model, inner_learning_rate, learn_lr, steps=inner_loop
+    )
 
 
 ARGUMENTS = ("method", "model", "inner_learning_rate")  # of a function that extends a method, before its options
@@ -100,15 +102,17 @@ def compose(
         raise UserError("use_warp objective='trajectory': learns from stored iterates, which the command does only")
     rate = 1.0 if is_on(learn_lr) else inner_learning_rate
     norms = set() if is_on(use_warp) else norm_parameters(model)
-    method = maml(model, rate, divide(model, norms | resolved(model, across)), "Init")
+    method = maml(model, rate, split_parameters(model, norms | resolved(model, across)), "Init")
     if is_on(use_warp):
         method = warp(method, model, **options(use_warp, "use_warp", warp))
     if is_on(learn_lr):
-        method = learn_rates(method, model, inner_learning_rate, **options(learn_lr, "learn_lr", learn_rates))
+        method = learn_inner_rates(
+            method, model, inner_learning_rate, **options(learn_lr, "learn_lr", learn_inner_rates)
+        )
     if is_on(use_t):
-        method = transform(method, model, **options(use_t, "use_t", transform))
+        method = add_t_layers(method, model, **options(use_t, "use_t", add_t_layers))
     if is_on(use_forget):
-        method = forget(method, model, **options(use_forget, "use_forget", forget))
+        method = attenuate(method, model, **options(use_forget, "use_forget", attenuate))
     return method
 
 
@@ -123,5 +127,5 @@ def options(switch: Switch, name: str, function: Callable[..., Method]) -> dict[
     for option in given:
         if option not in known:
             allowed = f"its options: {', '.join(known)}" if known else "it has no options"
-            raise UserError(f"{name}={{{option!r}: ...}}: no such option; {allowed}{nearest(option, known)}")
+            raise UserError(f"{name}={{{option!r}: ...}}: no such option; {allowed}{did_you_mean(option, known)}")
     return given

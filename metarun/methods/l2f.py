@@ -17,14 +17,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.methods.slots import Method, Parts, Tensors, attach, widest
+from metarun.methods.base import Method, PassThroughModuleDict, Tensors, attach, widest
 
 
-def forget(method: Method, model: nn.Module) -> Method:
+def attenuate(method: Method, model: nn.Module) -> Method:
     """The method from an attenuated initialisation."""
     theta, phi = method.parameters
     size, device = len(theta), next(iter(theta.values())).device
-    attenuator = Parts({"0": nn.Linear(size, size), "2": nn.Linear(size, size)}).to(device, widest(theta))
+    attenuator = PassThroughModuleDict({"0": nn.Linear(size, size), "2": nn.Linear(size, size)}).to(
+        device, widest(theta)
+    )
     added = attach(model, "attenuator", attenuator)
     own = Forgetting(method)
     parameters = method.parameters._replace(phi={**phi, **added})

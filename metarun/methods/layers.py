@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from metarun.errors import UserError, nearest
-from metarun.methods.slots import Tensors
+from metarun.errors import UserError, did_you_mean
+from metarun.methods.base import Tensors
 
 log = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ def resolved(model: nn.Module, across: Iterable[str]) -> set[str]:
         if name in modules:
             held = list(modules[name].parameters())
         elif not held:
-            close = nearest(name, [*parameters, *modules])
+            close = did_you_mean(name, [*parameters, *modules])
             raise UserError(f"across: the model has no parameter or module {name!r}{close}")
         if not held:
             raise UserError(f"across: {name!r} has no parameters ({type(modules[name]).__name__}); leave it out")

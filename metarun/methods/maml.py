@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import nn
 
-from metarun.methods.slots import Method, Parameters, Tensors, divide, require_adapting
+from metarun.methods.base import Method, Parameters, Tensors, require_adapting, split_parameters
 
 
 def maml(
@@ -24,7 +24,7 @@ def maml(
     Raises:
         UserError: nothing adapts; the message begins with `name`.
     """
-    parameters = divide(model) if parameters is None else parameters
+    parameters = split_parameters(model) if parameters is None else parameters
     require_adapting(parameters, model, name)
     return Method(parameters, partial(descend, inner_learning_rate))
 

@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError
-from metarun.methods.slots import Bag, Method, Tensors, attach, require_choice, spelt, widest
+from metarun.methods.base import FlatParameterDict, Method, Tensors, attach, escape_dots, require_choice, widest
 
 ALPHAS = ("element", "tensor", "tensor_step", "scalar")
 PAPER_RANGE = (0.005, 0.1)  # of alpha's first value
 
 
-def learn_rates(
+def learn_inner_rates(
     method: Method,
     model: nn.Module,
     inner_learning_rate: float,
@@ -58,9 +58,11 @@ def learn_rates(
     if alpha == "scalar":
         name, tensor = next(iter(theta.items()))
         rates = {name: rate(tensor, widest(theta))}
-    added = attach(model, "inner_rates", Bag(rates))
+    added = attach(model, "inner_rates", FlatParameterDict(rates))
     own = Rates(
-        method, alpha, {name: f"inner_rates.{spelt(name if name in rates else next(iter(rates)))}" for name in theta}
+        method,
+        alpha,
+        {name: f"inner_rates.{escape_dots(name if name in rates else next(iter(rates)))}" for name in theta},
     )
     parameters = method.parameters._replace(phi={**phi, **added})
     return replace(method, parameters=parameters, update=own.update, shown=own.shown)

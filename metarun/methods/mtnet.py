@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError
+from metarun.methods.base import FlatParameterDict, Method, Tensors, attach, escape_dots
 from metarun.methods.layers import layers, name_left_out, parametrised
-from metarun.methods.slots import Bag, Method, Tensors, attach, spelt
 
 FULL_LOGIT_STD = {True: 0.01, False: 0.1}  # of a mask for each weight: with convolutions, without
 
@@ -29,7 +29,7 @@ FULL_LOGIT_STD = {True: 0.01, False: 0.1}  # of a mask for each weight: with con
 Maps = dict[str, tuple[str, int]]  # of a weight or bias: the weight whose T acts on it, and the axis of output units
 
 
-def transform(method: Method, model: nn.Module, mask: bool = True, full: bool = False) -> Method:
+def add_t_layers(method: Method, model: nn.Module, mask: bool = True, full: bool = False) -> Method:
     """The method with T layers and masks, on every convolution and linear layer; the log names what adapts without.
 
     Args:
@@ -60,7 +60,7 @@ def transform(method: Method, model: nn.Module, mask: bool = True, full: bool = 
         for name, (owner, units) in maps.items()
         if name == owner
     }
-    added = attach(model, "t_layers", Bag(transforms))
+    added = attach(model, "t_layers", FlatParameterDict(transforms))
     name_left_out(
         "mtnet: T and masks act on convolution and linear layers; these adapt without",
         model,
@@ -68,7 +68,7 @@ def transform(method: Method, model: nn.Module, mask: bool = True, full: bool = 
     )
     own = Transformed(method, maps)
     transformed = replace(method, parameters=method.parameters._replace(phi={**phi, **added}), weights=own.weights)
-    return masked(transformed, model, maps, full) if mask else transformed
+    return add_gradient_masks(transformed, model, maps, full) if mask else transformed
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Transformed:
     def weights(self, theta: Tensors, phi: Tensors) -> Tensors:
         run = self.method.weights(theta, phi)
         for name, (owner, units) in self.maps.items():
-            t, tensor = phi[f"t_layers.{spelt(owner)}"], run[name]  # t: [out, out]
+            t, tensor = phi[f"t_layers.{escape_dots(owner)}"], run[name]  # t: [out, out]
             if tensor.dim() == 1:
                 run[name] = t @ tensor
             else:
@@ -91,7 +91,7 @@ class Transformed:
         return run
 
 
-def masked(method: Method, model: nn.Module, maps: Maps, full: bool) -> Method:
+def add_gradient_masks(method: Method, model: nn.Module, maps: Maps, full: bool) -> Method:
     """The method with masked gradients: of a unit's weights and bias together, or of each weight (`full`)."""
     theta, phi = method.parameters
     if full:
@@ -104,7 +104,7 @@ def masked(method: Method, model: nn.Module, maps: Maps, full: bool) -> Method:
             for name, (owner, axis) in maps.items()
             if name == owner
         }
-    added = attach(model, "mask_logits", Bag(units))
+    added = attach(model, "mask_logits", FlatParameterDict(units))
     own = Masked(method, maps, {name: logit.shape for name, logit in units.items()}, full)
     parameters = method.parameters._replace(phi={**phi, **added})
     return replace(method, parameters=parameters, begin=own.begin, shown=own.shown, update=own.update, noise=own.noise)
@@ -127,7 +127,7 @@ class Masked:
     def draw(self, phi: Tensors, noise: Tensor) -> Tensors:
         parts = noise.split([shape.numel() for shape in self.shapes.values()])
         return {
-            name: straight_through(phi[f"mask_logits.{spelt(name)}"], part.view(shape))
+            name: straight_through(phi[f"mask_logits.{escape_dots(name)}"], part.view(shape))
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
@@ -142,12 +142,12 @@ class Masked:
         mask = masks[step if self.full else 0]
         kept = dict(gradient)
         for name, (owner, units) in self.maps.items():
-            kept[name] = gradient[name] * aligned(mask[owner], gradient[name], units)
+            kept[name] = gradient[name] * broadcast_mask(mask[owner], gradient[name], units)
         return self.method.update(theta, kept, phi, before, step)
 
     def shown(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
         """The share that a draw masks on average, P(M = 0)."""
-        shares = {name: (-phi[f"mask_logits.{spelt(name)}"]).sigmoid().mean() for name in self.shapes}
+        shares = {name: (-phi[f"mask_logits.{escape_dots(name)}"]).sigmoid().mean() for name in self.shapes}
         own = {f"masked_{'weights' if self.full else 'units'}/{name}": share for name, share in shares.items()}
         return {**self.method.shown(theta, phi, gradient, noise), **own}
 
@@ -165,7 +165,7 @@ def straight_through(logit: Tensor, noise: Tensor) -> Tensor:
     return ((soft > 0.5).to(soft) + (soft - soft.detach())).to(logit)  # exactly 0 or 1
 
 
-def aligned(mask: Tensor, gradient: Tensor, units: int) -> Tensor:
+def broadcast_mask(mask: Tensor, gradient: Tensor, units: int) -> Tensor:
     """A mask of output units [out] along that axis of the gradient; one of the gradient's own shape as it is."""
     if mask.shape == gradient.shape:
         return mask

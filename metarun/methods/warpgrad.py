@@ -22,9 +22,18 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map
 
 from metarun.errors import UserError
+from metarun.methods.base import (
+    Method,
+    Parameters,
+    PassThroughModuleDict,
+    TaskLearnerProtocol,
+    Tensors,
+    attach,
+    escape_dots,
+    require_choice,
+)
 from metarun.methods.layers import called
-from metarun.methods.slots import Method, Parameters, Parts, TaskFunctions, Tensors, attach, require_choice, spelt
-from metarun.norm import Norm, before_norm
+from metarun.nn.norm import Norm, before_norm
 
 CONVOLUTIONS = {  # what warps a convolution's output, transposed or not
     (nn.Conv1d, nn.ConvTranspose1d): nn.Conv1d,
@@ -124,10 +133,10 @@ def warp(
         raise UserError(f"warpgrad: kernel={kernel} would change the shape of what it warps; give an odd one")
     phi = method.parameters.phi
     places = dict(model.named_modules())
-    names = default_places(model) if after is None else after
+    names = default_warp_sites(model) if after is None else after
     if len(set(names)) < len(names):
         raise UserError(f"warpgrad: after={names} names a module twice")
-    warps = Parts()
+    warps = PassThroughModuleDict()
     for name in names:
         if name not in places:
             raise UserError(f"warpgrad: the model has no module {name!r} to put a warp layer behind")
@@ -142,10 +151,10 @@ def warp(
         layer = Warp(inner[-1], depth, kernel, norm, activation, residual)
         if start == "identity":
             layer.start_as_identity()
-        warps[spelt(name)] = layer
+        warps[escape_dots(name)] = layer
     added = attach(model, "warp_layers", warps)
     for name in names:
-        layer = warps[spelt(name)]
+        layer = warps[escape_dots(name)]
         assert isinstance(layer, Warp)
         places[name].register_forward_hook(partial(run_warp, name, layer))  # a partial is copied along with the model
 
@@ -166,7 +175,13 @@ def warp(
 
 
 def update(
-    inner: Callable[..., Tensors], warps: Parts, theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int
+    inner: Callable[..., Tensors],
+    warps: PassThroughModuleDict,
+    theta: Tensors,
+    gradient: Tensors,
+    phi: Tensors,
+    fixed: Any,
+    step: int,
 ) -> Tensors:
     """That of the method without warps. Raises UserError where no data has passed through one of them."""
     if not torch.compiler.is_compiling():
@@ -179,17 +194,17 @@ def update(
     return inner(theta, gradient, phi, fixed, step)
 
 
-def ahead(approximate: bool, theta: Tensors, phi: Tensors, task: TaskFunctions, number: int) -> Tensors:
+def ahead(approximate: bool, theta: Tensors, phi: Tensors, task: TaskLearnerProtocol, number: int) -> Tensors:
     """The look-ahead; approximate: it does not see phi change."""
-    return task.step(theta, tree_map(torch.detach, phi) if approximate else phi, number)
+    return task.inner_step(theta, tree_map(torch.detach, phi) if approximate else phi, number)
 
 
-def look_ahead(approximate: bool, theta: Tensors, phi: Tensors, task: TaskFunctions, number: int) -> Tensor:
+def look_ahead(approximate: bool, theta: Tensors, phi: Tensors, task: TaskLearnerProtocol, number: int) -> Tensor:
     """L_query after one step from an iterate, which is detached."""
     return task.query_loss(ahead(approximate, tree_map(torch.detach, theta), phi, task, number), phi)
 
 
-def warp_maml(approximate: bool, parameters: Parameters, task: TaskFunctions) -> Tensor:
+def warp_maml(approximate: bool, parameters: Parameters, task: TaskLearnerProtocol) -> Tensor:
     theta, phi = parameters
     still = tree_map(torch.detach, phi)
     if task.inner_loop == 0:
@@ -217,7 +232,7 @@ def shown(
     """What the method without warps shows, and the norm of each warp layer's parameters."""
     own = {}
     for name in names:
-        prefix = f"warp_layers.{spelt(name)}."
+        prefix = f"warp_layers.{escape_dots(name)}."
         entries = [tensor.flatten() for key, tensor in phi.items() if key.startswith(prefix)]
         own[f"warp_norm/{name}"] = torch.cat(entries).norm()
     return {**inner(theta, phi, gradient, noise), **own}
@@ -266,7 +281,7 @@ def warped_modules(model: nn.Module) -> dict[str, nn.Module]:
     return {name: module for name, module in called(model).items() if isinstance(module, WARPED)}
 
 
-def default_places(model: nn.Module) -> list[str]:
+def default_warp_sites(model: nn.Module) -> list[str]:
     blocks = getattr(model, "blocks", None)
     if isinstance(blocks, nn.Module):
         return [f"blocks.{name}" for name, _ in blocks.named_children()]

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metarun.errors import nearby
-from metarun.groups import GROUPS
-from metarun.help import show
-from metarun.report.found import Run
-from metarun.report.intervals import over_seeds
-from metarun.schema import ELSEWHERE
+from metarun.cli.help import format_value
+from metarun.config.groups import CONFIG_GROUPS
+from metarun.config.schema import MACHINE_KEYS
+from metarun.errors import relative_to_cwd
+from metarun.report.intervals import seed_ci95
+from metarun.report.runs import Run
 
-NOT_ITS_OWN = ("seed", "eval.details", *ELSEWHERE)  # what may differ within a group, and `save.`, `engine.`
+IGNORED_SETTINGS = ("seed", "eval.details", *MACHINE_KEYS)  # what may differ within a group, and `save.`, `engine.`
 TASK = ("dataset", "eval.ways", "eval.shots", "metric")  # one of each to a table
 FOLLOWING = ("ways", "shots", "queries", "inner_loop")  # eval.* of these is as in training where it is null
 TESTED_ON = ("eval.split", "class_split", "batch_norm", "eval.tasks", "eval.queries")  # comparable if all are equal
@@ -26,7 +26,7 @@ Identity = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Group:
+class SeedGroup:
     """Runs with the same settings, one a seed; their metrics are finite."""
 
     identity: Identity
@@ -43,7 +43,7 @@ class Group:
     @property
     def seeds_interval(self) -> float | None:
         """Half of the 95 % interval of the mean over seeds; None where there is one seed."""
-        return over_seeds(self.means)
+        return seed_ci95(self.means)
 
     @property
     def tasks_interval(self) -> float:
@@ -63,17 +63,17 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Block:
+class ComparisonTable:
     """Groups that can be compared: the same data set, ways, shots and metric, tested alike; the best first."""
 
     name: str
     metric: str
     larger_is_better: bool
-    groups: tuple[Group, ...]
+    groups: tuple[SeedGroup, ...]
     varied: tuple[str, ...]  # settings that differ among its groups, besides the method
     protocol: tuple[str, ...] = ()  # settings in which it was tested otherwise than other blocks of its task
 
-    def label(self, group: Group) -> str:
+    def label(self, group: SeedGroup) -> str:
         """The method, and what the groups differ in besides."""
         return label(group.identity, self.varied)
 
@@ -83,7 +83,7 @@ class Block:
         return task_name(self.groups[0].runs[0])
 
     @property
-    def best(self) -> list[Group]:
+    def best(self) -> list[SeedGroup]:
         """The best group; all of them where several are equal, none of a single one."""
         first = (max if self.larger_is_better else min)(group.mean for group in self.groups)
         return [group for group in self.groups if group.mean == first] if len(self.groups) > 1 else []
@@ -97,12 +97,12 @@ def label(identity: Identity, varied: Sequence[str]) -> str:
 def value_of(identity: Identity, name: str) -> str:
     """As it is typed, a rate with four digits; nothing where the choice of method or backbone has no such key."""
     value = identity.get(name)
-    return "" if name not in identity else f"{value:.4g}" if isinstance(value, float) else show(value)
+    return "" if name not in identity else f"{value:.4g}" if isinstance(value, float) else format_value(value)
 
 
 def identity_of(run: Run) -> Identity:
     """Everything that was set but for the seed, paths and how it is computed."""
-    own = {name: value for name, value in run.settings.items() if name not in NOT_ITS_OWN}
+    own = {name: value for name, value in run.settings.items() if name not in IGNORED_SETTINGS}
     own = {name: value for name, value in own.items() if not name.startswith(("save.", "engine."))}
     for name in FOLLOWING:
         if own.get(f"eval.{name}") is None:
@@ -127,26 +127,26 @@ def key_of(identity: Identity) -> str:
     return json.dumps(identity, sort_keys=True, default=str)
 
 
-def blocks(runs: Iterable[Run]) -> tuple[list[Block], list[str]]:
+def blocks(runs: Iterable[Run]) -> tuple[list[ComparisonTable], list[str]]:
     """The runs in groups and blocks, and what is to be told of runs that are left out of them."""
     told = []
     grouped: dict[str, tuple[Identity, dict[int, Run]]] = {}
     for run in runs:
         identity = identity_of(run)
         if run.mean is None:
-            told.append(f"{nearby(run.folder)}: its test {run.metric} is not finite; it is in no mean")
+            told.append(f"{relative_to_cwd(run.folder)}: its test {run.metric} is not finite; it is in no mean")
             continue
         seeds = grouped.setdefault(key_of(identity), (identity, {}))[1]
         if run.seed in seeds:
             told.append(
-                f"{nearby(run.folder)}: the same settings and seed {run.seed} as {nearby(seeds[run.seed].folder)}; "
+                f"{relative_to_cwd(run.folder)}: the same settings and seed {run.seed} as {relative_to_cwd(seeds[run.seed].folder)}; "
                 "it is in no mean"
             )
             continue
         seeds[run.seed] = run
-    tasks: dict[tuple[Any, ...], dict[str, list[Group]]] = {}  # of each task, the groups that were tested alike
+    tasks: dict[tuple[Any, ...], dict[str, list[SeedGroup]]] = {}  # of each task, the groups that were tested alike
     for identity, seeds in grouped.values():
-        group = Group(identity, tuple(seeds[seed] for seed in sorted(seeds)))
+        group = SeedGroup(identity, tuple(seeds[seed] for seed in sorted(seeds)))
         alike = tasks.setdefault(tuple(identity[name] for name in TASK), {})
         alike.setdefault(key_of(tested_on(identity)), []).append(group)
     found = []
@@ -159,22 +159,22 @@ def blocks(runs: Iterable[Run]) -> tuple[list[Block], list[str]]:
     return found, told
 
 
-def block(groups: Sequence[Group], protocol: tuple[str, ...]) -> Block:
+def block(groups: Sequence[SeedGroup], protocol: tuple[str, ...]) -> ComparisonTable:
     first = groups[0].runs[0]
     ordered = sorted(groups, key=lambda group: group.mean, reverse=first.larger_is_better)
     tested = [f"{name}={value_of(groups[0].identity, name)}" for name in protocol]
     name = ", ".join([task_name(first), *tested])
     names = varied([group.identity for group in groups])
-    return Block(name, first.metric, first.larger_is_better, tuple(ordered), names, protocol)
+    return ComparisonTable(name, first.metric, first.larger_is_better, tuple(ordered), names, protocol)
 
 
 def task_name(run: Run) -> str:
     return f"{run.dataset}, {'' if run.ways is None else f'{run.ways}-way '}{run.shots}-shot"
 
 
-def by_task(blocks: Iterable[Block]) -> dict[str, list[Block]]:
+def by_task(blocks: Iterable[ComparisonTable]) -> dict[str, list[ComparisonTable]]:
     """The blocks of each data set, ways, shots and metric."""
-    found: dict[str, list[Block]] = {}
+    found: dict[str, list[ComparisonTable]] = {}
     for one in blocks:
         found.setdefault(f"{one.task}: {one.metric}", []).append(one)
     return found
@@ -187,8 +187,8 @@ def varied(identities: Sequence[Identity]) -> tuple[str, ...]:
         values: dict[Any, set[str]] = {}
         for identity in identities:
             if name in identity:
-                choice = identity.get(name.partition(".")[0]) if name.partition(".")[0] in GROUPS else None
-                values.setdefault(choice if "." in name else None, set()).add(show(identity[name]))
+                choice = identity.get(name.partition(".")[0]) if name.partition(".")[0] in CONFIG_GROUPS else None
+                values.setdefault(choice if "." in name else None, set()).add(format_value(identity[name]))
         if name not in (*TASK, "method") and any(len(different) > 1 for different in values.values()):
             found.append(name)
     for name in FOLLOWING:

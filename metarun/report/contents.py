@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from metarun.errors import nearby
+from metarun.errors import relative_to_cwd
 from metarun.report import paired
-from metarun.report.compare import Block, Group, blocks, identity_of, label, task_name, value_of, varied
-from metarun.report.flags import flags
-from metarun.report.found import Found, Run
-from metarun.report.words import counted, duration, metric_name, number, plus_minus, signed
+from metarun.report.compare import ComparisonTable, SeedGroup, blocks, identity_of, label, task_name, value_of, varied
+from metarun.report.flags import comparability_warnings
+from metarun.report.formatting import duration, format_metric, metric_name, pluralize, plus_minus, signed
+from metarun.report.runs import LoadedRuns, Run
 
 COMMAND = "command"  # the head of a column that is code
 OF_SEEDS = (
@@ -58,13 +58,13 @@ class Report:
     flags: tuple[str, ...]
     tables: tuple[Table, ...]
     lists: tuple[Table, ...]  # single runs, unfinished ones, what could not be read
-    blocks: tuple[Block, ...]  # for plots
+    blocks: tuple[ComparisonTable, ...]  # for plots
 
 
-def contents(found: Found) -> Report:
+def contents(found: LoadedRuns) -> Report:
     parts, left_out = blocks(found.runs)
     tables = [overview(parts)] if len(parts) > 1 else []
-    told = [*flags(parts, found.runs), *left_out]
+    told = [*comparability_warnings(parts, found.runs), *left_out]
     missing: list[str] = []
     for part in parts:
         tables.append(of_block(part))
@@ -81,16 +81,16 @@ def contents(found: Found) -> Report:
     if missing and any(len(part.groups) > 1 for part in parts):
         tables[-1] = with_note(tables[-1], NO_PAIRS.format(f"{missing[0]}{'; and others' if missing[1:] else ''}"))
     return Report(
-        title=f"{counted(len(found.runs), 'run')} compared",
+        title=f"{pluralize(len(found.runs), 'run')} compared",
         compared=compared(found, parts),
         flags=tuple(told),
-        tables=tuple(told_once(tables)),
-        lists=tuple(table for table in (singles(found.runs), unfinished(found), unreadable(found)) if table.rows),
+        tables=tuple(deduplicate_notes(tables)),
+        lists=tuple(table for table in (runs_table(found.runs), unfinished(found), unreadable(found)) if table.rows),
         blocks=tuple(parts),
     )
 
 
-def compared(found: Found, parts: Sequence[Block]) -> str:
+def compared(found: LoadedRuns, parts: Sequence[ComparisonTable]) -> str:
     """What is compared, in a sentence."""
     if not parts:
         return "No run is finished."
@@ -99,20 +99,20 @@ def compared(found: Found, parts: Sequence[Block]) -> str:
     names = list(dict.fromkeys(name for part in parts for name in (*part.protocol, *part.varied)))
     besides = f" They differ in {', '.join(names)} as well." if names else ""
     rest = [
-        f" {counted(len(entries), 'folder')} {what}, listed below."
+        f" {pluralize(len(entries), 'folder')} {what}, listed below."
         for entries, what in ((found.unfinished, "with an unfinished run"), (found.unreadable, "that cannot be read"))
         if entries
     ]
     return (
-        f"{methods} on {'; '.join(part.name for part in parts)}: {counted(len(found.runs), 'run')} "
-        f"with {counted(seeds, 'seed')}.{besides}{''.join(rest)}"
+        f"{methods} on {'; '.join(part.name for part in parts)}: {pluralize(len(found.runs), 'run')} "
+        f"with {pluralize(seeds, 'seed')}.{besides}{''.join(rest)}"
     )
 
 
 # --- the tables --------------------------------------------------------------------------------------------
 
 
-def overview(parts: Sequence[Block]) -> Table:
+def overview(parts: Sequence[ComparisonTable]) -> Table:
     """Method x data set and shots."""
     names = tuple(dict.fromkeys(name for part in parts for name in part.varied))
     rows: dict[str, list[str]] = {}
@@ -121,7 +121,7 @@ def overview(parts: Sequence[Block]) -> Table:
         for group in part.groups:
             cells = rows.setdefault(label(group.identity, names), ["-"] * len(parts))
             mark = " *" if group in best else ""
-            cells[place] = f"{number(part.metric, group.mean)} {half(part, group)}{mark}"
+            cells[place] = f"{format_metric(part.metric, group.mean)} {half(part, group)}{mark}"
     return Table(
         "All together",
         ("method", *(f"{part.name} ({metric_name(part.metric)})" for part in parts)),
@@ -131,21 +131,21 @@ def overview(parts: Sequence[Block]) -> Table:
     )
 
 
-def half(part: Block, group: Group) -> str:
+def half(part: ComparisonTable, group: SeedGroup) -> str:
     interval = group.seeds_interval
     return plus_minus(part.metric, group.tasks_interval if interval is None else interval)
 
 
-def of_block(part: Block) -> Table:
+def of_block(part: ComparisonTable) -> Table:
     metric = part.metric
     rows = [
         (
             str(group.identity["method"]),
             *(value_of(group.identity, name) for name in part.varied),
-            number(metric, group.mean),
+            format_metric(metric, group.mean),
             plus_minus(metric, group.seeds_interval),
             plus_minus(metric, group.tasks_interval),
-            number(metric, group.untrained),
+            format_metric(metric, group.untrained),
             str(len(group.runs)),
             duration(sum(run.seconds for run in group.runs) / len(group.runs)),
         )
@@ -182,16 +182,16 @@ def of_pairs(task: str, names: Sequence[str], metric: str, pairs: Sequence[paire
     return Table(f"{task}: differences to the best, task by task", heads, tuple(rows), words=2, notes=notes)
 
 
-def singles(runs: Sequence[Run]) -> Table:
+def runs_table(runs: Sequence[Run]) -> Table:
     identities = [identity_of(run) for run in runs]
     names = varied(identities) if len({run.dataset for run in runs}) == 1 else ()
     rows = tuple(
         (
             run.dataset,
             label(identity, names),
-            str(nearby(run.folder)),
+            str(relative_to_cwd(run.folder)),
             str(run.seed),
-            number(run.metric, run.mean),
+            format_metric(run.metric, run.mean),
             plus_minus(run.metric, run.ci95),
             str(run.step),
             duration(run.seconds),
@@ -203,17 +203,17 @@ def singles(runs: Sequence[Run]) -> Table:
     return Table("Single runs", heads, rows, words=3)
 
 
-def unfinished(found: Found) -> Table:
-    rows = tuple((str(nearby(run.folder)), run.state, run.command) for run in found.unfinished)
+def unfinished(found: LoadedRuns) -> Table:
+    rows = tuple((str(relative_to_cwd(run.folder)), run.state, run.command) for run in found.unfinished)
     return Table("Unfinished runs", ("folder", "how far", COMMAND), rows, words=3)
 
 
-def unreadable(found: Found) -> Table:
-    rows = tuple((str(nearby(entry.folder)), entry.reason) for entry in found.unreadable)
+def unreadable(found: LoadedRuns) -> Table:
+    rows = tuple((str(relative_to_cwd(entry.folder)), entry.reason) for entry in found.unreadable)
     return Table("Cannot be read", ("folder", "why"), rows, words=2)
 
 
-def told_once(tables: Iterable[Table]) -> Iterator[Table]:
+def deduplicate_notes(tables: Iterable[Table]) -> Iterator[Table]:
     """The same, without notes that stand below an earlier one."""
     told: set[str] = set()
     for table in tables:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from metarun.errors import nearby
-from metarun.report.compare import Block, Group, by_task, value_of
-from metarun.report.found import Run
+from metarun.errors import relative_to_cwd
+from metarun.report.compare import ComparisonTable, SeedGroup, by_task, value_of
+from metarun.report.runs import Run
 
 NAMED = 5  # rows, in one line
 
 
-def flags(blocks: Sequence[Block], runs: Sequence[Run]) -> list[str]:
+def comparability_warnings(blocks: Sequence[ComparisonTable], runs: Sequence[Run]) -> list[str]:
     """One line each, the gravest first."""
     told = [line for alike in by_task(blocks).values() for line in incomparable(alike)]
     told += [line for block in blocks for line in unequal(block)]
@@ -25,12 +25,12 @@ def not_finite(run: Run) -> Iterator[str]:
     validations = [entry.get(run.metric) for entry in run.metrics if entry["split"] == "val"]
     if None in validations:
         count = f"{validations.count(None)} of its {len(validations)} validations"
-        yield f"{nearby(run.folder)}: {count} were not finite; curves leave such steps out"
+        yield f"{relative_to_cwd(run.folder)}: {count} were not finite; curves leave such steps out"
     if run.skipped:
-        yield f"{nearby(run.folder)}: {run.skipped} of its steps were not finite and were skipped"
+        yield f"{relative_to_cwd(run.folder)}: {run.skipped} of its steps were not finite and were skipped"
 
 
-def incomparable(blocks: Sequence[Block]) -> list[str]:
+def incomparable(blocks: Sequence[ComparisonTable]) -> list[str]:
     """Of one task's blocks: what they were tested with that differs."""
     first, groups = blocks[0], [group for block in blocks for group in block.groups]
     return [
@@ -40,7 +40,7 @@ def incomparable(blocks: Sequence[Block]) -> list[str]:
     ]
 
 
-def unequal(block: Block) -> list[str]:
+def unequal(block: ComparisonTable) -> list[str]:
     told = []
     if "iterations" in block.varied:
         told.append(f"{block.name}: iterations differ ({divided(block.groups, 'iterations')}): trained unequally long")
@@ -54,7 +54,7 @@ def unequal(block: Block) -> list[str]:
     return told
 
 
-def divided(groups: Sequence[Group], name: str) -> str:
+def divided(groups: Sequence[SeedGroup], name: str) -> str:
     """Each value of a setting, and how many runs have it."""
     return listed(counted(value_of(group.identity, name) or "none" for group in groups for _ in group.runs), " runs")
 

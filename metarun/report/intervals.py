@@ -14,11 +14,11 @@ def student_t(freedom: int) -> float:
     low, high = 0.0, 13.0
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if within(middle, freedom) < 0.95 else (low, middle)
+        low, high = (middle, high) if t_cdf_two_sided(middle, freedom) < 0.95 else (low, middle)
     return (low + high) / 2
 
 
-def within(t: float, freedom: int) -> float:
+def t_cdf_two_sided(t: float, freedom: int) -> float:
     """The probability that a Student variable lies between -t and t (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
     angle = math.atan(t / math.sqrt(freedom))
     sine, square = math.sin(angle), math.cos(angle) ** 2
@@ -31,7 +31,7 @@ def within(t: float, freedom: int) -> float:
     return 2 / math.pi * (angle + sine * total) if odd else sine * total
 
 
-def over_seeds(values: Sequence[float]) -> float | None:
+def seed_ci95(values: Sequence[float]) -> float | None:
     """Half of the 95 % interval of the mean by Student's t; None for a single value."""
     if len(values) < 2:
         return None

@@ -7,9 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metarun.paired import TASKS, paired, parsed
-from metarun.report.compare import Block, Group, key_of, tested_on
-from metarun.report.found import LARGEST, Fault, Run, faults
+from metarun.evaluation.paired import TASKS_CSV, mean_ci95, parsed
+from metarun.report.compare import ComparisonTable, SeedGroup, key_of, tested_on
+from metarun.report.runs import LARGEST, Run, UnreadableRun, faults
 from metarun.utils.safe_files import read_text
 
 ROUNDING = 1e-4  # of a mean over tasks in single precision, and to spare
@@ -19,8 +19,8 @@ ROUNDING = 1e-4  # of a mean over tasks in single precision, and to spare
 class Difference:
     """A group against the best of several, over the same test tasks; each task's metric is a mean over seeds."""
 
-    best: Group
-    other: Group
+    best: SeedGroup
+    other: SeedGroup
     mean: float  # other - best
     interval: float  # half of the 95 % interval of the mean
     best_interval: float  # the same of each alone
@@ -33,7 +33,7 @@ class Difference:
         return abs(self.mean) > self.interval
 
 
-def differences(groups: Sequence[Group]) -> tuple[list[Difference], list[str]]:
+def differences(groups: Sequence[SeedGroup]) -> tuple[list[Difference], list[str]]:
     """Of each group to the best on the test tasks that all of them share, and why one is missing.
 
     All draw their tasks from the same, so that those with fewer tasks have the first of the others'. Where the best
@@ -41,12 +41,12 @@ def differences(groups: Sequence[Group]) -> tuple[list[Difference], list[str]]:
     """
     if len(groups) < 2:
         return [], []
-    values: list[tuple[Group, list[float]]] = []
+    values: list[tuple[SeedGroup, list[float]]] = []
     told = []
     for group in groups:
         try:
             values.append((group, of_group(group)))
-        except Fault as fault:
+        except UnreadableRun as fault:
             told.append(str(fault))
     if len({group.runs[0].tasks for group in groups}) == 1 and (not values or values[0][0] is not groups[0]):
         return [], told
@@ -59,23 +59,23 @@ def differences(groups: Sequence[Group]) -> tuple[list[Difference], list[str]]:
     return [difference(*shared[0], *other) for other in shared[1:]], told
 
 
-def difference(best: Group, of_best: Sequence[float], other: Group, of_other: Sequence[float]) -> Difference:
+def difference(best: SeedGroup, of_best: Sequence[float], other: SeedGroup, of_other: Sequence[float]) -> Difference:
     """Of the metrics of the same tasks, in order."""
     each = [b - a for a, b in zip(of_best, of_other, strict=True)]
-    mean, interval = paired(each)
-    return Difference(best, other, mean, interval, paired(of_best)[1], paired(of_other)[1], len(each))
+    mean, interval = mean_ci95(each)
+    return Difference(best, other, mean, interval, mean_ci95(of_best)[1], mean_ci95(of_other)[1], len(each))
 
 
-def sharing(blocks: Sequence[Block]) -> list[list[Group]]:
+def sharing(blocks: Sequence[ComparisonTable]) -> list[list[SeedGroup]]:
     """Groups of several blocks that were tested alike but for the number of tasks."""
-    alike: dict[str, list[Block]] = {}
+    alike: dict[str, list[ComparisonTable]] = {}
     for block in blocks:
         tested = {name: value for name, value in tested_on(block.groups[0].identity).items() if name != "eval.tasks"}
         alike.setdefault(f"{block.task}{block.metric}{key_of(tested)}", []).append(block)
     return [[group for part in parts for group in part.groups] for parts in alike.values() if len(parts) > 1]
 
 
-def of_group(group: Group) -> list[float]:
+def of_group(group: SeedGroup) -> list[float]:
     """Each task's metric, the mean over the group's seeds. Raises Fault where a run's tasks.csv is not there."""
     columns = [of_run(run) for run in group.runs]
     return [statistics.fmean(values) for values in zip(*columns, strict=True)]
@@ -83,16 +83,16 @@ def of_group(group: Group) -> list[float]:
 
 def of_run(run: Run) -> list[float]:
     """Its tasks.csv: each task's final metric. Raises Fault where it is missing, damaged or not of this run's test."""
-    path = run.folder / TASKS
+    path = run.folder / TASKS_CSV
     if not os.path.lexists(path):
-        raise Fault(f"{path} is missing")
+        raise UnreadableRun(f"{path} is missing")
     with faults(str(path)):
         metric, values = parsed(read_text(path, links=False))
     if metric != run.metric or not all(abs(value) <= LARGEST for value in values):
-        raise Fault(f"{path}: is not of finite {run.metric}")
+        raise UnreadableRun(f"{path}: is not of finite {run.metric}")
     if len(values) != run.tasks:
-        raise Fault(f"{path}: has {len(values)} tasks of {run.tasks}")
+        raise UnreadableRun(f"{path}: has {len(values)} tasks of {run.tasks}")
     mean = statistics.fmean(values)
     if run.mean is not None and abs(mean - run.mean) > ROUNDING * max(1, abs(run.mean)):
-        raise Fault(f"{path}: is of another test, its mean is {mean:.6g} and the result's {run.mean:.6g}")
+        raise UnreadableRun(f"{path}: is of another test, its mean is {mean:.6g} and the result's {run.mean:.6g}")
     return values

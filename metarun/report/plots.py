@@ -14,9 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from metarun.report.compare import Block, Group
+from metarun.report.compare import ComparisonTable, SeedGroup
 from metarun.report.contents import Picture
-from metarun.report.words import metric_name, scaled
+from metarun.report.formatting import metric_name, scaled
 from metarun.utils.fonts import drawable, families
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#000000")  # Okabe and Ito
@@ -34,14 +34,14 @@ ROOM = 0.1  # inches, around each plot
 Points = list[tuple[float, float, float, float]]  # x, the mean over seeds, their least and greatest
 
 
-def draw(blocks: Sequence[Block]) -> list[Picture]:
+def draw(blocks: Sequence[ComparisonTable]) -> list[Picture]:
     """Three pictures with a row for each block; the first `BLOCKS` of them."""
     names = [text for block in blocks for text in (block.name, *map(block.label, block.groups))]
     with rc_context({"font.family": families(names)}):
         return pictures(blocks)
 
 
-def pictures(blocks: Sequence[Block]) -> list[Picture]:
+def pictures(blocks: Sequence[ComparisonTable]) -> list[Picture]:
     shown = blocks[:BLOCKS]
     left_out = "" if len(shown) == len(blocks) else f" The first {len(shown)} of {len(blocks)} are drawn."
     return [
@@ -72,29 +72,29 @@ def pictures(blocks: Sequence[Block]) -> list[Picture]:
 # --- lines -------------------------------------------------------------------------------------------------
 
 
-def curves(blocks: Sequence[Block]) -> bytes:
-    figure = sheet(HEIGHT * len(blocks))
+def curves(blocks: Sequence[ComparisonTable]) -> bytes:
+    figure = new_figure(HEIGHT * len(blocks))
     for row, block in enumerate(blocks):
         sides = [figure.add_subplot(len(blocks), 2, 2 * row + side) for side in (1, 2)]
         for axes, split, words in zip(sides, ("train", "val"), ("training tasks", "validation tasks"), strict=True):
             lines(axes, block, lambda group, split=split, block=block: learned(group, split, block.metric))
-            frame(axes, f"{block.name}: {words}", "outer step", metric_name(block.metric))
+            label_axes(axes, f"{block.name}: {words}", "outer step", metric_name(block.metric))
         legend(sides[1], block)
     return png(figure)
 
 
-def by_step(blocks: Sequence[Block]) -> bytes:
-    figure = sheet(HEIGHT * len(blocks))
+def by_step(blocks: Sequence[ComparisonTable]) -> bytes:
+    figure = new_figure(HEIGHT * len(blocks))
     for row, block in enumerate(blocks):
         axes = figure.add_subplot(len(blocks), 1, row + 1)
-        lines(axes, block, lambda group: after_steps(group))
-        frame(axes, f"{block.name}: test tasks", "inner step", metric_name(block.metric))
+        lines(axes, block, lambda group: metric_by_inner_step(group))
+        label_axes(axes, f"{block.name}: test tasks", "inner step", metric_name(block.metric))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         legend(axes, block)
     return png(figure)
 
 
-def lines(axes: Axes, block: Block, points_of: Callable[[Group], Points]) -> None:
+def lines(axes: Axes, block: ComparisonTable, points_of: Callable[[SeedGroup], Points]) -> None:
     """One for each group; those of a method alike where there are too many."""
     middles = []
     for group in block.groups:
@@ -116,7 +116,7 @@ def lines(axes: Axes, block: Block, points_of: Callable[[Group], Points]) -> Non
             axes.annotate("goes on above", (0.99, 0.98), xycoords="axes fraction", ha="right", va="top", fontsize=8)
 
 
-def learned(group: Group, split: str, metric: str) -> Points:
+def learned(group: SeedGroup, split: str, metric: str) -> Points:
     """The metric over outer steps: steps that every seed has."""
     seeds = [
         {entry["step"]: entry[metric] for entry in run.metrics if drawn(entry, split, metric)} for run in group.runs
@@ -128,7 +128,7 @@ def drawn(entry: Mapping[str, Any], split: str, metric: str) -> bool:
     return entry["split"] == split and isinstance(entry.get(metric), (int, float))
 
 
-def after_steps(group: Group) -> Points:
+def metric_by_inner_step(group: SeedGroup) -> Points:
     columns = list(zip(*(run.by_step for run in group.runs), strict=False))
     found = [(step, [value for value in column if value is not None]) for step, column in enumerate(columns)]
     return [summary(step, values) for step, values in found if len(values) == len(group.runs)]
@@ -141,21 +141,21 @@ def summary(x: float, values: Sequence[float]) -> tuple[float, float, float, flo
 # --- the comparison ----------------------------------------------------------------------------------------
 
 
-def comparison(blocks: Sequence[Block]) -> bytes:
+def comparison(blocks: Sequence[ComparisonTable]) -> bytes:
     heights = [1.3 + sum(row_height(block, group) for group in block.groups[:ROWS]) for block in blocks]
-    figure = sheet(sum(heights))
+    figure = new_figure(sum(heights))
     grid = figure.add_gridspec(len(blocks), 1, height_ratios=heights)
     for row, block in enumerate(blocks):
         side_by_side(figure.add_subplot(grid[row, 0]), block)
     return png(figure)
 
 
-def row_height(block: Block, group: Group) -> float:
+def row_height(block: ComparisonTable, group: SeedGroup) -> float:
     """Inches, of as many lines as its label has."""
     return 0.14 + 0.2 * (1 + wrapped(block.label(group)).count("\n"))
 
 
-def side_by_side(axes: Axes, block: Block) -> None:
+def side_by_side(axes: Axes, block: ComparisonTable) -> None:
     groups, metric = block.groups[:ROWS], block.metric
     low, high = limits(block, groups)
     best = block.best
@@ -178,12 +178,12 @@ def side_by_side(axes: Axes, block: Block) -> None:
     axes.set_xlim(low, high)
     more = "" if len(groups) == len(block.groups) else f", the first {ROWS} of {len(block.groups)}"
     better = "higher is better" if block.larger_is_better else "lower is better"
-    frame(axes, f"{block.name}: test tasks{more}", f"{metric_name(metric)} ({better})", "")
+    label_axes(axes, f"{block.name}: test tasks{more}", f"{metric_name(metric)} ({better})", "")
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0, pad=9)
 
 
-def limits(block: Block, groups: Sequence[Group]) -> tuple[float, float]:
+def limits(block: ComparisonTable, groups: Sequence[SeedGroup]) -> tuple[float, float]:
     """Of the axis: it holds every mean, single seed and interval over tasks; one over two seeds may be far wider."""
     values = [scaled(block.metric, value) for group in groups for value in group.means]
     for group in groups:
@@ -196,7 +196,7 @@ def limits(block: Block, groups: Sequence[Group]) -> tuple[float, float]:
 # --- looks -------------------------------------------------------------------------------------------------
 
 
-def style(block: Block, group: Group) -> dict[str, str]:
+def style(block: ComparisonTable, group: SeedGroup) -> dict[str, str]:
     """Its colour, dashes and mark: its own, or its method's where there are too many."""
     names = legend_names(block)
     place = names.index(legend_name(block, group))
@@ -204,21 +204,21 @@ def style(block: Block, group: Group) -> dict[str, str]:
     return {"color": COLOURS[place % len(COLOURS)], "linestyle": dashes, "marker": MARKS[place % len(MARKS)]}
 
 
-def legend_name(block: Block, group: Group) -> str:
+def legend_name(block: ComparisonTable, group: SeedGroup) -> str:
     return str(group.identity["method"]) if len(block.groups) > LINES else block.label(group)
 
 
-def legend_names(block: Block) -> list[str]:
+def legend_names(block: ComparisonTable) -> list[str]:
     return list(dict.fromkeys(legend_name(block, group) for group in block.groups))
 
 
-def sheet(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
     figure = Figure(figsize=(WIDTH, height))
     figure.set_layout_engine("constrained", h_pad=ROOM, w_pad=ROOM)
     return figure
 
 
-def frame(axes: Axes, title: str, below: str, beside: str) -> None:
+def label_axes(axes: Axes, title: str, below: str, beside: str) -> None:
     axes.set_title(wrapped(title), fontsize=10, loc="left")
     axes.set_xlabel(below)
     axes.set_ylabel(beside)
@@ -227,7 +227,7 @@ def frame(axes: Axes, title: str, below: str, beside: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend(axes: Axes, block: Block) -> None:
+def legend(axes: Axes, block: ComparisonTable) -> None:
     """To the right of the curves."""
     seen: dict[str, dict[str, str]] = {}
     for group in block.groups:

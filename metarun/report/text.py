@@ -6,10 +6,10 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from metarun.help import show
-from metarun.report.compare import Block
+from metarun.cli.help import format_value
+from metarun.report.compare import ComparisonTable
 from metarun.report.contents import COMMAND, Picture, Report, Table
-from metarun.report.found import Run
+from metarun.report.runs import Run
 from metarun.utils.text import csv_table, printable
 
 WIDTH = 100  # letters of a note on the terminal
@@ -89,7 +89,7 @@ def code(words: str) -> str:
 # --- CSV ---------------------------------------------------------------------------------------------------
 
 
-def groups_csv(blocks: Sequence[Block]) -> bytes:
+def groups_csv(blocks: Sequence[ComparisonTable]) -> bytes:
     """A line for each row of the tables; numbers in full, accuracy as a fraction."""
     names = list(dict.fromkeys(name for block in blocks for name in (*block.protocol, *block.varied)))
     heads = ["dataset", "ways", "shots", "method", *names, "metric", "mean", "ci95_seeds", "ci95_tasks", "untrained"]
@@ -98,7 +98,7 @@ def groups_csv(blocks: Sequence[Block]) -> bytes:
         best = block.best
         for group in block.groups:
             first = group.runs[0]
-            settings = [show(group.identity[name]) if name in group.identity else "" for name in names]
+            settings = [format_value(group.identity[name]) if name in group.identity else "" for name in names]
             numbers = [group.mean, group.seeds_interval, group.tasks_interval, group.untrained]
             seeds = " ".join(str(run.seed) for run in group.runs)
             task = [first.dataset, first.ways, first.shots, first.method]

@@ -6,11 +6,10 @@ import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from metarun import whole_files
-from metarun.errors import UserError, nearby
-from metarun.report import found, text
+from metarun.errors import UserError, relative_to_cwd
+from metarun.report import runs, text
 from metarun.report.contents import contents
-from metarun.utils import run_dir
+from metarun.utils import files, run_dir
 
 log = logging.getLogger(__name__)
 
@@ -27,20 +26,22 @@ def report(places: str | Sequence[str], folder: Path, record: Callable[[], objec
     """
     from metarun.report import page, plots  # bring matplotlib with them
 
-    read = found.read(found.folders(places))
+    read = runs.read(runs.folders(places))
     if not read.runs and not read.unfinished:
-        reasons = [f"{nearby(entry.folder)}: {entry.reason}" for entry in read.unreadable[:1]]
+        reasons = [f"{relative_to_cwd(entry.folder)}: {entry.reason}" for entry in read.unreadable[:1]]
         raise UserError(f"runs={places}: nothing to compare: {''.join(reasons) or 'only predictions and reports'}")
     whole = contents(read)
     pictures = plots.draw(whole.blocks) if whole.blocks else []
     with run_dir.own(folder, record) as begin:
         begin()
         for picture in pictures:
-            whole_files.write(folder / picture.name, picture.png)
-        whole_files.write(folder / "report.csv", text.groups_csv(whole.blocks))
-        whole_files.write(folder / "runs.csv", text.runs_csv(read.runs))
-        whole_files.write(folder / "report.md", text.markdown(whole, pictures))
-        whole_files.write(folder / "report.html", page.html(whole, pictures))
+            files.atomic_write(folder / picture.name, picture.png)
+        files.atomic_write(folder / "report.csv", text.groups_csv(whole.blocks))
+        files.atomic_write(folder / "runs.csv", text.runs_csv(read.runs))
+        files.atomic_write(folder / "report.md", text.markdown(whole, pictures))
+        files.atomic_write(folder / "report.html", page.html(whole, pictures))
     for line in text.plain(whole).splitlines():
         log.info("%s", line)
-    log.info("everything is in %s; open %s in a browser", nearby(folder), nearby(folder / "report.html"))
+    log.info(
+        "everything is in %s; open %s in a browser", relative_to_cwd(folder), relative_to_cwd(folder / "report.html")
+    )

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from logging.handlers import MemoryHandler
 from pathlib import Path
 
-from metarun.whole_files import told
+from metarun.utils.files import translate_os_errors
 
 NEVER = 10**9  # records or levels: more than there are
 
@@ -48,7 +48,7 @@ def end_run_where_it_fails(handler: logging.FileHandler) -> None:
     """A log file that cannot be written ends the run, instead of printing a traceback for each of its lines."""
 
     def refuse(record: logging.LogRecord) -> None:
-        with told(Path(handler.baseFilename)):
+        with translate_os_errors(Path(handler.baseFilename)):
             try:
                 raise  # what logging is handling
             finally:

@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from metarun.errors import RunFailure, UserError, nearby, pasteable
-from metarun.run_files import METRICS, PREDICTIONS, RESULT, RESULTS, read_result
-from metarun.schema import AUTO
+from metarun.config.schema import AUTO
+from metarun.errors import RunFailure, UserError, quote_override, relative_to_cwd
+from metarun.utils.files import remove_partial_files
+from metarun.utils.run_files import METRICS, PREDICTIONS, RESULT, RESULTS, read_result
 from metarun.utils.safe_files import UnsafeFile, require_unlinked
-from metarun.whole_files import remove_parts
 
 LOCK = ".lock"
 SWEEP = "multirun.yaml"  # Hydra's record of a sweep
@@ -35,7 +35,7 @@ def require_free(folder: Path, mode: str, resume: str | None, sweeping: bool = F
     Raises:
         UserError: names the folder, what it holds and where to go.
     """
-    place = nearby(folder)
+    place = relative_to_cwd(folder)
     require_own_files(folder)
     if resume not in (None, AUTO):
         if folder.resolve() != Path(str(resume)).expanduser().resolve():
@@ -48,7 +48,7 @@ def require_free(folder: Path, mode: str, resume: str | None, sweeping: bool = F
             raise UserError(f"{place}: holds {found}, not a training run to go on with; give {key}=ANOTHER")
         return
     if found:
-        again = "type the sweep again with resume=auto" if sweeping else pasteable("resume", place)
+        again = "type the sweep again with resume=auto" if sweeping else quote_override("resume", place)
         again = again if sweeping else f"go on with it by resume=auto or {again}"
         again = again if mode == "train" and found == "a training run" else f"mode={mode} needs a folder of its own"
         raise UserError(f"{place}: holds {found} already, which is left as it is; {again}, or give {key}=ANOTHER")
@@ -64,7 +64,7 @@ def require_own_files(folder: Path) -> None:
         require_unlinked(folder, (LOCK, RESULT, "checkpoints", *RECORDS))
     except UnsafeFile as error:
         raise UserError(
-            f"{nearby(Path(error.filename))}: {error.strerror}; a run folder's files are its own, take it away"
+            f"{relative_to_cwd(Path(error.filename))}: {error.strerror}; a run folder's files are its own, take it away"
         ) from error
 
 
@@ -95,14 +95,14 @@ def mode(folder: Path) -> object:
 def require_free_sweep(folder: Path, resume: str | None) -> None:
     """The same for a sweep's folder, before any of its jobs begins. A job looks at its own folder once more."""
     if folder.is_dir() and (held := content(folder)):
-        raise UserError(f"{nearby(folder)}: holds {held} already; give hydra.sweep.dir=ANOTHER")
+        raise UserError(f"{relative_to_cwd(folder)}: holds {held} already; give hydra.sweep.dir=ANOTHER")
     if resume == AUTO or not folder.is_dir():
         return
     jobs = [place for place in folder.iterdir() if place.name.isdecimal() or (folder / SWEEP).exists()]
     for job in sorted(jobs):
         if job.is_dir() and (held := content(job)):
             raise UserError(
-                f"{nearby(folder)}: holds a sweep already ({held} in {job.name}), which is left as it is; go on with "
+                f"{relative_to_cwd(folder)}: holds a sweep already ({held} in {job.name}), which is left as it is; go on with "
                 "it by resume=auto, or give hydra.sweep.dir=ANOTHER"
             )
 
@@ -127,7 +127,7 @@ def own(folder: Path, record: Callable[[], object], patience: float = 0) -> Iter
         nonlocal begun
         if not begun:
             begun = True
-            remove_parts(folder)
+            remove_partial_files(folder)
             record()
 
     with locked(folder, patience) as new:
@@ -157,7 +157,7 @@ def locked(folder: Path, patience: float) -> Iterator[bool]:
         except BlockingIOError as error:
             if time.monotonic() >= end:
                 raise UserError(
-                    f"{nearby(folder)}: another process is writing to this run folder; wait for it, stop it or give "
+                    f"{relative_to_cwd(folder)}: another process is writing to this run folder; wait for it, stop it or give "
                     "another"
                 ) from error
             time.sleep(0.1)
@@ -174,4 +174,6 @@ def open_lock(path: Path) -> int:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise UserError(f"{nearby(path)}: is a link; a run folder's files are its own, take it away") from error
+        raise UserError(
+            f"{relative_to_cwd(path)}: is a link; a run folder's files are its own, take it away"
+        ) from error

@@ -3,15 +3,15 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import CASES, largest_relative_error, learning, shake
-from problems import regression_tasks
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from metarun.backbones import ResNet12
 from metarun.errors import UserError
 from metarun.methods import METHODS
-from metarun.methods.warpgrad import default_places
+from metarun.methods.warpgrad import default_warp_sites
+from tests.helpers.laws import CASES, largest_relative_error, learning, shake
+from tests.helpers.problems import regression_tasks
 
 TINY = (4, 4, 8, 8)
 WIDE = {"filters": (64, 160, 320, 640), "activation": "leaky_relu", "pools": 4}
@@ -83,7 +83,7 @@ def test_the_head_and_the_blocks_are_found() -> None:
     model = ResNet12((3, 16, 16), 5, TINY)
     assert set(METHODS["anil"](model, 0.1).parameters.theta) == {"head.weight", "head.bias"}
     assert set(METHODS["boil"](model, 0.1).parameters.phi) == {"head.weight", "head.bias"}
-    assert default_places(model) == [f"blocks.{i}" for i in range(4)]
+    assert default_warp_sites(model) == [f"blocks.{i}" for i in range(4)]
 
 
 def test_it_refuses_what_it_cannot_take() -> None:

@@ -5,17 +5,17 @@ from typing import Any
 
 import pytest
 import torch
-from laws import largest_relative_error, learning, shake
-from problems import regression_tasks
 from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from metarun.backbones import BACKBONES
-from metarun.backbones.torchvision_models import keep_house, torchvision_model, weights_url
+from metarun.backbones.torchvision_models import make_deterministic, torchvision_model, weights_url
 from metarun.errors import UserError
 from metarun.methods import METHODS
 from metarun.methods.layers import head_names
-from metarun.norm import Norm, is_transductive
+from metarun.nn.norm import Norm, is_transductive
+from tests.helpers.laws import largest_relative_error, learning, shake
+from tests.helpers.problems import regression_tasks
 
 models = pytest.importorskip("torchvision.models")
 
@@ -36,7 +36,7 @@ def test_norms_keep_their_beginning() -> None:
     first = nn.BatchNorm2d(3, eps=0.1)
     nn.init.constant_(first.weight, 3)
     model = nn.Sequential(first, nn.Sequential(nn.BatchNorm2d(2)))
-    keep_house(model)
+    make_deterministic(model)
     norms = [module for module in model.modules() if isinstance(module, Norm)]
     assert [norm.eps for norm in norms] == [0.1, 1e-5] and not is_transductive(nn.Linear(1, 1))
     assert (norms[0].weight == 3).all() and not norms[0].bias.any() and (norms[1].weight == 1).all()

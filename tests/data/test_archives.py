@@ -13,20 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_forms import put
 from PIL import Image
 
-from metarun.data.archives import archived, unpack
-from metarun.data.listing import classes_in
-from metarun.data.look import Look
-from metarun.data.on_disk import Finder, Form
-from metarun.data.prepare import Prepared, prepared
-from metarun.data.trees import of_listing
+from metarun.data.cache import CachedDataset, load_or_build_cache
+from metarun.data.formats.archives import archived, unpack
+from metarun.data.formats.detect import FormatDetector, FoundFormat
+from metarun.data.formats.image_folders import of_listing
+from metarun.data.formats.listing import classes_in
+from metarun.data.image_spec import ImageSpec
 from metarun.errors import UserError
 from metarun.utils import safe_files
+from tests.helpers.image_forms import put
 
 
-def class_folders(folder: Path) -> Form | None:
+def class_folders(folder: Path) -> FoundFormat | None:
     listing = classes_in(folder)
     return of_listing("class folders", listing, folder) if listing else None
 
@@ -229,7 +229,7 @@ def test_no_room(tmp_path: Path) -> None:
 
 # --- as a form ---------------------------------------------------------------------------------------------
 
-LOOK = Look(4, 1)
+LOOK = ImageSpec(4, 1)
 
 
 def png(grey: int) -> bytes:
@@ -243,12 +243,12 @@ def classes_named_c(folder: Path) -> Any:
     return class_folders(folder) if (folder / "c1").is_dir() else None
 
 
-def prepare(tmp_path: Path, files: dict[str, bytes], finder: Finder = classes_named_c) -> Prepared:
+def prepare(tmp_path: Path, files: dict[str, bytes], finder: FormatDetector = classes_named_c) -> CachedDataset:
     put(tmp_path / "data" / "set.tgz", archive_of("set.tgz", files))
     cache = tmp_path / "cache"
     form = archived(["set.zip", "set.tgz"], cache, [finder])(tmp_path / "data")
     assert form is not None and form.files == [tmp_path / "data" / "set.tgz"]
-    return prepared(cache, "set", LOOK, tmp_path / "data", form.contents)
+    return load_or_build_cache(cache, "set", LOOK, tmp_path / "data", form.contents)
 
 
 @pytest.mark.parametrize("inside", ["", "top/", "top/images/"])

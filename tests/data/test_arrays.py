@@ -13,11 +13,11 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from image_forms import put
-from small_forms import FINDERS, Exploit, folder_of, hdf5, listed_pngs, pictures, read, refusal, write
 
-from metarun.data.pickles import load_pickle
+from metarun.data.formats.pickles import load_pickle
 from metarun.errors import UserError
+from tests.helpers.image_forms import put
+from tests.helpers.small_forms import FINDERS, Exploit, folder_of, hdf5, listed_pngs, pictures, read, refusal, write
 
 PAGE = b"<!DOCTYPE html><html><title>Google Drive - Quota exceeded</title></html>"
 KINDS = pytest.mark.parametrize("kind", FINDERS)

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from metarun.data.augment import NAMES, augmented
-from metarun.data.counter import augmentation
-from metarun.data.images import ImageSet
-from metarun.data.images import image_set as image_set_of
-from metarun.data.look import Look
-from metarun.data.prepare import Contents, prepared
-from metarun.data.sampler import ImageSource
-from metarun.data.source import Shape
+from metarun.data.cache import Contents, load_or_build_cache
+from metarun.data.image_sampler import ImageTaskSampler
+from metarun.data.image_set import ImageSet
+from metarun.data.image_set import image_set as image_set_of
+from metarun.data.image_spec import ImageSpec
+from metarun.data.random_numbers import augmentation
+from metarun.data.task_sampler import TaskShape
 
-LOOK = Look(8, 3)
+LOOK = ImageSpec(8, 3)
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def image_set(tmp_path: Path) -> ImageSet:
     rows = np.random.default_rng(0).integers(40, 200, (300, 8, 8, 3), dtype=np.uint8)
     names = [str(i) for i in range(15)]
     images = (("", row) for row in rows)
-    found = prepared(tmp_path, "a", LOOK, "", lambda _: Contents(names, np.arange(300) // 20, images))
+    found = load_or_build_cache(tmp_path, "a", LOOK, "", lambda _: Contents(names, np.arange(300) // 20, images))
     return image_set_of(found, LOOK, {"train": names[:5], "val": names[5:10], "test": names[10:]}, "thirds")
 
 
@@ -75,8 +75,8 @@ def test_colours_change_within_bounds(images: torch.Tensor, channels: int) -> No
 
 
 def test_only_training_images_change_and_the_same_way_however_drawn(image_set: ImageSet) -> None:
-    cpu, shape = torch.device("cpu"), Shape(3, 1, 2)
-    plain, changed = ImageSource(image_set, cpu), ImageSource(image_set, cpu, augment=NAMES)
+    cpu, shape = torch.device("cpu"), TaskShape(3, 1, 2)
+    plain, changed = ImageTaskSampler(image_set, cpu), ImageTaskSampler(image_set, cpu, augment=NAMES)
     for split in ("val", "test"):
         assert torch.equal(plain.draw(0, split, 0, 4, shape).query_data, changed.draw(0, split, 0, 4, shape).query_data)
     whole = changed.draw(0, "train", 0, 6, shape)
@@ -92,9 +92,9 @@ def test_only_training_images_change_and_the_same_way_however_drawn(image_set: I
 
 
 def test_normalised_images_have_mean_0_and_deviation_1(image_set: ImageSet) -> None:
-    cpu, shape = torch.device("cpu"), Shape(5, 10, 10)
-    source = ImageSource(image_set, cpu, normalise=True)
+    cpu, shape = torch.device("cpu"), TaskShape(5, 10, 10)
+    source = ImageTaskSampler(image_set, cpu, normalise=True)
     drawn = source.draw(0, "train", 0, 50, shape).query_data
     assert drawn.mean().abs() < 0.05 and (drawn.std() - 1).abs() < 0.05
-    plain = ImageSource(image_set, cpu).draw(0, "train", 0, 50, shape).query_data
+    plain = ImageTaskSampler(image_set, cpu).draw(0, "train", 0, 50, shape).query_data
     torch.testing.assert_close(source.normalised(plain), drawn)

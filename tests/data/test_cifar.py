@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarun.data import known
-from metarun.data.cifar import ARCHIVE, FOLDER, load_cifar_fs, load_fc100
-from metarun.data.images import ImageSet
-from metarun.data.on_disk import Places
+from metarun.data.datasets import published as known
+from metarun.data.datasets.cifar import ARCHIVE, FOLDER, load_cifar_fs, load_fc100
+from metarun.data.formats.detect import DataPaths
+from metarun.data.image_set import ImageSet
 from metarun.data.splits import published
 from metarun.errors import UserError
 
@@ -155,7 +155,7 @@ def test_cifar_fs_in_every_form(tmp_path: Path, form: str) -> None:
     FORMS[form](data_dir)
     for path in (*data_dir.rglob("*"), data_dir):
         path.chmod(0o555 if path.is_dir() else 0o444)  # it is only read
-    found = load_cifar_fs(Places(data_dir, cache_dir, False), "bertinetto")
+    found = load_cifar_fs(DataPaths(data_dir, cache_dir, False), "bertinetto")
     check(found, "cifar_fs", named=form != "a pickle for each split")
     for path in (data_dir, *data_dir.rglob("*")):
         if path.is_dir():
@@ -164,7 +164,7 @@ def test_cifar_fs_in_every_form(tmp_path: Path, form: str) -> None:
 
 def test_fc100_in_every_form(tmp_path: Path) -> None:
     archive(tmp_path)
-    places = Places(tmp_path, tmp_path / "cache", False)
+    places = DataPaths(tmp_path, tmp_path / "cache", False)
     check(load_fc100(places, "oreshkin"), "fc100")
     load_cifar_fs(places, "bertinetto")
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1  # the same pictures are kept once
@@ -180,7 +180,7 @@ def test_fc100_in_every_form(tmp_path: Path) -> None:
 
 def refused(data_dir: Path, message: str, download: bool = False) -> None:
     with pytest.raises(UserError, match=message):
-        load_cifar_fs(Places(data_dir, data_dir.parent / "cache", download), "bertinetto")
+        load_cifar_fs(DataPaths(data_dir, data_dir.parent / "cache", download), "bertinetto")
 
 
 def test_nothing_found_says_what_to_put_where(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_download_fetches_the_archive(tmp_path: Path, monkeypatch) -> None:
         archive(folder)
 
     monkeypatch.setattr(known, "fetch", fetch)
-    check(load_cifar_fs(Places(tmp_path, tmp_path / "cache", True), "bertinetto"), "cifar_fs")
+    check(load_cifar_fs(DataPaths(tmp_path, tmp_path / "cache", True), "bertinetto"), "cifar_fs")
     assert asked == [("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85")]
 
 
@@ -287,7 +287,7 @@ def test_the_real_data(tmp_path: Path) -> None:
     place = os.environ.get("METARUN_TEST_DATA")
     if not place:
         pytest.skip("METARUN_TEST_DATA is not set: it names the folder that holds cifar-100-python/")
-    found = load_cifar_fs(Places(Path(place), tmp_path, False), "bertinetto")
+    found = load_cifar_fs(DataPaths(Path(place), tmp_path, False), "bertinetto")
     assert found.images.shape == (60000, 3, 32, 32) and (found.count == 600).all()
     np.testing.assert_allclose(found.mean, (0.507, 0.487, 0.441), atol=0.01)  # CIFAR-100's own, as everybody has them
     np.testing.assert_allclose(found.deviation, (0.267, 0.256, 0.276), atol=0.01)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from metarun.data import folder
+from metarun.data.datasets import folder
 from metarun.data.decoding import Manifest
-from metarun.data.images import ImageSet
-from metarun.data.on_disk import Places
-from metarun.data.sampler import ImageSource
-from metarun.data.source import Shape
+from metarun.data.formats.detect import DataPaths
+from metarun.data.image_sampler import ImageTaskSampler
+from metarun.data.image_set import ImageSet
+from metarun.data.task_sampler import TaskShape
 from metarun.errors import UserError
 
 TRAIN = ["01", "03", "04", "07", "08", "09"]
@@ -44,7 +44,7 @@ def fill(root: Path, classes=CLASSES, each: int = 4) -> Path:
 
 
 def load(root: Path, seed: int = 0, grey: bool = False) -> ImageSet:
-    return folder.load(Places(root, root.parent / "cache", False), str(root), 8, grey, seed)
+    return folder.load(DataPaths(root, root.parent / "cache", False), str(root), 8, grey, seed)
 
 
 def shades(found: ImageSet) -> dict[str, int]:
@@ -119,14 +119,14 @@ def test_classes_with_too_few_pictures_are_left_out_with_a_count(tmp_path: Path,
         fill(root / part, names)
     for name in CLASSES[:2]:
         (root / "train" / name / "a.png").unlink()
-    source = ImageSource(load(root), torch.device("cpu"))
+    source = ImageTaskSampler(load(root), torch.device("cpu"))
     with caplog.at_level(logging.WARNING):
-        source.check("train", Shape(3, 1, 3))
+        source.check("train", TaskShape(3, 1, 3))
     assert "2 of 6 classes of the train split are left out: fewer than 4 images (shots + queries)" in caplog.text
-    drawn = source.draw(0, "train", 0, 50, Shape(3, 1, 3)).query_data
+    drawn = source.draw(0, "train", 0, 50, TaskShape(3, 1, 3)).query_data
     assert set((drawn[:, :, 0, 0, 0] * 17).round().int().unique().tolist()) == {2, 3, 4, 5}
     with pytest.raises(UserError, match=r"ways=5: the train split \(root-as-given-6/3/6\) has 4 classes"):
-        source.check("train", Shape(5, 1, 3))
+        source.check("train", TaskShape(5, 1, 3))
 
 
 def test_names_that_differ_in_case_only_are_two_classes_and_told(tmp_path: Path, caplog) -> None:
@@ -168,7 +168,7 @@ def test_the_same_relative_root_in_two_projects_is_prepared_for_each(tmp_path: P
             os.utime(file, ns=(10**18, 10**18))
     for project in shade:
         monkeypatch.chdir(tmp_path / project)
-        found = folder.load(Places(tmp_path, tmp_path / "cache", False), "pictures", 8, False, 0)
+        found = folder.load(DataPaths(tmp_path, tmp_path / "cache", False), "pictures", 8, False, 0)
         assert found.images.mean() == shade[project]
 
 
@@ -230,17 +230,17 @@ def test_classes_are_dropped_before_they_are_divided(tmp_path: Path, caplog) -> 
     for i in range(20):
         fill(root, [f"class {i}"], each=2 if i % 2 else 6)
     found = load(root)
-    source = ImageSource(found, torch.device("cpu"))
+    source = ImageTaskSampler(found, torch.device("cpu"))
     with caplog.at_level(logging.INFO):
         for split, classes in (("train", 6), ("val", 2), ("test", 2)):
             caplog.clear()
-            source.check(split, Shape(2, 1, 4))
+            source.check(split, TaskShape(2, 1, 4))
             assert f"{split} split: {classes} classes, {6 * classes} pictures" in caplog.messages
             left_out = f"{classes} of {2 * classes} classes of the {split} split are left out: fewer than 5 images"
             assert left_out in caplog.text and "(2)" in caplog.text
     assert found.class_split == "root-seed0-12/4/4"
     with pytest.raises(UserError, match=r"ways=3: the val split .* has 2 classes with enough pictures, 2 have too few"):
-        source.check("val", Shape(3, 1, 4))
+        source.check("val", TaskShape(3, 1, 4))
 
 
 @pytest.mark.parametrize("sizes", [[9, 8, 7, 6, 5, 4, 3, 2], [5] * 11 + [4] * 9, [1, 50, 3, 20, 20, 20, 7]])

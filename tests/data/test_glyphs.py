@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metarun.data import glyphs
-from metarun.data.images import ImageSet
-from metarun.data.on_disk import Places
+from metarun.data.datasets import glyphs
+from metarun.data.formats.detect import DataPaths
+from metarun.data.image_set import ImageSet
 from metarun.errors import UserError
 
 
-def places(cache_dir: Path) -> Places:
-    return Places(cache_dir / "none", cache_dir, False)
+def places(cache_dir: Path) -> DataPaths:
+    return DataPaths(cache_dir / "none", cache_dir, False)
 
 
 @pytest.fixture(scope="session")

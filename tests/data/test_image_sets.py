@@ -10,7 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_forms import (
+
+from metarun.data.datasets import cub, miniimagenet, tieredimagenet
+from metarun.data.formats.detect import DataPaths
+from metarun.data.image_set import ImageSet
+from metarun.data.task_sampler import SPLITS
+from metarun.errors import UserError
+from tests.helpers.image_forms import (
     DIVISION,
     Names,
     Write,
@@ -34,18 +40,12 @@ from image_forms import (
     write_pngs,
 )
 
-from metarun.data import cub, miniimagenet, tieredimagenet
-from metarun.data.images import ImageSet
-from metarun.data.on_disk import Places
-from metarun.data.source import SPLITS
-from metarun.errors import UserError
-
 BULK = np.r_[4:38, 46:80]  # rows and columns away from edges, which JPEG smears
 LOAD = {"miniimagenet": miniimagenet.load, "tieredimagenet": tieredimagenet.load, "cub": cub.load}
 
 
 def load(dataset: str, data_dir: Path, split: str = "", download: bool = False) -> ImageSet:
-    return LOAD[dataset](Places(data_dir, data_dir.parent / "cache", download), split or DIVISION[dataset])
+    return LOAD[dataset](DataPaths(data_dir, data_dir.parent / "cache", download), split or DIVISION[dataset])
 
 
 def check(found: ImageSet, names: Names, named: bool = True, tolerance: int = 0) -> None:

@@ -6,14 +6,14 @@ import pytest
 import torch
 from test_sampler import CPU, image_numbers, numbered_images
 
+from metarun.data.image_sampler import ImageTaskSampler
 from metarun.data.minibatches import minibatches
-from metarun.data.sampler import ImageSource
 
 
 @pytest.mark.parametrize("rotations", [False, True])
 def test_an_epoch_shows_each_training_image_once_with_its_class(rotations: bool) -> None:
     found = numbered_images(rotations)
-    source = ImageSource(found, CPU)
+    source = ImageTaskSampler(found, CPU)
     turns = 4 if rotations else 1
     images = int(found.count[found.splits["train"]].sum()) * turns
     assert source.training_classes == 15 * turns
@@ -32,14 +32,14 @@ def test_an_epoch_shows_each_training_image_once_with_its_class(rotations: bool)
 
 
 def test_the_turns_of_a_class_are_classes() -> None:
-    data, labels = minibatches(ImageSource(numbered_images(rotations=True), CPU), 0, 0, 20, 10)
+    data, labels = minibatches(ImageTaskSampler(numbered_images(rotations=True), CPU), 0, 0, 20, 10)
     corners = {0: (3, 3), 1: (0, 3), 2: (0, 0), 3: (3, 0)}  # where a quarter circle takes the white one
     for picture, label in zip(data.flatten(0, 1), labels.flatten().tolist(), strict=True):
         assert picture[0][corners[label % 4]] == 1
 
 
 def test_a_minibatch_does_not_depend_on_what_it_is_drawn_with() -> None:
-    source = ImageSource(numbered_images(), CPU, normalise=True, augment=("crop", "flip"))
+    source = ImageTaskSampler(numbered_images(), CPU, normalise=True, augment=("crop", "flip"))
     together = minibatches(source, 3, 0, 40, 7)
     for first, count in ((0, 1), (39, 1), (11, 9)):
         alone = minibatches(source, 3, first, count, 7)
@@ -48,10 +48,10 @@ def test_a_minibatch_does_not_depend_on_what_it_is_drawn_with() -> None:
 
 
 def test_augmentation_and_normalisation_are_applied() -> None:
-    plain = minibatches(ImageSource(numbered_images(), CPU), 0, 0, 2, 8)[0]
-    normal = minibatches(ImageSource(numbered_images(), CPU, normalise=True), 0, 0, 2, 8)[0]
+    plain = minibatches(ImageTaskSampler(numbered_images(), CPU), 0, 0, 2, 8)[0]
+    normal = minibatches(ImageTaskSampler(numbered_images(), CPU, normalise=True), 0, 0, 2, 8)[0]
     torch.testing.assert_close(normal, (plain - 0.5) / 0.25)
-    flipped = minibatches(ImageSource(numbered_images(), CPU, augment=("flip",)), 0, 0, 2, 8)[0]
+    flipped = minibatches(ImageTaskSampler(numbered_images(), CPU, augment=("flip",)), 0, 0, 2, 8)[0]
     same = (flipped == plain).flatten(2).all(2)
     turned = (flipped == plain.flip(-1)).flatten(2).all(2)
     assert (same | turned).all() and same.any() and turned.any()
@@ -59,6 +59,6 @@ def test_augmentation_and_normalisation_are_applied() -> None:
 
 def test_only_training_classes_are_shown() -> None:
     found = numbered_images()
-    source = ImageSource(replace(found, splits={**found.splits, "train": found.splits["test"]}), CPU)
+    source = ImageTaskSampler(replace(found, splits={**found.splits, "train": found.splits["test"]}), CPU)
     first = int(found.first[22])
     assert image_numbers(minibatches(source, 0, 0, 10, 5)[0]).min() >= first

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarun.data import omniglot, omniglot_files, prepare
-from metarun.data.images import ImageSet
-from metarun.data.omniglot_files import TOPS
-from metarun.data.omniglot_splits import BACKGROUND, EVALUATION, SPLITS, characters
-from metarun.data.on_disk import Places
+from metarun.data import cache
+from metarun.data.datasets import omniglot
+from metarun.data.datasets.omniglot_splits import BACKGROUND, EVALUATION, SPLITS, characters
+from metarun.data.formats import omniglot as omniglot_files
+from metarun.data.formats.detect import DataPaths
+from metarun.data.formats.omniglot import TOPS
+from metarun.data.image_set import ImageSet
 from metarun.errors import UserError
 
 HALVES: dict[str, dict[str, int]] = {TOPS[0]: BACKGROUND, TOPS[1]: EVALUATION}
@@ -75,7 +77,7 @@ def put(folder: Path, files: dict[str, bytes]) -> Path:
 
 
 def load(data_dir: Path, split: str = "vinyals", rotations: bool = False, download: bool = False) -> ImageSet:
-    return omniglot.load(Places(data_dir, data_dir.parent / "cache", download), split, rotations)
+    return omniglot.load(DataPaths(data_dir, data_dir.parent / "cache", download), split, rotations)
 
 
 def refused(data_dir: Path, *patterns: str, download: bool = False) -> str:
@@ -180,7 +182,7 @@ def test_every_character_stands_in_one_split(data_dir: Path, split: str, sizes: 
     assert sorted(np.concatenate(list(image_set.splits.values()))) == list(range(1623))
     assert image_set.class_split == f"omniglot-{split}-{'/'.join(map(str, sizes))}-rotated" and image_set.rotations
     assert load(data_dir, split).class_split == f"omniglot-{split}-{'/'.join(map(str, sizes))}"
-    turned = omniglot.load(Places(data_dir, data_dir.parent / "cache", False), split, True, "tasks")
+    turned = omniglot.load(DataPaths(data_dir, data_dir.parent / "cache", False), split, True, "tasks")
     assert turned.class_split == f"{image_set.class_split}-in-tasks" and turned.distinct and not image_set.distinct
 
 
@@ -219,7 +221,7 @@ def test_the_random_divisions_are_the_same_everywhere() -> None:
 
 def test_the_second_time_comes_from_the_cache(data_dir: Path, monkeypatch) -> None:
     first = load(data_dir)
-    monkeypatch.setattr(prepare, "make", None)
+    monkeypatch.setattr(cache, "make", None)
     assert (load(data_dir, "lake", rotations=True).images == first.images).all()
 
 
@@ -347,7 +349,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_the_real_data(real: tuple[Path, Path], monkeypatch) -> None:
-    image_set = omniglot.load(Places(*real, False), "vinyals", True)
+    image_set = omniglot.load(DataPaths(*real, False), "vinyals", True)
     assert image_set.images.shape == (32460, 1, 28, 28)
     assert len(image_set.names) == 1623 and (image_set.count == 20).all()
     assert [len(classes) for classes in image_set.splits.values()] == [1028, 172, 423]
@@ -357,7 +359,7 @@ def test_the_real_data(real: tuple[Path, Path], monkeypatch) -> None:
     braille = image_set.images[first : first + 20]
     assert (braille[2] == braille[18]).all()  # the known duplicate, drawings 03 and 19
     assert (braille[2] != braille[17]).any()
-    monkeypatch.setattr(prepare, "make", None)
-    again = omniglot.load(Places(*real, False), "maml", False)
+    monkeypatch.setattr(cache, "make", None)
+    again = omniglot.load(DataPaths(*real, False), "maml", False)
     assert (again.images == image_set.images).all()
     assert [len(classes) for classes in again.splits.values()] == [1100, 100, 423]

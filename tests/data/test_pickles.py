@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metarun.data.pickles import load_pickle
+from metarun.data.formats.pickles import load_pickle
 from metarun.errors import UserError
 
 

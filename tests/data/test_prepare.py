@@ -17,13 +17,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarun.data import decoding, prepare
-from metarun.data.images import image_set
-from metarun.data.look import Look
-from metarun.data.prepare import Contents, Prepared, prepared
+from metarun.data import cache, decoding
+from metarun.data.cache import CachedDataset, Contents, load_or_build_cache
+from metarun.data.image_set import image_set
+from metarun.data.image_spec import ImageSpec
 from metarun.errors import UserError
 
-LOOK = Look(4, 1)
+LOOK = ImageSpec(4, 1)
 LABELS = [1, 0, 1, 2, 0, 1]
 NAMES = ["b", "a", "c"]
 
@@ -40,11 +40,11 @@ def never(_: ExitStack) -> Contents:
     raise AssertionError("prepared although the cache holds it")
 
 
-def load(folder: Path, what=contents, **options) -> Prepared:
-    return prepared(folder, "a", LOOK, "here", what, **options)
+def load(folder: Path, what=contents, **options) -> CachedDataset:
+    return load_or_build_cache(folder, "a", LOOK, "here", what, **options)
 
 
-def check(found: Prepared) -> None:
+def check(found: CachedDataset) -> None:
     assert found.images[:, 0, 0, 0].tolist() == [10, 40, 0, 20, 50, 30]  # class after class, each in its order
     assert found.manifest.first == [0, 2, 5] and found.manifest.count == [2, 3, 1] and found.manifest.names == NAMES
 
@@ -71,8 +71,8 @@ def test_the_images_cannot_be_written_to(tmp_path: Path) -> None:
 def test_mean_and_deviation_are_those_of_the_training_classes(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
-    look = Look(4, 3)
-    found = prepared(tmp_path, "a", look, "", lambda _: Contents(NAMES, LABELS, (("", row) for row in rows)))
+    look = ImageSpec(4, 3)
+    found = load_or_build_cache(tmp_path, "a", look, "", lambda _: Contents(NAMES, LABELS, (("", row) for row in rows)))
     made = image_set(found, look, {"train": ["b", "c"], "val": ["a"], "test": []}, "mine")
     training = rows[[1, 4, 3]].reshape(-1, 3) / 255
     np.testing.assert_allclose(made.mean, training.mean(0), rtol=1e-6)
@@ -133,10 +133,10 @@ def test_a_changed_number_in_the_manifest_is_found(tmp_path: Path, caplog: pytes
 
 
 def test_a_large_file_is_compared_where_it_may_have_changed(tmp_path: Path, monkeypatch, caplog) -> None:
-    monkeypatch.setattr(prepare, "ALWAYS_CHECKED", 0)
+    monkeypatch.setattr(cache, "ALWAYS_CHECKED", 0)
     load(tmp_path)
     path, read = tmp_path / "a-v1.npy", []
-    monkeypatch.setattr(prepare, "digest", lambda file: read.append(1) or decoding.digest(file))
+    monkeypatch.setattr(cache, "digest", lambda file: read.append(1) or decoding.digest(file))
     with caplog.at_level(logging.INFO):
         check(load(tmp_path, never))
         assert not read
@@ -151,14 +151,14 @@ def test_a_large_file_is_compared_where_it_may_have_changed(tmp_path: Path, monk
 
 def test_a_large_changed_file_in_a_cache_that_may_not_be_written_is_compared(tmp_path: Path, monkeypatch) -> None:
     load(tmp_path)
-    monkeypatch.setattr(prepare, "ALWAYS_CHECKED", 0)
+    monkeypatch.setattr(cache, "ALWAYS_CHECKED", 0)
     os.utime(tmp_path / "a-v1.npy")
     before = (tmp_path / "a-v1.json").read_bytes()
 
     def refuse(path: Path, content: str) -> None:
         raise OSError(30, "Read-only file system", str(path))
 
-    monkeypatch.setattr(prepare.whole_files, "write", refuse)
+    monkeypatch.setattr(cache.whole_files, "write", refuse)
     check(load(tmp_path, never))
     assert (tmp_path / "a-v1.json").read_bytes() == before
 
@@ -186,7 +186,7 @@ def test_those_that_start_together_prepare_once(tmp_path: Path, caplog: pytest.L
         time.sleep(0.2)
         return contents(stack)
 
-    def start(_: int) -> Prepared:
+    def start(_: int) -> CachedDataset:
         together.wait()
         return load(tmp_path, once)
 

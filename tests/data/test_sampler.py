@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch.utils._pytree import tree_map
 
-from metarun.data.counter import distinct, uniform, words
-from metarun.data.images import ImageSet
-from metarun.data.look import Look
-from metarun.data.sampler import ImageSource
-from metarun.data.sinusoid import SinusoidSource
-from metarun.data.source import SPLITS, Shape, Source
+from metarun.data.datasets.sinusoid import SinusoidTaskSampler
+from metarun.data.image_sampler import ImageTaskSampler
+from metarun.data.image_set import ImageSet
+from metarun.data.image_spec import ImageSpec
+from metarun.data.random_numbers import philox_words, sample_without_replacement, uniform
+from metarun.data.task_sampler import SPLITS, TaskSampler, TaskShape
 from metarun.errors import UserError
-from metarun.task import Task
+from metarun.types import Task
 
 CPU = torch.device("cpu")
-SHAPE = Shape(ways=5, shots=2, queries=3)
+SHAPE = TaskShape(ways=5, shots=2, queries=3)
 
 
 def numbered_images(rotations: bool = False) -> ImageSet:
@@ -32,7 +32,7 @@ def numbered_images(rotations: bool = False) -> ImageSet:
     splits = {"train": np.arange(15), "val": np.arange(15, 22), "test": np.arange(22, 30)}
     names = tuple(f"class {c}" for c in range(30))
     first = np.cumsum(count) - count
-    return ImageSet(images, first, count, names, splits, "thirds", Look(4, 1), (0.5,), (0.25,), rotations)
+    return ImageSet(images, first, count, names, splits, "thirds", ImageSpec(4, 1), (0.5,), (0.25,), rotations)
 
 
 def image_numbers(data: torch.Tensor) -> torch.Tensor:
@@ -40,16 +40,16 @@ def image_numbers(data: torch.Tensor) -> torch.Tensor:
     return 250 * pixels[..., 0, 0, 0] + pixels[..., 0, 0, 1]
 
 
-def sources() -> list[Source]:
+def sources() -> list[TaskSampler]:
     return [
-        ImageSource(numbered_images(), CPU),
-        ImageSource(numbered_images(rotations=True), CPU),
-        SinusoidSource([0.8, 1.2], CPU),
+        ImageTaskSampler(numbered_images(), CPU),
+        ImageTaskSampler(numbered_images(rotations=True), CPU),
+        SinusoidTaskSampler([0.8, 1.2], CPU),
     ]
 
 
 @pytest.mark.parametrize("source", sources(), ids=["images", "rotated images", "sinusoid"])
-def test_a_task_does_not_depend_on_what_it_is_drawn_with(source: Source) -> None:
+def test_a_task_does_not_depend_on_what_it_is_drawn_with(source: TaskSampler) -> None:
     together = source.draw(3, "train", 0, 12, SHAPE)
     for first, count in [(0, 1), (11, 1), (4, 3), (0, 12)]:
         alone = source.draw(3, "train", first, count, SHAPE)
@@ -58,7 +58,7 @@ def test_a_task_does_not_depend_on_what_it_is_drawn_with(source: Source) -> None
 
 
 @pytest.mark.parametrize("source", sources(), ids=["images", "rotated images", "sinusoid"])
-def test_seeds_splits_and_indices_differ(source: Source) -> None:
+def test_seeds_splits_and_indices_differ(source: TaskSampler) -> None:
     drawn = [source.draw(seed, split, 0, 4, SHAPE).support_data for seed in (0, 1) for split in SPLITS]
     drawn.append(source.draw(0, "train", 4, 4, SHAPE).support_data)
     for one in range(len(drawn)):
@@ -70,7 +70,7 @@ def test_seeds_splits_and_indices_differ(source: Source) -> None:
 @pytest.mark.parametrize("split", SPLITS)
 def test_support_and_query_share_no_image_and_labels_are_right(split: str) -> None:
     images = numbered_images()
-    source = ImageSource(images, CPU)
+    source = ImageTaskSampler(images, CPU)
     tasks = source.draw(0, split, 0, 200, SHAPE)
     class_of = np.repeat(np.arange(30), images.count)
     support, query = image_numbers(tasks.support_data), image_numbers(tasks.query_data)
@@ -88,7 +88,7 @@ def test_support_and_query_share_no_image_and_labels_are_right(split: str) -> No
 
 def test_every_class_and_image_is_drawn_equally_often() -> None:
     images = numbered_images()
-    tasks = ImageSource(images, CPU).draw(0, "train", 0, 6000, Shape(5, 1, 1))
+    tasks = ImageTaskSampler(images, CPU).draw(0, "train", 0, 6000, TaskShape(5, 1, 1))
     support = image_numbers(tasks.support_data)
     class_of = np.repeat(np.arange(30), images.count)
     per_class = np.bincount(class_of[support.ravel()], minlength=30)[:15]
@@ -101,7 +101,7 @@ def test_every_class_and_image_is_drawn_equally_often() -> None:
 
 def test_images_reach_the_network_as_they_are() -> None:
     images = numbered_images()
-    task = ImageSource(images, CPU).draw(0, "val", 7, 1, SHAPE)
+    task = ImageTaskSampler(images, CPU).draw(0, "val", 7, 1, SHAPE)
     number = image_numbers(task.query_data)[0]
     expected = torch.from_numpy(images.images[number]).float() / 255
     torch.testing.assert_close(task.query_data[0], expected)
@@ -109,9 +109,9 @@ def test_images_reach_the_network_as_they_are() -> None:
 
 def test_a_turned_class_is_a_class_of_its_own() -> None:
     images = numbered_images(rotations=True)
-    source = ImageSource(images, CPU)
-    source.check("val", Shape(28, 2, 3))
-    tasks = source.draw(0, "val", 0, 50, Shape(28, 2, 3))
+    source = ImageTaskSampler(images, CPU)
+    source.check("val", TaskShape(28, 2, 3))
+    tasks = source.draw(0, "val", 0, 50, TaskShape(28, 2, 3))
     seen = set()
     for task in range(50):
         turned = {}
@@ -125,10 +125,10 @@ def test_a_turned_class_is_a_class_of_its_own() -> None:
 
 def test_turned_in_tasks_no_task_holds_a_class_twice() -> None:
     images = replace(numbered_images(rotations=True), distinct=True)
-    source, shape = ImageSource(images, CPU), Shape(7, 2, 3)
+    source, shape = ImageTaskSampler(images, CPU), TaskShape(7, 2, 3)
     source.check("val", shape)
     with pytest.raises(UserError, match=r"ways=8: the val split .* has 7 classes; 7 is the most"):
-        source.check("val", Shape(8, 2, 3))
+        source.check("val", TaskShape(8, 2, 3))
     chosen, quarters = source.choose(0, "val", 0, 4000, shape)
     assert all(len(set(row)) == 7 for row in chosen.tolist())
     table = np.zeros((7, 4), int)  # each class at each turn, over 4000 tasks: uniform, and each by itself
@@ -143,7 +143,9 @@ def test_turned_in_tasks_no_task_holds_a_class_twice() -> None:
 
 def test_turned_classes_are_drawn_as_ever() -> None:
     """Numbers of a run that was made before there was a choice."""
-    chosen, quarters = ImageSource(numbered_images(rotations=True), CPU).choose(5, "test", 2, 2, Shape(4, 2, 3))
+    chosen, quarters = ImageTaskSampler(numbered_images(rotations=True), CPU).choose(
+        5, "test", 2, 2, TaskShape(4, 2, 3)
+    )
     assert (chosen.tolist(), quarters.tolist()) == (
         [[27, 28, 23, 25], [26, 29, 24, 25]],
         [[0, 1, 0, 3], [0, 0, 1, 3]],
@@ -156,38 +158,40 @@ def upright(image: torch.Tensor, quarters: int) -> bool:
 
 
 def test_more_than_a_split_holds_is_refused() -> None:
-    source = ImageSource(numbered_images(), CPU)
-    source.check("train", Shape(15, 2, 3))
+    source = ImageTaskSampler(numbered_images(), CPU)
+    source.check("train", TaskShape(15, 2, 3))
     with pytest.raises(UserError, match=r"ways=16: the train split \(thirds\) has 15 classes; 7 is the most"):
-        source.check("train", Shape(16, 1, 1))
+        source.check("train", TaskShape(16, 1, 1))
     with pytest.raises(UserError, match=r"shots=2 \+ queries=4 make 6 images a class: class 'class 0' .* has 5"):
-        source.check("train", Shape(5, 2, 4))
+        source.check("train", TaskShape(5, 2, 4))
     with pytest.raises(UserError, match=r"eval.shots=2 \+ queries=4 make 6"):
-        source.check("val", Shape(5, 2, 4), ["ways", "eval.shots", "queries"])
-    ImageSource(replace(numbered_images(), rotations=True), CPU).check("train", Shape(60, 1, 1))
+        source.check("val", TaskShape(5, 2, 4), ["ways", "eval.shots", "queries"])
+    ImageTaskSampler(replace(numbered_images(), rotations=True), CPU).check("train", TaskShape(60, 1, 1))
 
 
 def test_draws_without_replacement_are_uniform_over_ordered_choices() -> None:
-    drawn = distinct(words(0, 0, 0, 60_000, 6), np.full(60_000, 5))
+    drawn = sample_without_replacement(philox_words(0, 0, 0, 60_000, 6), np.full(60_000, 5))
     assert (np.sort(drawn, axis=1)[:, 1:] != np.sort(drawn, axis=1)[:, :-1]).all()
     counts = np.unique(drawn @ np.array([25, 5, 1]), return_counts=True)[1]
     assert len(counts) == 5 * 4 * 3
     assert ((counts - 1000) ** 2 / 1000).sum() < 59 + 5 * (2 * 59) ** 0.5  # chi-squared, 59 degrees of freedom
-    assert distinct(words(0, 0, 0, 100, 10), np.full(100, 5)).sum(1).tolist() == [10] * 100
+    assert sample_without_replacement(philox_words(0, 0, 0, 100, 10), np.full(100, 5)).sum(1).tolist() == [10] * 100
 
 
 def test_counter_words_are_one_stream_cut_up() -> None:
-    whole = words(1, 2, 0, 50, 7)
-    assert np.array_equal(whole[20:30], words(1, 2, 20, 10, 7))
+    whole = philox_words(1, 2, 0, 50, 7)
+    assert np.array_equal(whole[20:30], philox_words(1, 2, 20, 10, 7))
     assert len(np.unique(whole)) == whole.size
-    assert not np.array_equal(whole, words(1, 3, 0, 50, 7)) and not np.array_equal(whole, words(2, 2, 0, 50, 7))
-    numbers = uniform(words(0, 0, 0, 100_000, 1), -5, 5)
+    assert not np.array_equal(whole, philox_words(1, 3, 0, 50, 7)) and not np.array_equal(
+        whole, philox_words(2, 2, 0, 50, 7)
+    )
+    numbers = uniform(philox_words(0, 0, 0, 100_000, 1), -5, 5)
     assert numbers.min() >= -5 and numbers.max() < 5
     assert abs(numbers.mean()) < 0.05 and abs(numbers.var() - 100 / 12) < 0.1
 
 
 def curves(frequency: list[float], count: int = 2000) -> Task:
-    return SinusoidSource(frequency, CPU).draw(0, "train", 0, count, Shape(0, 10, 40))
+    return SinusoidTaskSampler(frequency, CPU).draw(0, "train", 0, count, TaskShape(0, 10, 40))
 
 
 def test_sinusoids_are_sinusoids_with_the_published_ranges() -> None:
@@ -211,9 +215,9 @@ def test_the_frequency_option_varies_the_frequency() -> None:
 
 
 def test_a_curve_is_the_same_whatever_number_of_points() -> None:
-    source = SinusoidSource([1.0, 1.0], CPU)
+    source = SinusoidTaskSampler([1.0, 1.0], CPU)
     solutions = []
-    for shape in (Shape(0, 5, 5), Shape(0, 10, 90)):
+    for shape in (TaskShape(0, 5, 5), TaskShape(0, 10, 90)):
         x, y = (side.double() for side in source.draw(0, "test", 0, 3, shape)[2:])
         solutions.append(torch.linalg.lstsq(torch.cat([x.sin(), x.cos()], dim=2), y).solution)
     torch.testing.assert_close(*solutions, rtol=1e-4, atol=1e-4)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from metarun.data.source import SPLITS
 from metarun.data.splits import divide, published
+from metarun.data.task_sampler import SPLITS
 from metarun.errors import UserError
 
 SIZES = {

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from image_forms import protocol2, protocol4, protocol5, put, python2
-from small_forms import LABELS, Exploit, folder_of, listed_pngs, npz, pictures, png, read, refusal
 
-from metarun.data.source import SPLITS
-from metarun.data.tiered_files import PNG, npz_files, pngs
+from metarun.data.formats.tiered import PNG, npz_files, pngs
+from metarun.data.task_sampler import SPLITS
+from tests.helpers.image_forms import protocol2, protocol4, protocol5, put, python2
+from tests.helpers.small_forms import LABELS, Exploit, folder_of, listed_pngs, npz, pictures, png, read, refusal
 
 # --- pickles of PNG pictures -------------------------------------------------------------------------------
 

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from image_forms import encoded, put
 
-from metarun.data.on_disk import Form
-from metarun.data.prepare import stamps
-from metarun.data.trees import csv_lists, json_lists, listed_folders, split_folders
+from metarun.data.cache import file_fingerprints
+from metarun.data.formats.detect import FoundFormat
+from metarun.data.formats.image_folders import csv_lists, json_lists, listed_folders, split_folders
 from metarun.errors import UserError
+from tests.helpers.image_forms import encoded, put
 
 CLASSES = {"train": ("a", "b"), "val": ("c",), "test": ("d",)}
 
@@ -26,7 +26,7 @@ def fill(folder: Path, parts: dict[str, str] | None = None) -> Path:
     return folder
 
 
-def check(form: Form | None, pictures: int = 8) -> None:
+def check(form: FoundFormat | None, pictures: int = 8) -> None:
     assert form is not None
     with ExitStack() as stack:
         found = form.contents(stack)
@@ -76,4 +76,4 @@ def test_a_broken_link_among_a_published_sets_pictures_is_named(tmp_path: Path) 
 
 def test_a_file_that_goes_while_its_set_is_looked_at_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.png: cannot be read \(No such file or directory\)"):
-        list(stamps([tmp_path / "gone.png"]))
+        list(file_fingerprints([tmp_path / "gone.png"]))

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from laws import Problem, Record, check, fill, largest_relative_error, learning, problem, shake
-from problems import quadratic_loss, quadratic_tasks
 from torch import Tensor, nn
 
-from metarun.meta import OneTask, functional_gradient, one_by_one
+from metarun.core.meta_learner import TaskLearner, functional_gradient, unbind_tasks
 from metarun.methods import METHODS, Tensors
+from tests.helpers.laws import Problem, Record, check, fill, largest_relative_error, learning, problem, shake
+from tests.helpers.problems import quadratic_loss, quadratic_tasks
 
 both_ways = pytest.mark.parametrize("vectorised", [False, True], ids=["looped", "vectorised"])
 ATTENUATED = ["l2f", "learn_lr + use_forget"]
@@ -54,7 +54,7 @@ def test_gradient_has_its_closed_form(steps: int, vectorised: bool, record_prope
     w1, b1, w2, b2 = (tensor.detach() for tensor in one.parameters.phi.values())
     theta = torch.cat([part.detach() for part in model.parts])
     expected = []
-    for a_s, c_s, a_q, c_q in one_by_one(tasks):
+    for a_s, c_s, a_q, c_q in unbind_tasks(tasks):
         seen = torch.stack([part.mean() for part in (a_s @ (theta - c_s)).split(SIZES)])
         hidden = (w1 @ seen + b1).clamp_min(0)
         gamma = 1 / (1 + torch.exp(-(w2 @ hidden + b2)))
@@ -127,8 +127,8 @@ def test_gamma_starts_near_a_half() -> None:
 def test_the_embedding_creates_no_second_order_terms(name: str) -> None:
     """The gradient is that of an embedding which is a constant; one with a graph would give another."""
     one = problem(name, tasks=1)
-    task = next(one_by_one(one.tasks))
-    support = OneTask(one.learner, task, one.noise[0], functional_gradient).support_gradient
+    task = next(unbind_tasks(one.tasks))
+    support = TaskLearner(one.learner, task, one.noise[0], functional_gradient).support_gradient
     constant = support(*one.parameters, graph=False)
 
     def with_embedding(of: Callable[[Tensors, Tensors], Tensors]) -> Problem:

@@ -6,7 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from laws import (
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from metarun.core.meta_learner import evaluate_tasks
+from metarun.core.objectives import State, regression
+from metarun.core.second_order import exact_kernels
+from metarun.methods import METHODS, Method, Parameters
+from metarun.methods.base import split_parameters
+from metarun.methods.msgd import learn_inner_rates
+from tests.helpers.laws import (
     CASES,
     NETWORKS,
     SEQUENCES,
@@ -24,16 +33,7 @@ from laws import (
     switches_case,
     without,
 )
-from problems import Quadratic, quadratic_loss, quadratic_tasks, regression_tasks
-from torch import nn
-from torch.utils._pytree import tree_leaves
-
-from metarun.meta import evaluate_tasks
-from metarun.methods import METHODS, Method, Parameters
-from metarun.methods.msgd import learn_rates
-from metarun.methods.slots import divide
-from metarun.objective import State, regression
-from metarun.second_order import exact_kernels
+from tests.helpers.problems import Quadratic, quadratic_loss, quadratic_tasks, regression_tasks
 
 every_case = pytest.mark.parametrize("name", CASES)
 both_networks = pytest.mark.parametrize("network", NETWORKS)
@@ -207,7 +207,7 @@ def test_a_part_that_does_not_adapt_is_a_rate_of_zero(name: str, network: str, r
     """ANIL is Meta-SGD with alpha 0 on the body, BOIL with alpha 0 on the head."""
 
     def rates_for_everything(model: nn.Module, rate: float) -> Method:
-        return learn_rates(METHODS["maml"](model, 1.0, divide(model, across=())), model, rate)
+        return learn_inner_rates(METHODS["maml"](model, 1.0, split_parameters(model, across=())), model, rate)
 
     part, every = problem(name, network), problem(Case(rates_for_everything), network, shaken=False)
     adapts = part.parameters.theta

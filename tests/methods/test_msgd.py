@@ -6,13 +6,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from laws import RATE, Problem, Record, check, fill, largest_relative_error, learning, method_case, problem
-from problems import Quadratic, quadratic_loss, quadratic_tasks
 from torch import Tensor
 
-from metarun.meta import one_by_one
+from metarun.core.meta_learner import unbind_tasks
 from metarun.methods import METHODS
 from metarun.methods.msgd import PAPER_RANGE
+from tests.helpers.laws import (
+    RATE,
+    Problem,
+    Record,
+    check,
+    fill,
+    largest_relative_error,
+    learning,
+    method_case,
+    problem,
+)
+from tests.helpers.problems import Quadratic, quadratic_loss, quadratic_tasks
 
 both_ways = pytest.mark.parametrize("vectorised", [False, True], ids=["looped", "vectorised"])
 
@@ -33,7 +43,7 @@ def test_gradient_is_the_reverse_recursion(steps: int, vectorised: bool, record_
     """g_alpha -= grad L_s(theta_j) o lambda;  lambda <- lambda - A_s (alpha o lambda),  from lambda = grad L_q."""
     one, theta, alpha = quadratic_problem(steps)
     by_theta, by_alpha = [], []
-    for a_s, c_s, a_q, c_q in one_by_one(one.tasks):
+    for a_s, c_s, a_q, c_q in unbind_tasks(one.tasks):
         iterates = [theta]
         for _ in range(steps):
             iterates.append(iterates[-1] - alpha * (a_s @ (iterates[-1] - c_s)))
@@ -54,7 +64,7 @@ def test_order_of_curvature_and_rates_in_one_step(vectorised: bool) -> None:
     """(I - A_s diag(alpha)) grad L_q, which is not (I - diag(alpha) A_s) grad L_q."""
     one, theta, alpha = quadratic_problem(1)
     right, wrong = [], []
-    for a_s, c_s, a_q, c_q in one_by_one(one.tasks):
+    for a_s, c_s, a_q, c_q in unbind_tasks(one.tasks):
         slope = a_q @ (theta - alpha * (a_s @ (theta - c_s)) - c_q)
         right.append(slope - a_s @ (alpha * slope))
         wrong.append(slope - alpha * (a_s @ slope))

@@ -8,7 +8,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import (
+from torch import Tensor, nn
+
+from metarun.data import method_noise
+from metarun.errors import UserError
+from metarun.methods import METHODS, Tensors
+from metarun.methods.mtnet import straight_through
+from tests.helpers.laws import (
     Problem,
     Record,
     check,
@@ -21,13 +27,7 @@ from laws import (
     switches_case,
     without,
 )
-from problems import regression_tasks
-from torch import Tensor, nn
-
-from metarun.data import noise
-from metarun.errors import UserError
-from metarun.methods import METHODS, Tensors
-from metarun.methods.mtnet import straight_through
+from tests.helpers.problems import regression_tasks
 
 both_ways = pytest.mark.parametrize("vectorised", [False, True], ids=["looped", "vectorised"])
 CERTAIN = 60.0  # sigmoid(60) is 1 to double precision's last places
@@ -144,7 +144,7 @@ def test_a_mask_is_zero_or_one_and_its_logit_gets_the_soft_draws_derivative() ->
 @pytest.mark.parametrize("logit", [-2.0, 0.0, 1.5])
 def test_the_mean_mask_is_the_sigmoid_of_its_logit(logit: float) -> None:
     """Within three standard errors, on the noise that a run draws."""
-    draws = noise(0, "train", 0, 20_000, 1)
+    draws = method_noise(0, "train", 0, 20_000, 1)
     probability = 1 / (1 + math.exp(-logit))
     mean = float(straight_through(torch.full_like(draws, logit), draws).mean())
     assert abs(mean - probability) < 3 * math.sqrt(probability * (1 - probability) / len(draws))
@@ -202,7 +202,7 @@ def test_masks_are_a_function_of_seed_split_and_index() -> None:
     each = one.learner.method.noise(2)
 
     def masks(seed: int, split: str, first: int, count: int) -> list[list[float]]:
-        drawn = one._replace(noise=noise(seed, split, first, count, each))
+        drawn = one._replace(noise=method_noise(seed, split, first, count, each))
         return [torch.cat(list(masks_of(drawn, task)[0].values())).tolist() for task in range(count)]
 
     together = masks(3, "train", 0, 5)

@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from command_line import command
-from laws import (
+
+from metarun.config.groups import Warpgrad
+from metarun.core import meta_learner
+from metarun.core.checkpointed import CheckpointedTaskLearner
+from metarun.errors import UserError
+from metarun.methods import METHODS, Parameters, prepare
+from metarun.methods.msgd import ALPHAS
+from metarun.runner import run
+from tests.helpers.command_line import command
+from tests.helpers.laws import (
     RATE,
     Case,
     Problem,
@@ -22,15 +30,7 @@ from laws import (
     rates_case,
     without,
 )
-from small_runs import lines, small
-
-from metarun import meta
-from metarun.errors import UserError
-from metarun.groups import Warpgrad
-from metarun.methods import METHODS, Parameters, prepare
-from metarun.methods.msgd import ALPHAS
-from metarun.mixed import MixedTask
-from metarun.runner import run
+from tests.helpers.small_runs import lines, small
 
 STEPS = 3
 OTHERS = [name for name in METHODS if name not in ("msgd", "fomaml", "pretrain")]  # which has no inner loop
@@ -58,10 +58,10 @@ def test_constant_rates_are_the_method_itself(method: str, alpha: str, vectorise
 def test_the_gradient_of_a_rate_a_step_is_exact(method: str) -> None:
     one = problem(case(method), steps=STEPS)
     expected = finite_differences(one.learner, one.parameters, one.tasks, one.noise, OBJECTIVES.get(method, "query"))
-    kind = partial(meta.meta_gradient, one.learner, one.parameters, one.tasks, one.noise)
+    kind = partial(meta_learner.meta_gradient, one.learner, one.parameters, one.tasks, one.noise)
     for vectorised in (False, True):
         assert largest_tensor_error(one.gradient(vectorised), expected) < 2e-9
-        assert largest_tensor_error(kind(vectorised, MixedTask), one.judged(vectorised)) < 1e-10
+        assert largest_tensor_error(kind(vectorised, CheckpointedTaskLearner), one.judged(vectorised)) < 1e-10
     assert largest_relative_error(one.judged(True), one.judged(False)) < 1e-12
 
 

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import Record, check, largest_relative_error, shake
-from problems import Tanh, regression_tasks
 from torch import Tensor, nn
 
 from metarun import Init, State
+from metarun.core.meta_learner import MetaLearner, TaskLearner, autograd_gradient, meta_gradient, unbind_tasks
+from metarun.core.objectives import regression
 from metarun.errors import UserError
-from metarun.meta import MetaLearner, OneTask, meta_gradient, one_by_one, tape_gradient
 from metarun.methods import METHODS, Method, compose
-from metarun.objective import regression
+from tests.helpers.laws import Record, check, largest_relative_error, shake
+from tests.helpers.problems import Tanh, regression_tasks
 
 ON_LINE: dict[str, tuple[dict[str, Any], Callable[[nn.Module, float], Method]]] = {
     "maml": ({}, METHODS["maml"]),
@@ -66,7 +66,7 @@ def prepared(name: str, steps: int = 2) -> Init:
     switches, _ = ON_LINE[name]
     meta = Init(Tanh(), user_objective, user_objective, 0.1, steps, **switches)
     torch.manual_seed(5)
-    shake(meta.learned.phi)
+    shake(meta.meta_parameters.phi)
     return meta
 
 
@@ -95,24 +95,24 @@ def test_same_gradient_as_the_command_lines_method(name: str, vectorise: bool, r
 
 @every_switch
 def test_adapt_gives_the_last_iterate_of_the_inner_loop(name: str) -> None:
-    meta, task = prepared(name), next(one_by_one(regression_tasks(1)))
+    meta, task = prepared(name), next(unbind_tasks(regression_tasks(1)))
     torch.manual_seed(3)
     weights = meta.adapt(task.support_data, task.support_target)
     torch.manual_seed(3)
     noise = torch.rand(1, meta.learner.method.noise(2))[0]
-    expected = OneTask(meta.learner, task, noise, tape_gradient).adapt(meta.learned)[-1]
+    expected = TaskLearner(meta.learner, task, noise, autograd_gradient).adapt(meta.meta_parameters)[-1]
     assert tuple(expected) == meta.weight_names
     torch.testing.assert_close(weights, [tensor.detach() for tensor in expected.values()], rtol=1e-13, atol=0)
     assert not any(weight.requires_grad for weight in weights)
-    assert any((w - t).abs().max() > 1e-4 for w, t in zip(weights, meta.learned.theta.values(), strict=True))
+    assert any((w - t).abs().max() > 1e-4 for w, t in zip(weights, meta.meta_parameters.theta.values(), strict=True))
 
 
 @every_switch
 def test_parameters_are_all_that_is_learned_and_state_dict_takes_them_along(name: str) -> None:
     meta, other = prepared(name), Init(Tanh(), user_objective, user_objective, 0.1, 2, **ON_LINE[name][0])
-    learned = {*meta.learned.theta.values(), *meta.learned.phi.values()}
+    learned = {*meta.meta_parameters.theta.values(), *meta.meta_parameters.phi.values()}
     assert set(meta.parameters()) == learned
-    task = next(one_by_one(regression_tasks(1)))
+    task = next(unbind_tasks(regression_tasks(1)))
 
     def loss(meta: Init) -> Tensor:
         torch.manual_seed(3)
@@ -170,7 +170,7 @@ def sequential() -> nn.Module:
 def test_any_switch_on_a_plain_sequence(name: str, vectorise: bool) -> None:
     """The model that most people bring, which runs whatever is added to it."""
     meta = Init(sequential(), user_objective, user_objective, 0.1, 2, **ON_LINE[name][0])
-    shake(meta.learned.phi)
+    shake(meta.meta_parameters.phi)
     loss = meta.optimize(*regression_tasks(3), batched=True, vectorise=vectorise)
     assert torch.isfinite(loss)
     assert all(torch.isfinite(parameter.grad).all() for parameter in meta.parameters() if parameter.grad is not None)

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from laws import (
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev
+from torch.utils._pytree import tree_map
+
+from metarun.core.meta_learner import TaskLearner, autograd_gradient, evaluate_tasks, unbind_tasks
+from metarun.errors import UserError
+from metarun.methods import METHODS, Parameters, Tensors
+from metarun.methods.base import split_parameters
+from tests.helpers.laws import (
     Case,
     Problem,
     Record,
@@ -21,15 +29,7 @@ from laws import (
     shake,
     switches_case,
 )
-from problems import quadratic_loss, quadratic_tasks, regression_tasks
-from torch import Tensor, nn
-from torch.func import functional_call, jacrev
-from torch.utils._pytree import tree_map
-
-from metarun.errors import UserError
-from metarun.meta import OneTask, evaluate_tasks, one_by_one, tape_gradient
-from metarun.methods import METHODS, Parameters, Tensors
-from metarun.methods.slots import divide
+from tests.helpers.problems import quadratic_loss, quadratic_tasks, regression_tasks
 
 both_ways = pytest.mark.parametrize("vectorised", [False, True], ids=["looped", "vectorised"])
 SIZE = 3
@@ -81,7 +81,7 @@ def test_gradient_has_its_closed_form(steps: int, approximate: bool, vectorised:
     rate = 0.2
     one, omega, beta, start = quadratic_problem(steps, rate, approximate=approximate)
     expected = []
-    for a_s, c_s, a_q, c_q in one_by_one(one.tasks):
+    for a_s, c_s, a_q, c_q in unbind_tasks(one.tasks):
         theta, by_omega, by_beta = start, torch.zeros_like(omega), torch.zeros_like(beta)
         q = torch.zeros_like(beta)
         for _ in range(steps):
@@ -108,7 +108,7 @@ def test_gradient_has_its_closed_form(steps: int, approximate: bool, vectorised:
 def test_a_linear_warp_preconditions_by_its_square(record_property: Record) -> None:
     """One step moves Omega theta by -alpha Omega Omega' grad."""
     one, omega, beta, start = quadratic_problem(steps=1, objective="unrolled")
-    a_s, c_s, _, _ = next(one_by_one(one.tasks))
+    a_s, c_s, _, _ = next(unbind_tasks(one.tasks))
     before, after = (t["layer.weight"].flatten() for t in one.trajectory())
     expected = -0.2 * omega @ omega.T @ a_s @ (omega @ start + beta - c_s)
     error = largest_relative_error(omega @ (after - before), expected)
@@ -175,7 +175,7 @@ def test_an_identity_warp_is_maml(
         with pytest.raises(UserError, match="no gradient would reach the rates"):
             problem(switches_case(learn_lr=learn_lr, use_warp=IDENTITY[name]), network, steps=3, shaken=False)
         return
-    everything = Case(lambda model, rate: METHODS["maml"](model, rate, divide(model, across=())))
+    everything = Case(lambda model, rate: METHODS["maml"](model, rate, split_parameters(model, across=())))
     warped = problem(switches_case(learn_lr=learn_lr, use_warp=IDENTITY[name]), network, steps=3, shaken=False)
     maml = problem(everything, network, steps=3)
     found, expected = warped.gradient(vectorised).theta, maml.gradient(vectorised).theta
@@ -192,7 +192,7 @@ def test_an_identity_warp_is_maml(
 class Spy:
     """A task that notes what the meta-objective asks of it; its trajectory can be given without its graph."""
 
-    def __init__(self, one: OneTask, cut: bool) -> None:
+    def __init__(self, one: TaskLearner, cut: bool) -> None:
         self.one, self.cut = one, cut
         self.inner_loop, self.loss_weights = one.inner_loop, one.loss_weights
         self.stepped_from: list[Tensors] = []
@@ -206,7 +206,7 @@ class Spy:
 
     def step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
         self.stepped_from.append(theta)
-        return self.one.step(theta, phi, number)
+        return self.one.inner_step(theta, phi, number)
 
     def query_loss(self, theta: Tensors, phi: Tensors, taken: int | None = None) -> Tensor:
         return self.one.query_loss(theta, phi, taken)
@@ -221,10 +221,10 @@ class Spy:
 def test_iterates_are_detached() -> None:
     """The gradient by phi does not see the trajectory's graph; the one by theta is MAML's own, from nothing else."""
     one = problem("learn_lr + use_warp", steps=3, tasks=1)
-    task = next(one_by_one(one.tasks))
+    task = next(unbind_tasks(one.tasks))
 
     def gradients(cut: bool) -> tuple[Tensors, Spy]:
-        spy = Spy(OneTask(one.learner, task, one.noise[0], tape_gradient), cut)
+        spy = Spy(TaskLearner(one.learner, task, one.noise[0], autograd_gradient), cut)
         loss = one.learner.method.meta_objective(one.parameters, spy)
         return dict(
             zip(one.parameters.phi, torch.autograd.grad(loss, list(one.parameters.phi.values())), strict=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from laws import problem
 
 from metarun.methods import Tensors
+from tests.helpers.laws import problem
 
 
 def shows(case: str) -> Tensors:

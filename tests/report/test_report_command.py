@@ -7,20 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
-from command_line import command
-from report_runs import run
-from small_runs import small
 
-from metarun.report import found
+import tests
+from metarun.report import runs
 from metarun.runner import run as train_and_test
+from tests.helpers.command_line import command
+from tests.helpers.report_runs import run
+from tests.helpers.small_runs import small
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(tests.__file__).parents[1]
 pytestmark = pytest.mark.usefixtures("alone")
 
 
 def test_a_run_is_read_as_the_runner_leaves_it(tmp_path: Path) -> None:
     train_and_test(small(tmp_path, seed=4), tmp_path / "done")
-    (one,) = found.read([tmp_path / "done"]).runs
+    (one,) = runs.read([tmp_path / "done"]).runs
     assert (one.dataset, one.method, one.metric, one.seed, one.tasks) == ("sinusoid", "maml", "mse", 4, 10)
     assert (one.settings["backbone.hidden"], one.settings["eval.inner_loop"], len(one.by_step)) == ([8], 3, 4)
 
@@ -28,7 +29,7 @@ def test_a_run_is_read_as_the_runner_leaves_it(tmp_path: Path) -> None:
 def test_a_report_leaves_its_files_in_its_own_folder_and_brings_no_torch(tmp_path: Path) -> None:
     for seed in (0, 1):
         run(tmp_path / f"runs/{seed}", seed)
-    program = "import sys\nfrom metarun.cli import main\nprint(main(), 'torch' in sys.modules)"
+    program = "import sys\nfrom metarun.cli.app import main\nprint(main(), 'torch' in sys.modules)"
     typed = [sys.executable, "-c", program, "mode=report", "runs=runs", "hydra.run.dir=here"]
     done = subprocess.run(typed, capture_output=True, text=True, cwd=tmp_path, env={"PYTHONPATH": str(ROOT)})
     *_, last, status = done.stdout.splitlines()

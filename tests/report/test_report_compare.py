@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from report_runs import run, tasks
 
-from metarun.report import found
-from metarun.report.compare import Block, blocks
+from metarun.report import runs
+from metarun.report.compare import ComparisonTable, blocks
 from metarun.report.contents import contents
+from tests.helpers.report_runs import run, tasks
 
 
-def compared(top: Path) -> list[Block]:
-    return blocks(found.read(found.folders(str(top))).runs)[0]
+def compared(top: Path) -> list[ComparisonTable]:
+    return blocks(runs.read(runs.folders(str(top))).runs)[0]
 
 
 def flagged(top: Path) -> list[str]:
-    return list(contents(found.read(found.folders(str(top)))).flags)
+    return list(contents(runs.read(runs.folders(str(top)))).flags)
 
 
 def test_runs_that_differ_in_seed_paths_and_engine_are_one_group(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_worse_run_with_other_test_tasks_is_not_the_best(tmp_path: Path) -> No
     """The only mark is that of the two rows with the same number of tasks, in a table of their own."""
     for name, method, mean, count in (("a", "maml", 0.5, 4), ("b", "l2f", 0.6, 4), ("c", "msgd", 0.9, 2)):
         tasks(run(tmp_path / name, mean=mean, method=method, tasks=count), [mean + 0.1, mean - 0.1] * (count // 2))
-    report = contents(found.read(found.folders(str(tmp_path))))
+    report = contents(runs.read(runs.folders(str(tmp_path))))
     marked = {table.title: [table.rows[row][0] for row in table.best] for table in report.tables}
     assert [rows for rows in marked.values() if rows] == [["l2f"]]
     assert marked["glyphs, 5-way 1-shot, eval.tasks=2: accuracy in % on 2 test tasks, higher is better"] == []
@@ -112,7 +112,7 @@ def test_the_best_on_shared_tasks_is_found_on_them_alone(tmp_path: Path) -> None
     """0.5 of four tasks is more than 0.4 of two, and on the two that both have it is less."""
     tasks(run(tmp_path / "long", mean=0.5, tasks=4), [0.1, 0.1, 0.9, 0.9])
     tasks(run(tmp_path / "short", mean=0.4, tasks=2, method="l2f"), [0.3, 0.5])
-    tables = contents(found.read(found.folders(str(tmp_path)))).tables
+    tables = contents(runs.read(runs.folders(str(tmp_path)))).tables
     (row,) = next(table for table in tables if "which all share" in table.title).rows
     assert row[:4] == ("maml, eval.tasks=4", "l2f, eval.tasks=2", "-30.00", "± 13.86")
     assert not any(table.best for table in tables)

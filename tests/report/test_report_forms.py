@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from report_runs import run, tasks, unfinished
 
-from metarun.report import found, page, plots, text
-from metarun.report import words as formats
+from metarun.report import formatting as formats
+from metarun.report import page, plots, runs, text
 from metarun.report.contents import Picture, Report, contents
-from metarun.report.found import Found
+from metarun.report.runs import LoadedRuns
+from tests.helpers.report_runs import run, tasks, unfinished
 
 EVIL = "<script>alert(1)</script> | `$x_1$` [a](http://b) \x1b[31m\n=1+1"
 
 
 @pytest.fixture
-def read(tmp_path: Path) -> Found:
+def read(tmp_path: Path) -> LoadedRuns:
     """Two methods of two seeds with tasks.csv, one named by a stranger; an unfinished run and a damaged one."""
     for seed in (0, 1):
         folder = run(tmp_path / f"maml{seed}", seed, 0.5 + seed / 10)
@@ -33,10 +33,10 @@ def read(tmp_path: Path) -> Found:
         tasks(folder, [0.7, 0.8, 0.6, 0.7])
     unfinished(tmp_path / "stopped", 40, [EVIL])
     (run(tmp_path / "damaged") / "result.json").write_text("{")
-    return found.read(found.folders(str(tmp_path)))
+    return runs.read(runs.folders(str(tmp_path)))
 
 
-def test_the_terminal_has_the_table_the_single_runs_and_what_is_missing(read: Found) -> None:
+def test_the_terminal_has_the_table_the_single_runs_and_what_is_missing(read: LoadedRuns) -> None:
     shown = text.plain(contents(read))
     lines = shown.splitlines()
     assert all(line.isprintable() for line in lines) and "\x1b" not in shown
@@ -57,7 +57,7 @@ def test_without_tables_of_tasks_a_line_says_so(tmp_path: Path) -> None:
     assert "Differences task by task need the tasks.csv" in shown and "0/tasks.csv is missing; and others" in shown
 
 
-def test_markdown_keeps_its_tables_whole(read: Found) -> None:
+def test_markdown_keeps_its_tables_whole(read: LoadedRuns) -> None:
     shown = text.markdown(contents(read), [Picture("a.png", "Curves", "What it shows.", b"")])
     for table in re.split(r"\n\n", shown):
         rows = [line for line in table.splitlines() if line.startswith("|")]
@@ -66,7 +66,7 @@ def test_markdown_keeps_its_tables_whole(read: Found) -> None:
     assert "![Curves](a.png)" in shown
 
 
-def test_csv_has_numbers_in_full_and_no_formulas(read: Found) -> None:
+def test_csv_has_numbers_in_full_and_no_formulas(read: LoadedRuns) -> None:
     report = contents(read)
     rows = list(csv.DictReader(io.StringIO(text.groups_csv(report.blocks).decode())))
     assert [(row["method"][:4], row["best"], row["seeds"]) for row in rows] == [
@@ -87,7 +87,7 @@ class Tags(HTMLParser):
         self.found.append((tag, dict(attrs)))
 
 
-def test_the_page_runs_and_loads_nothing(read: Found) -> None:
+def test_the_page_runs_and_loads_nothing(read: LoadedRuns) -> None:
     report = contents(read)
     shown = page.html(report, plots.draw(report.blocks))
     parser = Tags()
@@ -101,7 +101,7 @@ def test_the_page_runs_and_loads_nothing(read: Found) -> None:
     assert "class=best" in shown and "metarun method=maml seed=1" in shown
 
 
-def test_plots_are_pictures_with_a_row_for_each_table(read: Found, tmp_path: Path) -> None:
+def test_plots_are_pictures_with_a_row_for_each_table(read: LoadedRuns, tmp_path: Path) -> None:
     one = {picture.name: Image.open(io.BytesIO(picture.png)).size for picture in plots.draw(contents(read).blocks)}
     assert set(one) == {"comparison.png", "curves.png", "steps.png"}
     run(tmp_path / "sine", dataset="sinusoid", ways=None, metric="mse", mean=2.0)
@@ -110,7 +110,7 @@ def test_plots_are_pictures_with_a_row_for_each_table(read: Found, tmp_path: Pat
 
 
 def whole(top: Path) -> Report:
-    return contents(found.read(found.folders(str(top))))
+    return contents(runs.read(runs.folders(str(top))))
 
 
 def test_many_lines_are_those_of_their_methods(tmp_path: Path) -> None:
@@ -155,4 +155,4 @@ def test_names_in_pictures_are_whole_and_rates_short(tmp_path: Path) -> None:
     ("value", "expected"), [(0.0, "0.0000"), (1.23456, "1.2346"), (2.5e-5, "2.5e-05"), (1234567.8, "1.23e+06")]
 )
 def test_errors_are_short(value: float, expected: str) -> None:
-    assert formats.number("mse", value) == expected
+    assert formats.format_metric("mse", value) == expected

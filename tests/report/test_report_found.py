@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import run, unfinished
 
 from metarun.errors import UserError
-from metarun.report import found
+from metarun.report import runs
+from tests.helpers.report_runs import run, unfinished
 
 
 def test_runs_are_found_below_each_place_once_and_in_order(tmp_path: Path) -> None:
@@ -20,7 +20,7 @@ def test_runs_are_found_below_each_place_once_and_in_order(tmp_path: Path) -> No
     (alone / "within").mkdir()
     run(alone / "within/run")
     places = [str(tmp_path / "sweep"), str(alone), str(tmp_path / "sweep/2")]
-    assert [str(path.relative_to(tmp_path)) for path in found.folders(places)] == [
+    assert [str(path.relative_to(tmp_path)) for path in runs.folders(places)] == [
         *("sweep/1", "sweep/2", "sweep/10", "alone")
     ]
 
@@ -28,13 +28,13 @@ def test_runs_are_found_below_each_place_once_and_in_order(tmp_path: Path) -> No
 def test_a_folder_that_is_no_run_is_told_with_what_it_lacks(tmp_path: Path) -> None:
     (tmp_path / "empty/deep").mkdir(parents=True)
     with pytest.raises(UserError, match=r"runs=.*empty: no run is there: .*result\.json, metrics\.jsonl, checkpoints"):
-        found.folders(str(tmp_path / "empty"))
+        runs.folders(str(tmp_path / "empty"))
     with pytest.raises(UserError, match=r"runs=gone: no such folder"):
-        found.folders(["gone"])
+        runs.folders(["gone"])
 
 
 def test_a_finished_run_is_read(tmp_path: Path) -> None:
-    read = found.read([run(tmp_path / "a", seed=3, method="l2f")])
+    read = runs.read([run(tmp_path / "a", seed=3, method="l2f")])
     (one,) = read.runs
     assert (one.method, one.seed, one.mean, one.ways, one.untrained) == ("l2f", 3, 0.5, 5, 0.3)
     assert one.command == "metarun method=l2f seed=3"
@@ -50,7 +50,7 @@ def test_an_unfinished_run_is_listed_with_its_step(tmp_path: Path) -> None:
     (begun / "metrics.jsonl").unlink()
     (begun / "checkpoints/step-00000020.safetensors").unlink()
     evaluating = unfinished(tmp_path / "evaluating", mode="evaluate")
-    read = found.read([stopped, begun, evaluating])
+    read = runs.read([stopped, begun, evaluating])
     first, second, third = (one.state for one in read.unfinished)
     assert first.startswith("at step 60 of 60, saved at step 40, last written 20")
     assert second.startswith("has not begun to train")
@@ -59,7 +59,7 @@ def test_an_unfinished_run_is_listed_with_its_step(tmp_path: Path) -> None:
 
 def test_predictions_and_reports_are_no_results(tmp_path: Path) -> None:
     folders = [unfinished(tmp_path / mode, mode=mode) for mode in ("predict", "report")]
-    assert found.read(folders) == found.Found((), (), ())
+    assert runs.read(folders) == runs.LoadedRuns((), (), ())
 
 
 def test_an_evaluation_may_have_several_results(tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_an_evaluation_may_have_several_results(tmp_path: Path) -> None:
     result = json.loads((folder / "result.json").read_text())
     several = [{**result, "shots": shots} for shots in (1, 5)]
     (folder / "result.json").write_text(json.dumps({"results": several}))
-    read = found.read([folder]).runs
+    read = runs.read([folder]).runs
     assert [one.shots for one in read] == [1, 5]
 
 
@@ -90,11 +90,11 @@ def test_what_cannot_be_read_is_told(tmp_path: Path, name: str, content: Any, re
     path = run(tmp_path / "a") / name
     data = json.dumps(content) if isinstance(content, dict) else content
     path.write_bytes(data if isinstance(data, bytes) else data.encode())
-    read = found.read([tmp_path / "a"])
+    read = runs.read([tmp_path / "a"])
     assert reason in read.unreadable[0].reason and not read.runs
 
 
 @pytest.mark.parametrize("name", ["mean", "seed", "tasks", "by_step", "class_split"])
 def test_a_value_of_another_type_is_told(tmp_path: Path, name: str) -> None:
-    read = found.read([run(tmp_path / "a", **{"by_step": [], name: {"a": 1}})])
+    read = runs.read([run(tmp_path / "a", **{"by_step": [], name: {"a": 1}})])
     assert f"its '{name}' is" in read.unreadable[0].reason

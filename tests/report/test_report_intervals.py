@@ -6,12 +6,12 @@ import random
 import statistics
 
 import pytest
-from report_runs import run, tasks
 
-from metarun.paired import paired as over
-from metarun.report import found, paired
+from metarun.evaluation.paired import mean_ci95 as over
+from metarun.report import paired, runs
 from metarun.report.compare import blocks
-from metarun.report.intervals import over_seeds, student_t
+from metarun.report.intervals import seed_ci95, student_t
+from tests.helpers.report_runs import run, tasks
 
 
 @pytest.mark.parametrize(
@@ -26,11 +26,11 @@ def test_the_interval_over_seeds_holds_the_mean_in_95_of_100_cases() -> None:
     held = 0
     for _ in range(4000):
         seeds = [draw.gauss(7, 2) for _ in range(3)]
-        interval = over_seeds(seeds)
+        interval = seed_ci95(seeds)
         assert interval is not None
         held += abs(statistics.fmean(seeds) - 7) <= interval
     assert held / 4000 == pytest.approx(0.95, abs=0.012)
-    assert over_seeds([1.0]) is None
+    assert seed_ci95([1.0]) is None
 
 
 def test_differences_are_task_by_task_over_the_mean_of_the_seeds(tmp_path) -> None:
@@ -43,7 +43,7 @@ def test_differences_are_task_by_task_over_the_mean_of_the_seeds(tmp_path) -> No
             folder = run(tmp_path / f"{method}{seed}", seed, statistics.fmean(own), method, tasks=50)
             tasks(folder, own)
             values[method, seed] = own
-    (block,), _ = blocks(found.read(found.folders(str(tmp_path))).runs)
+    (block,), _ = blocks(runs.read(runs.folders(str(tmp_path))).runs)
     (pair,), told = paired.differences(block.groups)
     each = [
         (values["maml", 0][i] + values["maml", 1][i] - values["l2f", 0][i] - values["l2f", 1][i]) / 2 for i in range(50)
@@ -75,6 +75,6 @@ def test_a_table_of_tasks_that_cannot_be_used_is_told(tmp_path, content: str | N
         (tmp_path / "maml/tasks.csv").unlink()
     else:
         (tmp_path / "maml/tasks.csv").write_text(content)
-    (block,), _ = blocks(found.read(found.folders(str(tmp_path))).runs)
+    (block,), _ = blocks(runs.read(runs.folders(str(tmp_path))).runs)
     pairs, told = paired.differences(block.groups)
     assert not pairs and len(told) == 1 and "maml/tasks.csv" in told[0] and reason in told[0]

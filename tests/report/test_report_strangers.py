@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_runs import run, tasks, unfinished
 
-from metarun.report import found, text
+from metarun.report import runs, text
 from metarun.report.contents import contents
 from metarun.report.page import html
 from metarun.report.write import report
+from tests.helpers.report_runs import run, tasks, unfinished
 
 
 def result(**changes: Any) -> Callable[[Path], object]:
@@ -110,7 +110,7 @@ def test_a_bad_run_is_named_and_left_out_and_the_others_are_reported(tmp_path: P
     change, reason = BAD[bad]
     change(run(tmp_path / "bad", seed=1))
     run(tmp_path / "good", seed=2)
-    read = found.read(found.folders(str(tmp_path)))
+    read = runs.read(runs.folders(str(tmp_path)))
     assert [one.folder.name for one in read.runs] == ["good"] and not read.unfinished
     (entry,) = read.unreadable
     assert entry.folder.name == "bad" and reason in entry.reason and "\n" not in entry.reason
@@ -132,25 +132,25 @@ BAD_TASKS: dict[str, Callable[[Path], object]] = {
 def test_a_bad_table_of_tasks_leaves_out_the_differences_alone(tmp_path: Path, bad: str) -> None:
     BAD_TASKS[bad](run(tmp_path / "bad"))
     tasks(run(tmp_path / "good", method="l2f"), [0.5] * 4)
-    shown = " ".join(text.plain(contents(found.read(found.folders(str(tmp_path))))).split())
+    shown = " ".join(text.plain(contents(runs.read(runs.folders(str(tmp_path))))).split())
     assert "left out where it cannot be used" in shown and "bad/tasks.csv" in shown
 
 
 def test_lines_of_metrics_that_are_no_numbers_are_passed_over(tmp_path: Path) -> None:
     folder = run(tmp_path / "a")
-    before = found.read([folder]).runs[0].metrics
+    before = runs.read([folder]).runs[0].metrics
     bad = ['{"step": 1, "split": "val", "accuracy": NaN}', '{"step": 1, "split": "val", "accuracy": "high"}']
     bad += ['{"step": 1, "split": "val", "accuracy": [[1]]}', '{"step": 1, "split": "val"' + " " * 2**23 + "}"]
     bad += ["[" * 10**5, f'{{"step": {10**400}, "split": "val"}}', '{"step": true, "split": "val"}']
     with (folder / "metrics.jsonl").open("a") as opened:
         opened.write("".join(f"{line}\n" for line in bad))
-    assert found.read([folder]).runs[0].metrics == before
+    assert runs.read([folder]).runs[0].metrics == before
 
 
 def test_a_run_of_the_far_future_is_told(tmp_path: Path) -> None:
     folder = unfinished(tmp_path / "stopped")
     os.utime(folder / "metrics.jsonl", (2**37, 2**37))
-    assert "at step 40" in found.read([folder]).unfinished[0].state
+    assert "at step 40" in runs.read([folder]).unfinished[0].state
 
 
 def test_folders_of_odd_numbers_and_great_depth_are_searched(tmp_path: Path) -> None:
@@ -163,7 +163,7 @@ def test_folders_of_odd_numbers_and_great_depth_are_searched(tmp_path: Path) -> 
             Path("d").mkdir()
             os.chdir("d")
         os.chdir(tmp_path)
-        assert len(found.folders(".")) == 3
+        assert len(runs.folders(".")) == 3
     finally:
         os.chdir(here)
         subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # deeper than pytest can take away
@@ -188,7 +188,7 @@ def test_whatever_stands_in_a_result_a_report_is_made_of_what_can_be_read(tmp_pa
     ]
     for change in changes:
         (bad / "result.json").write_text(json.dumps(content | change))
-        read = found.read([good, bad])
+        read = runs.read([good, bad])
         assert good in [one.folder for one in read.runs]
         whole = contents(read)
         made = (text.plain(whole), text.markdown(whole), html(whole, []))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+import tests
 from metarun.utils import console
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(tests.__file__).parents[1]
 C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 SAY = """
 import sys

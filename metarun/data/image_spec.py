@@ -1,0 +1,64 @@
+"""The one form that a data set's pictures are brought into, whatever they are on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from metarun.utils.safe_files import open_picture
+
+Raw = np.ndarray | bytes | Path  # decoded uint8 [height, width] or [height, width, 3]; an image file's bytes; its path
+GREYS_16_BIT = 257  # 65535 / 255
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """Pictures are squeezed into a square."""
+
+    size: int  # pixels, of its height and width
+    channels: int  # 1: grey, 3: red, green, blue
+    inverted: bool = False  # dark ink on light paper becomes 255 on 0
+
+
+class Unreadable(Exception):
+    """What was given is no picture; the message says why."""
+
+
+def decode_image(raw: Raw, look: ImageSpec) -> np.ndarray:
+    """uint8 [channels, size, size]. Raises Unreadable."""
+    try:
+        if isinstance(raw, np.ndarray):
+            return resize_and_convert(Image.fromarray(raw), look)
+        with open_picture(raw) as picture:
+            return resize_and_convert(ImageOps.exif_transpose(picture), look)
+    except UnidentifiedImageError as error:  # its own words name an address in memory
+        raise Unreadable("not a picture of a known format") from error
+    except Exception as error:  # Pillow raises many kinds for damaged bytes
+        cause = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise Unreadable(cause or type(error).__name__) from error
+
+
+def resize_and_convert(picture: Image.Image, look: ImageSpec) -> np.ndarray:
+    if 0 in picture.size:
+        raise ValueError("it has no pixels")
+    picture = to_8bit_opaque(picture).convert("L" if look.channels == 1 else "RGB")
+    if picture.size != (look.size, look.size):
+        picture = picture.resize((look.size, look.size), Image.Resampling.LANCZOS)
+    array = np.asarray(picture)
+    array = array[None] if look.channels == 1 else array.transpose(2, 0, 1)
+    return 255 - array if look.inverted else array
+
+
+def to_8bit_opaque(picture: Image.Image) -> Image.Image:
+    """The same picture of 8 bits a channel, on white where it is transparent."""
+    if picture.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, of no known range")
+    if picture.mode.startswith("I"):
+        return Image.fromarray((np.asarray(picture).clip(0, 65535) // GREYS_16_BIT).astype(np.uint8))
+    if picture.has_transparency_data:
+        white = Image.new("RGBA", picture.size, "white")
+        return Image.alpha_composite(white, picture.convert("RGBA"))
+    return picture

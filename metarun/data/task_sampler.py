@@ -1,0 +1,38 @@
+"""What every data set can do for the runner: draw tasks by number, and say what a network for them looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from metarun.types import Task
+
+SPLITS = ("train", "val", "test")
+
+
+class TaskShape(NamedTuple):
+    """The size of a task; `ways` has no meaning for regression."""
+
+    ways: int
+    shots: int
+    queries: int
+
+
+class TaskSampler(Protocol):
+    """A task is a function of (seed, split, index) alone."""
+
+    metric: str  # "accuracy" or "mse"
+    input_shape: tuple[int, ...]  # of one input, without the batch
+    class_split: str | None  # the name of the division into classes
+
+    def check(self, split: str, shape: TaskShape, names: Sequence[str] = TaskShape._fields) -> None:
+        """Raises UserError where the split cannot fill a task of this shape, whose sizes were set by `names`."""
+        ...
+
+    def outputs(self, ways: int) -> int:
+        """Width of the network's output."""
+        ...
+
+    def draw(self, seed: int, split: str, first: int, count: int, shape: TaskShape) -> Task:
+        """Tasks number first .. first + count - 1 of the split, stacked along a leading axis."""
+        ...

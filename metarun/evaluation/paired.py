@@ -1,0 +1,125 @@
+"""The metric of each test task, tasks.csv, and the difference of two runs on the same tasks.
+
+Tasks differ in difficulty by far more than runs do. On the same tasks that falls out of the difference, whose interval
+is narrower than the runs' own suggest.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from metarun.errors import UserError, relative_to_cwd
+from metarun.utils import files
+from metarun.utils.run_files import RESULT, read_result
+from metarun.utils.safe_files import read_text
+
+TASKS_CSV = "tasks.csv"
+TEST_TASKS_KEY = "test_tasks"  # of result.json: what they are drawn from
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Of two runs' metric, the first less the second; a fraction for accuracy. Intervals are half of 95 %."""
+
+    metric: str
+    tasks: int  # that both have
+    mean: float
+    ci95: float
+    separate: tuple[float, float]  # each run's own interval
+    narrower: float  # how many times narrower the interval is than that of runs on tasks of their own
+
+    def __str__(self) -> str:
+        scale, unit = (100, " %") if self.metric == "accuracy" else (1, "")
+        one, other = (f"{scale * ci95:.4g}" for ci95 in self.separate)
+        return (
+            f"{self.metric} differs by {scale * self.mean:+.4g} ± {scale * self.ci95:.4g}{unit} on the same "
+            f"{self.tasks} tasks (each run's own interval: ± {one} and ± {other}; on tasks that differ, that of the "
+            f"difference would be {self.narrower:.1f} times as wide)"
+        )
+
+
+def mean_ci95(differences: Sequence[float]) -> tuple[float, float]:
+    """Mean and half of its 95 % interval: 1.96 standard deviations over tasks / sqrt(tasks)."""
+    mean = statistics.fmean(differences)
+    square = statistics.fmean((each - mean) * (each - mean) for each in differences)
+    return mean, 1.96 * math.sqrt(square / len(differences))
+
+
+def write_tasks(path: Path, metric: str, values: Iterable[float]) -> None:
+    """A line for each test task; raises as `whole_files.write`."""
+    lines = (f"{number},{value!r}\n" for number, value in enumerate(values))
+    files.atomic_write(path, f"task,{metric}\n" + "".join(lines))
+
+
+def read_tasks(path: Path) -> tuple[str, list[float]]:
+    """The metric's name and its value for each test task.
+
+    Raises:
+        UserError: the file is missing, cannot be read or is no such table.
+    """
+    try:
+        return parsed(read_text(path))
+    except OSError as error:
+        raise UserError(
+            f"{relative_to_cwd(path)}: cannot be read ({error.strerror}); metarun mode=evaluate checkpoint=RUN writes one"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{relative_to_cwd(path)}: no table of test tasks ({error}); evaluate the run again") from error
+
+
+def parsed(text: str) -> tuple[str, list[float]]:
+    """The same of a file's text. Raises ValueError where it is no such table."""
+    head, *lines = text.splitlines() or [""]
+    first, _, metric = head.partition(",")
+    rows = [line.split(",") for line in lines]
+    if first != "task" or not metric or not rows:
+        raise ValueError("does not begin with task,METRIC and a line for each task")
+    for number, row in enumerate(rows):
+        if len(row) != 2 or row[0] != str(number):
+            raise ValueError(f"line {number + 2} is not of task {number}")
+    return metric, [float(value) for _, value in rows]
+
+
+def compare_runs(one: Path, other: Path) -> Difference:
+    """Of two run folders that hold the result of one evaluation each.
+
+    Raises:
+        UserError: a file is missing or damaged, or the runs were tested on different tasks.
+    """
+    drawn = [single_result(folder)[TEST_TASKS_KEY] for folder in (one, other)]
+    if drawn[0] != drawn[1]:
+        raise UserError(
+            f"{relative_to_cwd(one)} and {relative_to_cwd(other)}: tested on different tasks, {drawn[0]} and {drawn[1]}; "
+            "evaluate both alike, with mode=evaluate checkpoint=RUN"
+        )
+    (metric, mine), (_, others) = (read_tasks(folder / TASKS_CSV) for folder in (one, other))
+    count = min(len(mine), len(others))
+    mine, others = mine[:count], others[:count]
+    mean, ci95 = mean_ci95([a - b for a, b in zip(mine, others, strict=True)])
+    separate = mean_ci95(mine)[1], mean_ci95(others)[1]
+    return Difference(metric, count, mean, ci95, separate, math.hypot(*separate) / ci95 if ci95 else math.inf)
+
+
+def single_result(folder: Path) -> dict[str, Any]:
+    """result.json of a folder. Raises UserError where there is none, or it is of several evaluations."""
+    path = folder / RESULT
+    try:
+        result = read_result(folder)
+    except OSError as error:
+        raise UserError(
+            f"{relative_to_cwd(path)}: cannot be read ({error.strerror}); give the folder of a finished run"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{relative_to_cwd(path)}: is damaged ({error}); evaluate the run again") from error
+    if not isinstance(result, dict) or "results" in result:
+        raise UserError(f"{relative_to_cwd(path)}: holds several evaluations; give the folder of a single one")
+    if TEST_TASKS_KEY not in result:
+        raise UserError(
+            f"{relative_to_cwd(path)}: is of an older version, which did not say {TEST_TASKS_KEY}; evaluate the run again"
+        )
+    return result

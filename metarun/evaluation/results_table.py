@@ -1,0 +1,39 @@
+"""Several evaluations side by side: for people, and as results.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from metarun.metrics import format_metric
+from metarun.utils.text import csv_table
+
+VARIED = ("dataset", "split", "ways", "shots", "inner_loop")
+COLUMNS = (
+    *VARIED,
+    *("queries", "metric", "mean", "ci95", "tasks", "loss", "calibration_error"),
+    *("untrained_mean", "untrained_ci95", "head"),
+)
+
+
+def as_csv(results: Sequence[dict[str, Any]]) -> bytes:
+    """A line for each evaluation; empty where it has no such value."""
+    rows = []
+    for result in results:
+        untrained = {f"untrained_{name}": value for name, value in (result["untrained"] or {}).items()}
+        found = {**result, **untrained}
+        rows.append([found.get(name) for name in COLUMNS])
+    return csv_table(COLUMNS, rows)
+
+
+def as_text(results: Sequence[dict[str, Any]]) -> list[str]:
+    """Aligned lines, the first of which names the columns."""
+    metric = results[0]["metric"]
+    varied = [name for name in VARIED if results[0][name] is not None]
+    rows = [[*varied, metric, "untrained"]]
+    for result in results:
+        parts = (result, result["untrained"])
+        means = (format_metric(metric, part["mean"], part["ci95"]) if part else "not known" for part in parts)
+        rows.append([*(str(result[name]) for name in varied), *means])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip() for row in rows]
