@@ -111,7 +111,8 @@ def best_validation(folder: Path) -> float:
         return float(read_result(folder)["validation"]["mean"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(
-            f"{relative_to_cwd(folder / RESULT)}: is damaged ({type(error).__name__}); take it away, and resume=auto tests again"
+            f"{relative_to_cwd(folder / RESULT)}: is damaged ({type(error).__name__}); "
+            "take it away, and resume=auto tests again"
         ) from error
 
 

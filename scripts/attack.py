@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-
 from tests.helpers.attacks import ATTACKS, SECRET, offer
+
+ROOT = Path(__file__).resolve().parent.parent
 
 AT_MOST = 120  # seconds: a command that goes on waits for something
 FUZZ = ROOT / "scripts" / "fuzz_checkpoints.py"

@@ -19,12 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-
 from tests.helpers.mistakes_table import CONFIG, WORK, Mistake
 
+ROOT = Path(__file__).resolve().parent.parent
+
 LIMIT = 2.0  # seconds, of what is answered without torch
-PREPARE = "import sys; from mistakes_files import prepare; prepare(sys.argv[1])"
+PREPARE = "import sys; from tests.helpers.mistakes_files import prepare; prepare(sys.argv[1])"
 AT_MOST = 120  # seconds; a command that goes on has not been refused
 
 
@@ -39,7 +39,7 @@ class Answer(NamedTuple):
 def ask(mistake: Mistake) -> Answer:
     with tempfile.TemporaryDirectory() as folder:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("METARUN_")}
-        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        environment["PYTHONPATH"] = str(ROOT)
         if mistake.prepared:
             line = [sys.executable, "-c", PREPARE, mistake.prepared]
             subprocess.run(line, cwd=folder, env=environment, check=True)

@@ -48,7 +48,8 @@ def example() -> CheckpointState:
     best = Validation(20, 0.5, float("nan"))
     return CheckpointState(
         settings, theta, {"rate": torch.ones(3, dtype=torch.bfloat16)}, step=20, best=best, top=[best],
-        sums={"loss": float("inf")}, exp_avg=moments[0], exp_avg_sq=moments[1], adam_steps=steps, generators=get_rng_state(),
+        sums={"loss": float("inf")}, exp_avg=moments[0], exp_avg_sq=moments[1], adam_steps=steps,
+        generators=get_rng_state(),
     )  # fmt: skip
 
 

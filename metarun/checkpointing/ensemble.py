@@ -60,7 +60,8 @@ def load_ensemble_members(folder: Path, size: int, metric: str) -> list[Checkpoi
         states[state.last] = state
     if not states:
         raise UserError(
-            f"eval.ensemble={size}: {relative_to_cwd(folder)} keeps its best checkpoint alone; train with eval.ensemble={size}"
+            f"eval.ensemble={size}: {relative_to_cwd(folder)} keeps its best checkpoint alone; "
+            f"train with eval.ensemble={size}"
         )
     return [states[one] for one in top_k(list(states), size, metric)]
 

@@ -174,7 +174,8 @@ def check_task_size(s: Settings) -> Iterator[str]:
             yield f"{given}method=pretrain learns classes, not tasks, each turn one of its own; leave it out"
     known = {name: size for (dataset, name), size in SIZES.items() if dataset == getattr(data, "name", None)}
     if known and split not in known and not split.endswith(".json"):
-        yield f"dataset.split={split}: choose one of {', '.join(known)}, or give {OWN_SPLIT}{did_you_mean(split, known)}"
+        choices = ", ".join(known)
+        yield f"dataset.split={split}: choose one of {choices}, or give {OWN_SPLIT}{did_you_mean(split, known)}"
     if split not in known or s.mode == "predict":
         return
     classes, images = known[split]

@@ -66,7 +66,8 @@ def read_tasks(path: Path) -> tuple[str, list[float]]:
         return parsed(read_text(path))
     except OSError as error:
         raise UserError(
-            f"{relative_to_cwd(path)}: cannot be read ({error.strerror}); metarun mode=evaluate checkpoint=RUN writes one"
+            f"{relative_to_cwd(path)}: cannot be read ({error.strerror}); "
+            "metarun mode=evaluate checkpoint=RUN writes one"
         ) from error
     except ValueError as error:
         raise UserError(f"{relative_to_cwd(path)}: no table of test tasks ({error}); evaluate the run again") from error
@@ -94,7 +95,8 @@ def compare_runs(one: Path, other: Path) -> Difference:
     drawn = [single_result(folder)[TEST_TASKS_KEY] for folder in (one, other)]
     if drawn[0] != drawn[1]:
         raise UserError(
-            f"{relative_to_cwd(one)} and {relative_to_cwd(other)}: tested on different tasks, {drawn[0]} and {drawn[1]}; "
+            f"{relative_to_cwd(one)} and {relative_to_cwd(other)}: tested on different tasks, "
+            f"{drawn[0]} and {drawn[1]}; "
             "evaluate both alike, with mode=evaluate checkpoint=RUN"
         )
     (metric, mine), (_, others) = (read_tasks(folder / TASKS_CSV) for folder in (one, other))
@@ -120,6 +122,7 @@ def single_result(folder: Path) -> dict[str, Any]:
         raise UserError(f"{relative_to_cwd(path)}: holds several evaluations; give the folder of a single one")
     if TEST_TASKS_KEY not in result:
         raise UserError(
-            f"{relative_to_cwd(path)}: is of an older version, which did not say {TEST_TASKS_KEY}; evaluate the run again"
+            f"{relative_to_cwd(path)}: is of an older version, which did not say {TEST_TASKS_KEY}; "
+            "evaluate the run again"
         )
     return result

@@ -42,7 +42,8 @@ class RunLogger:
             found = [(line, entry) for line, entry in read_metrics(path) if entry["step"] <= step]
             if len(found) < lines:
                 raise UserError(
-                    f"{relative_to_cwd(path)}: has {len(found)} lines up to step {step} of {lines} that were written; it was "
+                    f"{relative_to_cwd(path)}: has {len(found)} lines up to step {step} of {lines} that were "
+                    "written; it was "
                     "cut short: bring it back, or take the file away, and new lines begin another"
                 )
             kept = [(line, entry) for line, entry in found if not (due and is_validation_of(step, entry))]

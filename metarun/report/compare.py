@@ -139,7 +139,8 @@ def blocks(runs: Iterable[Run]) -> tuple[list[ComparisonTable], list[str]]:
         seeds = grouped.setdefault(key_of(identity), (identity, {}))[1]
         if run.seed in seeds:
             told.append(
-                f"{relative_to_cwd(run.folder)}: the same settings and seed {run.seed} as {relative_to_cwd(seeds[run.seed].folder)}; "
+                f"{relative_to_cwd(run.folder)}: the same settings and seed {run.seed} as "
+                f"{relative_to_cwd(seeds[run.seed].folder)}; "
                 "it is in no mean"
             )
             continue

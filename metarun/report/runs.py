@@ -96,7 +96,8 @@ def folders(places: str | Sequence[str]) -> list[Path]:
         below = list(search(top))
         if not below:
             raise UserError(
-                f"runs={place}: no run is there: neither it nor a folder below it has {', '.join(RUN_DIR_MARKERS[:-1])} "
+                f"runs={place}: no run is there: neither it nor a folder below it has "
+                f"{', '.join(RUN_DIR_MARKERS[:-1])} "
                 f"or {RUN_DIR_MARKERS[-1]}; give the folder of a run or of a sweep"
             )
         for folder in below:

@@ -102,7 +102,8 @@ def require_free_sweep(folder: Path, resume: str | None) -> None:
     for job in sorted(jobs):
         if job.is_dir() and (held := content(job)):
             raise UserError(
-                f"{relative_to_cwd(folder)}: holds a sweep already ({held} in {job.name}), which is left as it is; go on with "
+                f"{relative_to_cwd(folder)}: holds a sweep already ({held} in {job.name}), "
+                "which is left as it is; go on with "
                 "it by resume=auto, or give hydra.sweep.dir=ANOTHER"
             )
 
@@ -157,7 +158,8 @@ def locked(folder: Path, patience: float) -> Iterator[bool]:
         except BlockingIOError as error:
             if time.monotonic() >= end:
                 raise UserError(
-                    f"{relative_to_cwd(folder)}: another process is writing to this run folder; wait for it, stop it or give "
+                    f"{relative_to_cwd(folder)}: another process is writing to this run folder; "
+                    "wait for it, stop it or give "
                     "another"
                 ) from error
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Attacks of tests/helpers/attacks.py that need no training; `python -m scripts.attack` offers all of them as real commands."""
+"""Attacks that need no training; `python -m scripts.attack` offers all of them as real commands."""
 
 from __future__ import annotations
 

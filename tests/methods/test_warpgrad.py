@@ -201,10 +201,10 @@ class Spy:
         iterates = self.one.adapt(parameters, steps)
         return tree_map(torch.detach, iterates) if self.cut else iterates
 
-    def adapted(self, parameters: Parameters) -> Tensors:
+    def adapt_final(self, parameters: Parameters) -> Tensors:
         return self.adapt(parameters)[-1]
 
-    def step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
+    def inner_step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
         self.stepped_from.append(theta)
         return self.one.inner_step(theta, phi, number)
 

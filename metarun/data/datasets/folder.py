@@ -98,7 +98,8 @@ def of_classes(place: Path, left_out: LeftOut) -> FoundFormat:
         lists = [entry.name for entry in visible(place) if entry.name.lower().endswith((".csv", ".tsv"))]
         hint = f", or give its list of pictures, dataset.root={relative_to_cwd(place / lists[0])}" if lists else ""
         raise UserError(
-            f"dataset.root={relative_to_cwd(place)}: holds no class folders with pictures in them; put each class in its own"
+            f"dataset.root={relative_to_cwd(place)}: holds no class folders with pictures in them; "
+            "put each class in its own"
             f"{hint}"
         )
     tell_groups(place, list(listing))

@@ -14,7 +14,7 @@ from metarun.data.formats.detect import DataPaths
 from metarun.data.formats.omniglot import Drawing, Reader, find
 from metarun.data.image_set import ImageSet, image_set
 from metarun.data.image_spec import ImageSpec
-from metarun.errors import UserError
+from metarun.errors import UserError, relative_to_cwd
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ def load(
     lacking = [name for part in parts.values() for name in part if name not in there]
     if lacking:
         raise UserError(
-            f"data_dir={places.data_dir}: dataset.split={split} needs {len(lacking)} characters that are not there, "
+            f"data_dir={relative_to_cwd(places.data_dir)}: dataset.split={split} needs "
+            f"{len(lacking)} characters that are not there, "
             f"first {lacking[0]!r}; put back the missing folders or the whole archives"
         )
 

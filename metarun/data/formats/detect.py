@@ -11,7 +11,7 @@ from metarun.data.cache import Contents, file_fingerprints, fingerprint, load_or
 from metarun.data.image_set import ImageSet, image_set
 from metarun.data.image_spec import ImageSpec
 from metarun.data.splits import divide
-from metarun.errors import UserError
+from metarun.errors import UserError, relative_to_cwd
 
 
 class DataPaths(NamedTuple):
@@ -85,7 +85,9 @@ def not_found_error(dataset: str, data_dir: Path, folders: Sequence[Path], wante
     """That nothing was found, with what was looked for and where."""
     if not data_dir.is_dir():
         return UserError(
-            f"data_dir={data_dir}: no such folder; make it and put {wanted} there, or give data_dir=FOLDER"
+            f"data_dir={relative_to_cwd(data_dir)}: no such folder; "
+            f"make it and put {wanted} there, or give data_dir=FOLDER"
         )
     looked = ", ".join(str(folder) for folder in folders)
-    return UserError(f"data_dir={data_dir}: {dataset} not found (looked in {looked}); put there {wanted}")
+    place = relative_to_cwd(data_dir)
+    return UserError(f"data_dir={place}: {dataset} not found (looked in {looked}); put there {wanted}")

@@ -19,7 +19,7 @@ from metarun.data.formats.listing import is_folder, visible
 from metarun.data.formats.pickles import refuse_web_page
 from metarun.data.formats.torchmeta import FILE, open_groups
 from metarun.data.image_spec import Raw
-from metarun.errors import UserError
+from metarun.errors import UserError, relative_to_cwd
 from metarun.utils.safe_files import LIST_BYTES
 
 TOPS = ("images_background", "images_evaluation")
@@ -57,7 +57,7 @@ def find(data_dir: Path, download: bool) -> list[Drawing]:
 
 def search(data_dir: Path, download: bool) -> list[Drawing]:
     if data_dir.is_file():
-        raise UserError(f"data_dir={data_dir}: a file; give the folder that data sets lie in")
+        raise UserError(f"data_dir={relative_to_cwd(data_dir)}: a file; give the folder that data sets lie in")
     halves = {top: locate(data_dir, top) for top in TOPS}
     missing = [top for top, path in halves.items() if path is None]
     bare = next((place for place in PLACES if holds_alphabets(data_dir / place)), None)
@@ -105,10 +105,11 @@ def holds_alphabets(folder: Path) -> bool:
 
 def absent(data_dir: Path, missing: list[str]) -> str:
     if not data_dir.is_dir():
-        return f"data_dir={data_dir}: no such folder; {remedy(data_dir, missing)}"
+        return f"data_dir={relative_to_cwd(data_dir)}: no such folder; {remedy(data_dir, missing)}"
     places = ", ".join(str(data_dir / place) for place in PLACES)
     what = " and ".join(f"{top}.zip or {top}/" for top in missing)
-    return f"data_dir={data_dir}: Omniglot's {what} not found (looked in {places}); {remedy(data_dir, missing)}"
+    place = relative_to_cwd(data_dir)
+    return f"data_dir={place}: Omniglot's {what} not found (looked in {places}); {remedy(data_dir, missing)}"
 
 
 def remedy(data_dir: Path, tops: list[str]) -> str:
