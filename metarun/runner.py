@@ -12,7 +12,7 @@ from typing import Any
 
 from metarun.checkpointing import store
 from metarun.config.eval_grid import expand_eval_grid
-from metarun.config.schema import AUTO, Settings
+from metarun.config.schema import Settings
 from metarun.data import TaskSampler
 from metarun.distributed import launch
 from metarun.distributed.num_workers import num_workers
@@ -27,6 +27,7 @@ from metarun.predict.predictor import predict
 from metarun.training.loop import train
 from metarun.utils import files, run_dir
 from metarun.utils.files import as_run_failure
+from metarun.utils.run_dir import AUTO
 from metarun.utils.run_files import RESULT, RESULTS, read_result
 
 log = logging.getLogger(__name__)

@@ -17,8 +17,8 @@ from pathlib import Path
 import small_data  # pyright: ignore[reportMissingImports]
 from hydra import compose, initialize_config_dir
 
+from metarun.cli import settings
 from metarun.cli.app import config_folder
-from metarun.config import settings
 from metarun.config.groups import CONFIG_GROUPS, Folder, Glyphs, Omniglot, Sinusoid
 from metarun.errors import UserError
 from metarun.runner import run

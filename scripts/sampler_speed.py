@@ -13,8 +13,7 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 
-from metarun.cli import app
-from metarun.config import settings
+from metarun.cli import app, settings
 from metarun.distributed.task_parallel import TaskParallelGroup
 from metarun.engine.context import build_context
 from metarun.training.trainer import Trainer

@@ -25,8 +25,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from metarun.checkpointing import store
-from metarun.cli import app
-from metarun.config import settings
+from metarun.cli import app, settings
 from metarun.errors import UserError
 from metarun.loggers.run_logger import RESULT
 from metarun.runner import run

@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 from hydra import compose, initialize_config_dir
 
-from metarun.config import settings
+from metarun.cli import settings
 from metarun.config.groups import Fomaml, L2f, Maml, Msgd, Mtnet, Sinusoid, Warpgrad
 from metarun.config.schema import Settings
 from scripts.experiments_table import PARTS, PRESETS, header, table

@@ -1,4 +1,4 @@
-"""The house's plan: which part may import which."""
+"""Which part of the package may import which."""
 
 from __future__ import annotations
 
@@ -8,52 +8,57 @@ from pathlib import Path
 import metarun
 
 PACKAGE = Path(metarun.__file__).parent
-APART = ("methods", "backbones", "data")  # never import each other
-COMMAND = ("cli", "__main__", "help", "mistakes", "settings", "sweep_progress", "sweeps", "typed")
+ORDER = (  # a part imports only those before it; CONTRIBUTING.md says what each is
+    *("errors", "types", "utils", "config", "nn", "backbones", "methods", "core", "data", "checkpointing", "loggers"),
+    *("metrics", "visualization", "engine", "distributed", "evaluation", "training", "predict", "report"),
+    *("runner", "cli", "__main__"),
+)
+APART = {"backbones", "methods", "data"}  # never import each other
+HYDRA = {"cli"}  # the only part that sees Hydra or OmegaConf
 
 
-def imports() -> dict[str, set[str]]:
-    """Module -> the modules of metarun that it imports, as names below the package."""
-    found: dict[str, set[str]] = {}
-    for path in PACKAGE.rglob("*.py"):
-        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
-        names: set[str] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "metarun":
-                below = (node.module or "").removeprefix("metarun").removeprefix(".")
-                names |= {below} if below else {alias.name for alias in node.names}
-            elif isinstance(node, ast.Import):
-                names |= {
-                    alias.name.removeprefix("metarun.") for alias in node.names if alias.name.startswith("metarun.")
-                }
-        found[module] = names
+def trees() -> dict[str, ast.Module]:
+    """Dotted module name below the package -> its syntax tree; the package itself, which hands names on, is left out."""
+    paths = {path.relative_to(PACKAGE).with_suffix(""): path for path in PACKAGE.rglob("*.py")}
+    found = {".".join(name.parts).removesuffix(".__init__"): path for name, path in paths.items()}
+    return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in found.items() if name != "__init__"}
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """The modules that a module imports, at its top or inside a function, by their full names."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
     return found
 
 
-def test_methods_backbones_and_data_do_not_know_each_other() -> None:
-    for module, names in imports().items():
-        part = module.split(".")[0]
-        if part in APART:
-            others = {name for name in names if name.split(".")[0] in APART and name.split(".")[0] != part}
-            assert not others, f"{module} imports {others}"
+def part(name: str) -> str:
+    """Of a full name of something in metarun: the package or module at the top that it belongs to."""
+    return name.split(".")[1]
 
 
-def test_nothing_imports_the_runner_but_the_command_line() -> None:
-    importers = {module for module, names in imports().items() if "runner" in names}
-    assert importers and importers <= set(COMMAND)
+def test_every_part_has_its_place_in_the_order() -> None:
+    assert {name.split(".")[0] for name in trees()} == set(ORDER)
+
+
+def test_a_part_imports_only_those_before_it() -> None:
+    for name, tree in trees().items():
+        own = ORDER.index(name.split(".")[0])
+        used = {part(other) for other in imports(tree) if other.startswith("metarun.")} & set(ORDER)
+        assert not (later := {other for other in used if ORDER.index(other) > own}), f"{name} imports {later}"
+
+
+def test_backbones_methods_and_data_do_not_know_each_other() -> None:
+    for name, tree in trees().items():
+        own = name.split(".")[0]
+        used = {part(other) for other in imports(tree) if other.startswith("metarun.")}
+        assert own not in APART or not used & (APART - {own}), name
 
 
 def test_hydra_stays_with_the_command_line() -> None:
-    for path in PACKAGE.rglob("*.py"):
-        if path.stem not in COMMAND:
-            tree = ast.parse(path.read_text())
-            names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-            names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-            assert not any(name.split(".")[0] in ("hydra", "omegaconf") for name in names), path
-
-
-def test_the_meta_learner_knows_nothing_of_data_backbones_or_runs() -> None:
-    allowed = {"errors", "methods", "methods.slots", "norm", "objective", "precision", "task"}
-    allowed |= {"activation_checkpoints", "second_order"}
-    assert imports()["activation_checkpoints"] == set() and imports()["second_order"] == {"errors"}
-    assert imports()["forward"] <= allowed and imports()["meta"] <= allowed | {"forward"}
+    for name, tree in trees().items():
+        used = {other.split(".")[0] for other in imports(tree)}
+        assert name.split(".")[0] in HYDRA or not used & {"hydra", "omegaconf"}, name

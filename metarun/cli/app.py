@@ -23,16 +23,17 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import __version__
-from metarun.cli import help, sweep_progress, sweeps
+from metarun.cli import help, settings, sweep_progress, sweeps
 from metarun.cli.errors import CONFIG_GROUP_NAMES, USER_ERRORS, user_message
 from metarun.cli.overrides import overridden_keys, prepare_argv, task_overrides
-from metarun.config import paths, settings
+from metarun.config import paths
 from metarun.config.groups import CONFIG_GROUPS
-from metarun.config.schema import AUTO, Settings
-from metarun.distributed.rank import rank_from_env
+from metarun.config.schema import Settings
+from metarun.engine.rank import rank_from_env
 from metarun.errors import RunFailure, UserError
 from metarun.utils import console, files, logs, run_dir
 from metarun.utils.files import as_run_failure
+from metarun.utils.run_dir import AUTO
 from metarun.utils.text import printable
 
 PATH_ERRNOS = {  # what is wrong with a path that a person gave

@@ -10,7 +10,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
-from metarun.cli import hints
+from metarun.config import hints
 from metarun.config.groups import CONFIG_GROUPS
 from metarun.config.schema import Settings, iter_options
 from metarun.errors import UserError, did_you_mean

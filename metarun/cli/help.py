@@ -8,7 +8,7 @@ from dataclasses import Field
 from typing import Any
 
 from metarun.config.groups import CONFIG_GROUPS
-from metarun.config.schema import Settings, iter_options
+from metarun.config.schema import Settings, format_value, iter_options
 
 WIDTH = 100
 COLUMN = 34  # where the meaning of a key begins
@@ -100,12 +100,3 @@ def meaning(item: Field) -> str:
     if choices is None or all(choice in item.metadata["help"] for choice in choices):
         return item.metadata["help"]
     return f"{item.metadata['help']} ({', '.join(choices)})"
-
-
-def format_value(value: Any) -> str:
-    """A value as it is typed on the command line."""
-    if isinstance(value, (list, tuple)):
-        return f"[{','.join(format_value(entry) for entry in value)}]"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)

@@ -11,10 +11,11 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
+from metarun.cli import settings
 from metarun.cli.errors import CONFIG_GROUP_NAMES, KEYS, NESTED_GROUPS, meant, unknown_key_message
-from metarun.config import paths, settings
-from metarun.config.schema import AUTO
+from metarun.config import paths
 from metarun.errors import UserError, did_you_mean
+from metarun.utils.run_dir import AUTO
 
 
 def prepare_argv(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

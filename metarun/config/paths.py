@@ -8,7 +8,6 @@ from pathlib import Path
 from metarun.config.groups import Folder
 from metarun.config.schema import Settings
 from metarun.errors import UserError
-from metarun.report import runs
 
 
 def expanded(place: str) -> Path:
@@ -37,7 +36,6 @@ def check(settings: Settings) -> None:
             query_place(str(place))
         return
     if settings.mode == "report":
-        runs.folders(settings.runs)
         return
     if isinstance(settings.dataset, Folder):
         dataset_root(settings.dataset.root)

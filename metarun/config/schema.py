@@ -12,11 +12,10 @@ from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
-from metarun.cli import hints
+from metarun.config import hints
 from metarun.config.groups import CONFIG_GROUPS, Sinusoid, choice_name, option
 from metarun.errors import UserError, did_you_mean
 
-AUTO = "auto"  # of `resume`
 LARGEST = 10**9  # of any number that has no bound of its own
 PREDICT_KEYS = ("support", "query", "adapted_weights")
 INVOCATION_KEYS = (
@@ -283,3 +282,12 @@ def check_value(name: str, value: Any, item: Field) -> None:
     most = LARGEST if allowed["most"] is None else allowed["most"]
     if isinstance(value, (int, float)) and value > most:
         raise UserError(f"{name}={value}: must be {most} or less")
+
+
+def format_value(value: Any) -> str:
+    """A value as it is typed on the command line."""
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(format_value(entry) for entry in value)}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from metarun.distributed.rank import RENDEZVOUS_ENV, SINGLE_PROCESS, Rank, rank_from_env
+from metarun.engine.rank import RENDEZVOUS_ENV, SINGLE_PROCESS, Rank, rank_from_env
 from metarun.errors import RunFailure
 from metarun.utils.signals import asked_to_stop, end_with_parent
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from metarun.config.eval_grid import expand_eval_grid
 from metarun.config.groups import Mlp
 from metarun.config.schema import Settings
-from metarun.distributed.rank import Rank, rank_from_env
 from metarun.engine.context import RunContext, eval_inner_loop
 from metarun.engine.execution import MIN_STEPS_FOR_WORKERS, WORTH_STARTING_TO_TEST, choose_device, select_num_workers
+from metarun.engine.rank import Rank, rank_from_env
 from metarun.errors import UserError
 
 

@@ -30,8 +30,8 @@ from metarun.data.task_sampler import SPLITS
 from metarun.distributed import launch
 from metarun.distributed.launch import PeerLost, raise_peer_lost
 from metarun.distributed.num_workers import check_shardable, num_workers
-from metarun.distributed.rank import SINGLE_PROCESS, Rank, rank_from_env
 from metarun.engine.context import RunContext, build_context
+from metarun.engine.rank import SINGLE_PROCESS, Rank, rank_from_env
 from metarun.errors import RunFailure
 from metarun.methods import Parameters
 from metarun.metrics import EvalResult, evaluate_in_chunks

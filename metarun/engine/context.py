@@ -34,11 +34,11 @@ from metarun.core.outer_step import make_outer_step
 from metarun.data import DataPaths, TaskSampler, TaskShape, load, method_noise, preprocessing
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.data.minibatches import minibatches
-from metarun.distributed.rank import SINGLE_PROCESS, Rank
 from metarun.engine import heads
 from metarun.engine.eval_preprocessing import preprocessing_for_eval_dataset
 from metarun.engine.execution import choose_device, configure_malloc, select_task_execution, set_num_threads
 from metarun.engine.network import as_kwargs, batch_norm, build_learner, build_model, check_state_shapes
+from metarun.engine.rank import SINGLE_PROCESS, Rank
 from metarun.methods import Parameters, Tensors
 from metarun.metrics import CHUNK_SIZE, EVALUATION_SEED, evaluation_tasks
 from metarun.nn.precision import set_precision

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from metarun.core.compiled import has_compiler
-from metarun.distributed.rank import RENDEZVOUS_ENV, SINGLE_PROCESS, Rank
+from metarun.engine.rank import RENDEZVOUS_ENV, SINGLE_PROCESS, Rank
 from metarun.errors import UserError
 
 

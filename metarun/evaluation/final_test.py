@@ -25,13 +25,13 @@ from metarun.distributed.task_parallel import TaskParallelGroup
 from metarun.engine import heads
 from metarun.engine.context import RunContext
 from metarun.errors import UserError, relative_to_cwd
+from metarun.evaluation import summaries
 from metarun.evaluation.confusion import ConfusionStats
 from metarun.evaluation.paired import TASKS_CSV, TEST_TASKS_KEY, write_tasks
 from metarun.loggers import hparams
 from metarun.loggers.event_file import EventFileWriter
 from metarun.loggers.run_logger import write_result
 from metarun.metrics import EvalResult
-from metarun.training import summaries
 from metarun.utils.signals import defer_signals
 
 log = logging.getLogger(__name__)

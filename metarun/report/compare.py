@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from metarun.cli.help import format_value
 from metarun.config.groups import CONFIG_GROUPS
-from metarun.config.schema import MACHINE_KEYS
+from metarun.config.schema import MACHINE_KEYS, format_value
 from metarun.errors import relative_to_cwd
 from metarun.report.intervals import seed_ci95
 from metarun.report.runs import Run

@@ -6,7 +6,7 @@ import re
 import textwrap
 from collections.abc import Iterable, Sequence
 
-from metarun.cli.help import format_value
+from metarun.config.schema import format_value
 from metarun.report.compare import ComparisonTable
 from metarun.report.contents import COMMAND, Picture, Report, Table
 from metarun.report.runs import Run

@@ -24,9 +24,10 @@ from metarun.distributed import execution_info
 from metarun.distributed.task_parallel import TaskParallelGroup
 from metarun.engine import eval_preprocessing
 from metarun.errors import RunFailure, UserError
+from metarun.evaluation import summaries
 from metarun.loggers.run_logger import RunLogger
 from metarun.methods import Parameters
-from metarun.training import nonfinite, summaries
+from metarun.training import nonfinite
 from metarun.training.prefetch import TaskPrefetcher
 from metarun.training.schedule import learning_rate
 from metarun.utils import random_state

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from metarun.config.schema import AUTO
 from metarun.errors import RunFailure, UserError, quote_override, relative_to_cwd
 from metarun.utils.files import remove_partial_files
 from metarun.utils.run_files import METRICS, PREDICTIONS, RESULT, RESULTS, read_result
 from metarun.utils.safe_files import UnsafeFile, require_unlinked
 
+AUTO = "auto"  # of `resume`: continue what is in the run's own folder
 LOCK = ".lock"
 SWEEP = "multirun.yaml"  # Hydra's record of a sweep
 RECORDS = (".hydra", "metarun.log", "tensorboard", METRICS, "tasks.csv", "runs.csv")

@@ -88,7 +88,7 @@ def test_saved_text_is_not_resolved(stranger: Path, monkeypatch: pytest.MonkeyPa
 
 def test_nothing_is_written_where_a_checkpoint_says(alone: None, tmp_path: Path, capsys) -> None:
     """A saved cache_dir is never used, and nothing is downloaded into a saved data_dir."""
-    from metarun.config import settings as meeting
+    from metarun.cli import settings as meeting
     from metarun.config.schema import Settings
 
     settings = small(tmp_path, dataset=Glyphs(), cache_dir="stranger/cache", data_dir="stranger/data", download=True)

@@ -19,8 +19,7 @@ import metarun
 import tests
 from metarun.checkpointing import store
 from metarun.checkpointing.state import CheckpointState
-from metarun.cli import app, errors
-from metarun.config import settings
+from metarun.cli import app, errors, settings
 from metarun.config.groups import CONFIG_GROUPS, Conv4, Glyphs, Maml, Mlp, Msgd, Sinusoid
 from metarun.config.schema import Settings, iter_options
 from metarun.errors import UserError

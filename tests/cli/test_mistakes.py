@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from metarun.backbones import BACKBONES
-from metarun.cli import hints
 from metarun.cli.errors import CONFIG_GROUP_NAMES, KEYS
+from metarun.config import hints
 from metarun.config.conflicts import SIZES
 from metarun.config.groups import CONFIG_GROUPS, Conv4, Mlp, Resnet12
 from metarun.config.network_conflicts import modules

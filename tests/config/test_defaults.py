@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 import tests
-from metarun.config import settings
+from metarun.cli import settings
 from metarun.config.groups import CONFIG_GROUPS, choice_name
 from metarun.config.schema import Settings, flatten
 from metarun.metrics import EvalResult

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from metarun.checkpointing import store
+from metarun.cli.settings import merge_with_checkpoint
 from metarun.config.groups import Conv4, Folder, Maml
 from metarun.config.schema import Engine, EvalConfig, Save, Settings
-from metarun.config.settings import merge_with_checkpoint
 from metarun.core import batch_norm_stats, meta_learner
 from metarun.core.checkpointed import CheckpointedTaskLearner
 from metarun.core.forward import functional_forward, query_weights

@@ -20,9 +20,9 @@ from metarun.checkpointing import store
 from metarun.config.groups import Warpgrad
 from metarun.config.schema import Engine
 from metarun.distributed import launch
-from metarun.distributed.rank import Rank
 from metarun.distributed.task_parallel import TaskParallelGroup
 from metarun.engine.execution import choose_device
+from metarun.engine.rank import Rank
 from metarun.errors import RunFailure, UserError
 from metarun.runner import run
 from metarun.utils.run_files import read_result

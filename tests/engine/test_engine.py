@@ -14,8 +14,8 @@ from metarun.config.schema import Engine, EvalConfig, Settings
 from metarun.core.meta_learner import MetaLearner, meta_gradient
 from metarun.core.objectives import classification
 from metarun.distributed.num_workers import num_workers
-from metarun.distributed.rank import RENDEZVOUS_ENV, SINGLE_PROCESS, Rank
 from metarun.engine.execution import select_num_workers, set_num_threads
+from metarun.engine.rank import RENDEZVOUS_ENV, SINGLE_PROCESS, Rank
 from metarun.methods import METHODS
 from metarun.types import Task
 from tests.helpers.laws import largest_relative_error

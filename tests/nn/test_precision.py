@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from metarun.backbones import BACKBONES
 from metarun.checkpointing import store
+from metarun.cli.settings import check_resume_settings
 from metarun.config.schema import Engine
-from metarun.config.settings import check_resume_settings
 from metarun.core.checkpointed import CheckpointedTaskLearner
 from metarun.core.forward import functional_forward
 from metarun.core.meta_learner import MetaLearner, TaskLearner, TaskLearnerFactory, evaluate_tasks, meta_gradient

@@ -17,8 +17,9 @@ from torch.utils._pytree import tree_map
 from metarun.checkpointing import store
 from metarun.config.groups import CONFIG_GROUPS, Conv4, Folder
 from metarun.config.schema import EvalConfig, Settings
+from metarun.evaluation import summaries
 from metarun.runner import run
-from metarun.training import summaries, trainer
+from metarun.training import trainer
 from scripts.survival import differences
 from tests.helpers.small_data import pictures
 from tests.helpers.small_runs import lines, small

@@ -15,8 +15,10 @@ from metarun.checkpointing import store
 from metarun.cli.errors import user_message
 from metarun.config import conflicts, paths
 from metarun.config.groups import CONFIG_GROUPS
-from metarun.config.schema import AUTO, INVOCATION_KEYS, MACHINE_KEYS, Settings, check, flatten, iter_options
+from metarun.config.schema import INVOCATION_KEYS, MACHINE_KEYS, Settings, check, flatten, iter_options
 from metarun.errors import UserError, relative_to_cwd
+from metarun.report import runs
+from metarun.utils.run_dir import AUTO
 
 RESUME_OVERRIDABLE = (
     *INVOCATION_KEYS,
@@ -72,6 +74,8 @@ def build(config: DictConfig, typed: Sequence[str] = ()) -> Settings:
         reset_dependent_eval_options(settings, typed)
         conflicts.check_key_conflicts(settings, typed)
         paths.check(settings)
+        if settings.mode == "report":
+            runs.folders(settings.runs)
     return settings
 
 
