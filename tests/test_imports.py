@@ -18,7 +18,7 @@ HYDRA = {"cli"}  # the only part that sees Hydra or OmegaConf
 
 
 def trees() -> dict[str, ast.Module]:
-    """Dotted module name below the package -> its syntax tree; the package itself, which hands names on, is left out."""
+    """Dotted module name below the package -> its syntax tree, without the package's own module."""
     paths = {path.relative_to(PACKAGE).with_suffix(""): path for path in PACKAGE.rglob("*.py")}
     found = {".".join(name.parts).removesuffix(".__init__"): path for name, path in paths.items()}
     return {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in found.items() if name != "__init__"}

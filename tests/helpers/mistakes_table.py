@@ -390,7 +390,7 @@ CHECKPOINTS = [
     ),
     Mistake("mode=predict checkpoint=run support=gone query=own", ("support=gone",), "checkpoints and own"),
     Mistake("mode=predict checkpoint=run support=own query=gone", ("query=gone",), "checkpoints and own"),
-    Mistake("dataset=sinusoid start=plain", ("start=plain", "plain tensors"), "plain"),
+    Mistake("dataset=sinusoid start=plain", ("start=plain", "torch.save writes"), "plain"),
     Mistake("dataset=sinusoid start=cut.safetensors", ("start=cut.safetensors", "cut short"), "checkpoints"),
     Mistake("dataset=sinusoid start=code.pt", ("start=code.pt", "which weights do not need"), "checkpoints"),
     Mistake("dataset=sinusoid start=foreign.pt", ("start=foreign.pt", "layers.0.weight is missing"), "checkpoints"),

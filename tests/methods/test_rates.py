@@ -101,7 +101,7 @@ def test_another_number_of_steps_is_evaluated_with_the_rates_of_training(alone: 
     words = ["dataset=sinusoid", "backbone.hidden=[8]", "iterations=20", "eval.every=20", "eval.tasks=4"]
     assert command(*words, "inner_loop=2", "learn_lr=tensor_step", "eval.validation_tasks=4", "hydra.run.dir=run") == 0
     for typed in ("inner_loop=4", "eval.inner_loop=4"):
-        assert command("mode=evaluate", "checkpoint=run", typed, "hydra.run.dir=more") == 0
-        more, trained = (json.loads(Path(name, "result.json").read_text()) for name in ("more", "run"))
+        assert command("mode=evaluate", "checkpoint=run", typed, f"hydra.run.dir={typed[:4]}") == 0
+        more, trained = (json.loads(Path(name, "result.json").read_text()) for name in (typed[:4], "run"))
         assert more["inner_loop"] == 4 and len(more["by_step"]) == 5
         assert more["by_step"][:3] == pytest.approx(trained["by_step"][:3])
