@@ -116,6 +116,5 @@ def test_a_step_that_is_not_finite_is_told_and_skipped_as_an_eager_one(tmp_path:
     diverging = small(tmp_path, engine=COMPILED, inner_learning_rate=1e9)
     with pytest.raises(FloatingPointError, match=r"outer step 1, training tasks 0 to 3: the loss is (nan|inf) for"):
         runner.run(diverging, tmp_path / "told")
-    with pytest.raises(FloatingPointError, match="no validation was finite"):
-        runner.run(replace(diverging, skip_not_finite=True, iterations=20), tmp_path / "skipped")
+    runner.run(replace(diverging, skip_not_finite=True, iterations=20), tmp_path / "skipped")  # tested before any step
     assert lines(tmp_path / "skipped")[0]["skipped"] == 20
