@@ -1,7 +1,8 @@
-"""How a run computes and why, as its checkpoints and result.json tell it."""
+"""How a run computes and why, as recorded in its checkpoints and result.json."""
 
 from __future__ import annotations
 
+import logging
 import platform
 from typing import Any
 
@@ -12,9 +13,11 @@ from metarun import __version__
 from metarun.distributed.task_parallel import TaskParallelGroup
 from metarun.nn import fused
 
+log = logging.getLogger(__name__)
+
 
 def execution_config(team: TaskParallelGroup) -> dict[str, Any]:
-    """What the last bits of the result depend on."""
+    """Everything besides the settings on which the rounding of the results depends: device, threads, versions."""
     work, engine = team.work, team.work.settings.engine
     looped_norms = work.device.type == "cpu" and work.how_tasks == "looped" and work.batch_norm != "none"
     return {
@@ -33,18 +36,33 @@ def execution_config(team: TaskParallelGroup) -> dict[str, Any]:
 
 
 def execution_reason(team: TaskParallelGroup) -> str:
-    """The reason for how a meta-batch is computed."""
+    """Why the tasks of a meta-batch are looped, vectorised or compiled, in a few words."""
     return "it could not be compiled" if compiling_failed(team) else team.work.why_tasks
 
 
 def execution_summary(team: TaskParallelGroup) -> dict[str, Any]:
-    found = execution_config(team)
+    """The part of `execution_config` that result.json states, with the reason."""
+    config = execution_config(team)
     return {
-        "tasks": found["tasks"],
+        "tasks": config["tasks"],
         "reason": execution_reason(team),
-        **{name: found[name] for name in ("processes", "threads", "precision")},
+        **{name: config[name] for name in ("processes", "threads", "precision")},
     }
 
 
 def compiling_failed(team: TaskParallelGroup) -> bool:
     return team.work.compiled is not None and team.work.compiled.failed
+
+
+def warn_if_execution_changed(team: TaskParallelGroup, before: dict[str, str | int]) -> None:
+    """Log how `execution_config` differs from the checkpoint's, since results are then no longer bit-identical."""
+    now = execution_config(team)
+    changes = [f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value]
+    if changes:
+        same_precision = before.get("precision") == now["precision"]
+        log.warning(
+            "the run continues with other execution settings, so its results are no longer bit-identical to those of "
+            "an uninterrupted run (%s): %s",
+            "they differ within rounding" if same_precision else "they differ by more than rounding",
+            "; ".join(changes),
+        )

@@ -1,4 +1,4 @@
-"""Episodic training: outer steps, validations, checkpoints, and stopping where nothing is lost."""
+"""The training loop: outer steps, validations and checkpoints, until the last step or a signal."""
 
 from __future__ import annotations
 
@@ -21,59 +21,69 @@ log = logging.getLogger(__name__)
 
 
 def train(
-    team: TaskParallelGroup, folder: Path, resume_from: Path | None = None, begin: Callable[[], object] = lambda: None
+    team: TaskParallelGroup,
+    folder: Path,
+    resume_from: Path | None = None,
+    on_begin: Callable[[], object] = lambda: None,
 ) -> float | None:
-    """Train to `iterations`, validating and saving on the way; SIGINT, SIGTERM and SIGUSR1 save and stop.
+    """Train up to outer step `iterations`, validating and saving on the way, and return the best validation metric.
+
+    SIGINT, SIGTERM and SIGUSR1 let the current step end, save a checkpoint and stop.
 
     Args:
-        begin: is called when the run can no longer be refused.
+        team: the processes that share the run's tasks.
+        folder: of the run; metrics, TensorBoard files and checkpoints go there.
+        resume_from: a checkpoint of this run to continue from.
+        on_begin: called once the run can no longer be refused.
 
     Returns:
-        The best validation metric.
+        The best validation metric, or None if no validation was finite.
 
     Raises:
-        Stopped: a signal asked for it; the newest checkpoint is of this step.
+        UserError: the checkpoint or metrics.jsonl does not belong to this run, or is damaged.
+        FloatingPointError: the loss or a gradient is non-finite; the step before is saved.
+        RunInterrupted: a signal asked the run to stop; the newest checkpoint is of this step.
     """
     settings = team.work.settings
-    training = Trainer(team, folder)
+    trainer = Trainer(team, folder)
     if resume_from is not None:
-        training.load_state_dict(resume_from)
+        trainer.load_state_dict(resume_from)
         log.info("going on from %s", relative_to_cwd(resume_from))
-    sitting, before = time.perf_counter(), training.seconds
-    bar = tqdm(total=settings.iterations, initial=training.step, desc="training", unit="step", disable=None)
-    go_on = f"which is saved; go on with {quote_override('resume', relative_to_cwd(folder))}"
-    records = RunLogger(folder, training.step, training.validation_pending, training.lines)
-    begin()
+    session_start, seconds_before = time.perf_counter(), trainer.seconds
+    bar = tqdm(total=settings.iterations, initial=trainer.step, desc="training", unit="step", disable=None)
+    how_to_resume = f"which is saved; go on with {quote_override('resume', relative_to_cwd(folder))}"
+    records = RunLogger(folder, trainer.step, trainer.validation_pending, trainer.num_lines)
+    on_begin()
     hparams.write_hparams(folder, settings)
     with records, defer_signals() as stop, logging_redirect_tqdm(), bar:
-        training.records = records
+        trainer.records = records
 
         def validate() -> None:
-            where = f"in the validation of step {training.step}, {go_on}"
-            training.validate(records, lambda done: stop.raise_if_asked(where))
+            where = f"in the validation of step {trainer.step}, {how_to_resume}"
+            trainer.validate(records, lambda done: stop.raise_if_asked(where))
 
-        if training.validation_pending:
+        if trainer.validation_pending:
             validate()
-            training.save()
-        while training.step < settings.iterations:
-            compiling = team.compiles(training.step, training.second_order)
+            trainer.save()
+        while trainer.step < settings.iterations:
+            compiling = team.compiles(trainer.step, trainer.second_order)
             if compiling:
                 bar.set_description("compiling")
-            scalars = training.outer_step_or_save()
+            scalars = trainer.outer_step_or_save()
             if compiling:
                 bar.set_description("training")
-            training.seconds = before + time.perf_counter() - sitting
-            training.record(records, scalars)
+            trainer.seconds = seconds_before + time.perf_counter() - session_start
+            trainer.record(records, scalars)
             bar.update()
             bar.set_postfix({name: f"{value:.3f}" for name, value in scalars.items()}, refresh=False)
-            last = training.step == settings.iterations
-            training.validation_pending = last or training.step % settings.eval.every == 0
-            save = last or training.step % (settings.save.every or settings.eval.every) == 0
-            if training.validation_pending or stop.number:
-                training.save()  # before the validation, so that nothing is lost if it is cut short
-            stop.raise_if_asked(f"after step {training.step}, {go_on}")
-            if training.validation_pending:
+            last = trainer.step == settings.iterations
+            trainer.validation_pending = last or trainer.step % settings.eval.every == 0
+            save = last or trainer.step % (settings.save.every or settings.eval.every) == 0
+            if trainer.validation_pending or stop.number:
+                trainer.save()  # before the validation, so that an interrupted validation loses no step
+            stop.raise_if_asked(f"after step {trainer.step}, {how_to_resume}")
+            if trainer.validation_pending:
                 validate()
             if save:
-                training.save()
-    return training.best.mean if training.best else None
+                trainer.save()
+    return trainer.best.mean if trainer.best else None

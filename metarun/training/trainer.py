@@ -1,4 +1,4 @@
-"""A run being trained: its outer step, what its checkpoints hold, its validation."""
+"""The trainer: outer steps, validation, and saving and restoring the state of a training run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metarun.checkpointing import ensemble, store
-from metarun.checkpointing.state import CheckpointState, Tensors, Validation
+from metarun.checkpointing.state import CheckpointState, Validation
 from metarun.config.schema import EvalConfig
 from metarun.core import offline
 from metarun.core.compiled import CompiledOuterStep
@@ -28,40 +28,40 @@ from metarun.evaluation import summaries
 from metarun.loggers.run_logger import RunLogger
 from metarun.methods import Parameters
 from metarun.training import nonfinite
+from metarun.training.optimizer import adam_state_by_name, learning_rate, load_adam_state, set_learning_rate
 from metarun.training.prefetch import TaskPrefetcher
-from metarun.training.schedule import learning_rate
 from metarun.utils import random_state
 
 log = logging.getLogger(__name__)
 
-TRAIN_LINE_EVERY = 20  # outer steps that one training line of metrics.jsonl averages over
-SKIPPED_IN_A_ROW = 100  # with skip_not_finite, so many end the run: it no longer learns
+TRAIN_LINE_EVERY = 20  # outer steps averaged in one training line of metrics.jsonl
+SKIPPED_IN_A_ROW = 100  # consecutive non-finite steps that end a run with skip_not_finite=true
 
 
 class Trainer:
-    """A run being trained: everything that a checkpoint holds, and the outer step that moves it on."""
+    """Trains a run: holds everything that a checkpoint stores, and performs outer steps and validations."""
 
     def __init__(self, team: TaskParallelGroup, folder: Path) -> None:
         self.team = team
         self.work = team.work
         self.folder = folder
         self.records: RunLogger | None = None
-        self.lines = 0  # of metrics.jsonl, that the checkpoint before knows of
-        self.step = 0
+        self.num_lines = 0  # lines of metrics.jsonl that the loaded checkpoint counts
+        self.step = 0  # outer steps done
         self.best: Validation | None = None
-        self.top_validations: list[Validation] = []  # the best few, for an ensemble
+        self.top_validations: list[Validation] = []  # members of the ensemble, the best first
         self.last: Validation | None = None
-        self.validation_pending = False  # whether this step's validation is still to come
-        self.metric_sums: dict[str, float] = {}  # sums since the last training line, and the steps in them
-        self.skipped = 0  # steps that were not finite
+        self.validation_pending = False  # whether the validation of this step is still to be done
+        self.metric_sums: dict[str, float] = {}  # loss, metric and "steps", summed since the last training line
+        self.skipped = 0  # non-finite outer steps
         self.skipped_in_a_row = 0
-        self.seconds = 0.0  # spent up to this step, over all sittings of this run
+        self.seconds = 0.0  # training time up to this step, over all sessions of this run
         self.optimizer = torch.optim.Adam(self.work.tensors, lr=self.work.settings.outer_learning_rate, fused=True)
-        self.ahead = TaskPrefetcher(self.work)  # the tasks of compiled steps
+        self.prefetcher = TaskPrefetcher(self.work)  # used by compiled outer steps
         random_state.seed_everything(self.work.settings.seed)
 
-    def state(self) -> CheckpointState:
-        """What a checkpoint of this moment holds, as a copy."""
+    def state_dict(self) -> CheckpointState:
+        """A copy of the training state, as a checkpoint stores it."""
         return CheckpointState(
             settings=self.work.settings,
             **self.work.state_dict()._asdict(),
@@ -78,104 +78,74 @@ class Trainer:
             seconds=self.seconds,
             execution=execution_info.execution_config(self.team),
             execution_reason=execution_info.execution_reason(self.team),
-            **self.moments(),
+            **adam_state_by_name(self.optimizer, self.work.parameters),
             generators=random_state.get_rng_state(),
         )
 
-    def moments(self) -> dict[str, Tensors]:
-        """Adam's state by the fields of `CheckpointState` that hold it; without parameters that were never updated."""
-        held = {name: self.optimizer.state[tensor] for name, tensor in self.named_tensors().items()}
-        fields = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "adam_steps": "step"}
-        return {
-            field: {name: state[own].detach().clone() for name, state in held.items() if state}
-            for field, own in fields.items()
-        }
-
-    def named_tensors(self) -> Tensors:
-        """What the optimiser updates, in its order, by "theta/NAME" and "phi/NAME"."""
-        parts = self.work.parameters._asdict()
-        return {f"{part}/{name}": tensor for part, tensors in parts.items() for name, tensor in tensors.items()}
-
     @property
     def second_order(self) -> bool:
-        """Of the next outer step."""
+        """Whether the next outer step uses second-order gradients."""
         settings = self.work.settings
         return settings.use_second_order and self.step >= settings.first_order_steps
 
-    def write(self, path: Path) -> None:
+    def write_checkpoint(self, path: Path) -> None:
         if self.records:
-            self.records.sync()  # after a power cut no line is missing that a checkpoint knows of
-        store.save(path, self.state())
+            self.records.sync()  # after a power cut, no line that the checkpoint counts is missing
+        store.save(path, self.state_dict())
 
     def save(self) -> None:
-        self.write(store.step_checkpoint_path(self.folder, self.step))
+        """Write the checkpoint of this step, and delete those that `save.keep` and the ensemble no longer need."""
+        self.write_checkpoint(store.step_checkpoint_path(self.folder, self.step))
         store.prune(self.folder, self.work.settings.save.keep)
         ensemble.prune(self.folder, self.top_validations)
 
     def load_state_dict(self, path: Path) -> None:
-        """Go on from a checkpoint of the same run. Raises UserError where it is none."""
+        """Restore the training state from a checkpoint of this run.
+
+        Raises:
+            UserError: the checkpoint is damaged or holds weights only, its network or training images are not those
+                of this run, or it is beyond step `iterations`.
+        """
         state = store.load(path)
         if not state.generators:
             raise UserError(f"checkpoint {path}: holds weights alone, a run cannot go on from it")
         self.work.load_state_dict(state.weights, str(path))
         eval_preprocessing.require_same_pictures(self.work.settings.dataset, self.work.source, state)
-        self.step, self.validation_pending, self.lines = state.step, state.validation_due, state.lines
+        self.step, self.validation_pending, self.num_lines = state.step, state.validation_due, state.lines
         self.metric_sums, self.seconds = dict(state.sums), state.seconds
         self.skipped, self.skipped_in_a_row = state.skipped, state.skipped_in_a_row
         try:
             random_state.set_rng_state(state.generators)
         except ValueError as error:
             raise UserError(f"checkpoint {path}: a run cannot go on from it: {error}") from error
-        self.restore_optimizer(state)
-        self.warn_if_execution_changed(state.execution)
-        alike = validations_comparable(state.settings.eval, self.work.settings.eval)
-        best, self.last = state.best, state.last
+        load_adam_state(self.optimizer, self.work.parameters, state)
+        execution_info.warn_if_execution_changed(self.team, state.execution)
         if self.step > self.work.settings.iterations:
             raise UserError(f"iterations={self.work.settings.iterations}: the run is at step {self.step} already")
-        if (
-            alike
-            and best is not None
-            and (lost := store.quarantine_if_damaged(store.best_checkpoint_path(self.folder)))
-        ):
-            log.warning("%s; the best from step %d on is used instead", lost, self.step)
-            alike = False
-        if alike:
-            self.best = best
-            self.top_validations, lost_few = ensemble.split_intact(self.folder, state.top)
-            for lost in lost_few:
-                log.warning("%s; the ensemble goes without it", lost)
-        else:
-            self.validation_pending = True  # judged anew, since what was found before cannot be compared
+        self.load_validations(state)
 
-    def restore_optimizer(self, state: CheckpointState) -> None:
-        """Take Adam's moments, whose names and shapes are the parameters', as `CheckpointState.validate` saw to."""
-        moments = {
-            number: {"step": steps, "exp_avg": state.exp_avg[name], "exp_avg_sq": state.exp_avg_sq[name]}
-            for number, name in enumerate(self.named_tensors())
-            if (steps := state.adam_steps.get(name)) is not None
-        }
-        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": moments})
-
-    def warn_if_execution_changed(self, before: dict[str, str | int]) -> None:
-        """Say where the run computes otherwise than it did, so that it does not end equal to the last bit."""
-        now = execution_info.execution_config(self.team)
-        differ = [
-            f"{name} was {before.get(name)}, is {value}" for name, value in now.items() if before.get(name) != value
-        ]
-        if differ:
-            alike = before.get("precision") == now["precision"]
-            within = "only within rounding" if alike else "and not within rounding"
-            log.warning(
-                "from here on the run is not exactly what it would have been, %s: %s",
-                *(within, "; ".join(differ)),
-            )
+    def load_validations(self, state: CheckpointState) -> None:
+        """Restore the best validations, or have this step validated again where they cannot be compared or are lost."""
+        self.last = state.last
+        comparable = validations_comparable(state.settings.eval, self.work.settings.eval)
+        best_path = store.best_checkpoint_path(self.folder)
+        if comparable and state.best is not None and (damage := store.quarantine_if_damaged(best_path)):
+            log.warning("%s; the best checkpoint from step %d on is used instead", damage, self.step)
+            comparable = False
+        if not comparable:
+            self.validation_pending = True
+            return
+        self.best = state.best
+        self.top_validations, damaged = ensemble.split_intact(self.folder, state.top)
+        for damage in damaged:
+            log.warning("%s; the ensemble goes without it", damage)
 
     def outer_step(self) -> dict[str, float]:
-        """One step of Adam on a meta-batch's gradient; returns the meta-batch's mean loss and metric.
+        """Perform one outer step on the next meta-batch and return its mean query loss and metric, by name.
 
         Raises:
-            FloatingPointError: loss or gradient is not finite; the parameters are as before.
-            RunFailure: another process has ended.
+            FloatingPointError: the loss or a gradient is non-finite; the parameters are unchanged.
+            RunFailure: another process of this run has ended.
         """
         settings = self.work.settings
         if self.work.learner.method.offline is not None:
@@ -183,81 +153,83 @@ class Trainer:
         if self.work.compiled is not None and (means := self.compiled_step(self.work.compiled)):
             return means
         first = self.step * settings.meta_batch
-        gradient, losses, measures = self.team.meta_gradient(first, settings.meta_batch, self.second_order)
-        self.optimizer_step(gradient, losses)
+        grads, losses, metrics = self.team.meta_gradient(first, settings.meta_batch, self.second_order)
+        self.optimizer_step(grads, losses)
         self.step += 1
-        return self.means(losses, measures)
+        return self.mean_scalars(losses, metrics)
 
     def compiled_step(self, compiled: CompiledOuterStep) -> dict[str, float]:
-        """The same in one call; nothing where loss or gradient is not finite, with the parameters as before."""
-        rate = self.set_learning_rate()
+        """Compiled `outer_step`. Returns an empty dict, with the parameters unchanged, if it was non-finite."""
+        rate = learning_rate(self.work.settings, self.step)
+        set_learning_rate(self.optimizer, rate)
         state = self.work.parameters, adam_state(self.optimizer), torch.tensor(rate, device=self.work.device)
         weights = self.work.loss_weights(self.step)
-        told = compiled(self.second_order, *self.ahead(self.step), *state, loss_weights=weights)
-        finite, loss, value = told.tolist()
+        result = compiled(self.second_order, *self.prefetcher(self.step), *state, loss_weights=weights)
+        finite, loss, metric = result.tolist()
         if not finite:
             return {}
         self.work.invalidate_batch_norm_stats()
         self.step += 1
-        return {"loss": loss, self.work.source.metric: value}
+        return {"loss": loss, self.work.source.metric: metric}
 
     def offline_step(self) -> dict[str, float]:
-        """The same for a method that learns from stored iterates: a step of phi for each, then one of theta."""
+        """`outer_step` of WarpGrad's offline form (Flennerhag et al. 2020, arXiv 1909.00025, Algorithm 2).
+
+        phi takes one optimizer step for each stored iterate of the inner loops, then theta takes one.
+        """
         work, settings = self.work, self.work.settings
         before = work.state_dict(), copy.deepcopy(self.optimizer.state_dict())
         learner, phi = work.learner, work.parameters.phi
-        tasks, own = work.tasks(self.step * settings.meta_batch, settings.meta_batch)
-        paths = offline.collect_trajectories(learner, work.parameters, tasks, own)
-        losses, measures = offline.final_query_loss(paths, phi)
-        shuffled = permutation_list(settings.seed, self.step, len(paths) * learner.inner_loop)
+        batch = work.tasks(self.step * settings.meta_batch, settings.meta_batch)
+        trajectories = offline.collect_trajectories(learner, work.parameters, *batch)
+        losses, metrics = offline.final_query_loss(trajectories, phi)
+        order = permutation_list(settings.seed, self.step, len(trajectories) * learner.inner_loop)
         try:
-            for gradient in offline.lookahead_gradients(paths, phi, shuffled):
-                self.optimizer_step(Parameters({}, gradient), losses)
+            for phi_grads in offline.lookahead_gradients(trajectories, phi, order):
+                self.optimizer_step(Parameters({}, phi_grads), losses)
             if learner.method.leap:
-                self.optimizer_step(Parameters(offline.leap_gradient(paths), {}), losses)
+                self.optimizer_step(Parameters(offline.leap_gradient(trajectories), {}), losses)
         except FloatingPointError:
             work.load_state_dict(before[0], "before the step")
             self.optimizer.load_state_dict(before[1])
             raise
         self.step += 1
-        return self.means(losses, measures)
+        return self.mean_scalars(losses, metrics)
 
-    def means(self, losses: Tensor, measures: Metrics) -> dict[str, float]:
-        metric = self.work.source.metric
-        return {"loss": float(losses.mean()), metric: float(measures[metric].mean())}
+    def mean_scalars(self, losses: Tensor, metrics: Metrics) -> dict[str, float]:
+        """Mean loss and metric, by name, of a meta-batch's `losses` [tasks] and `metrics` (each [tasks])."""
+        name = self.work.source.metric
+        return {"loss": float(losses.mean()), name: float(metrics[name].mean())}
 
-    def optimizer_step(self, gradient: Parameters, losses: Tensor) -> None:
-        """A step of the outer optimiser on what `gradient` holds.
+    def optimizer_step(self, grads: Parameters, losses: Tensor) -> None:
+        """Update the parameters that have an entry in `grads`, clipped by `outer_clip`; losses: [tasks].
 
         Raises:
-            FloatingPointError: loss or gradient is not finite; the parameters are as before.
+            FloatingPointError: the loss or a gradient is non-finite; the parameters are unchanged.
         """
         settings = self.work.settings
-        if fault := nonfinite.nonfinite_message(losses, gradient, self.step * settings.meta_batch):
-            raise FloatingPointError(f"outer step {self.step + 1}, {fault}")
+        if message := nonfinite.nonfinite_message(losses, grads, self.step * settings.meta_batch):
+            raise FloatingPointError(f"outer step {self.step + 1}, {message}")
         self.optimizer.zero_grad()
         clip = settings.outer_clip
-        for held, part in zip(self.work.parameters, gradient, strict=True):
-            for name, entry in part.items():
-                held[name].grad = entry if clip is None else entry.clamp(-clip, clip)
-        self.set_learning_rate()
+        for params, part in zip(self.work.parameters, grads, strict=True):
+            for name, grad in part.items():
+                params[name].grad = grad if clip is None else grad.clamp(-clip, clip)
+        set_learning_rate(self.optimizer, learning_rate(settings, self.step))
         self.optimizer.step()
         self.work.invalidate_batch_norm_stats()
 
-    def set_learning_rate(self) -> float:
-        """The optimiser's, of the next outer step."""
-        rate = learning_rate(self.work.settings, self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        return rate
-
     def outer_step_or_save(self) -> dict[str, float]:
-        """The outer step; where it fails, the parameters before it are kept in a checkpoint, or it is skipped."""
+        """`outer_step`. If it fails, save the parameters before it, or skip it (`skip_not_finite`) and return {}."""
         try:
             scalars = self.outer_step()
         except FloatingPointError as error:
             if self.work.settings.skip_not_finite and self.skipped_in_a_row < SKIPPED_IN_A_ROW - 1:
-                return self.skip(error)
+                self.step += 1
+                self.skipped += 1
+                self.skipped_in_a_row += 1
+                log.warning("%s; this step is skipped (%d skipped in this run)", error, self.skipped)
+                return {}
             self.save()
             raise FloatingPointError(
                 f"{error}; step {self.step} is saved; try a smaller inner_learning_rate, outer_clip=10, "
@@ -269,57 +241,62 @@ class Trainer:
         self.skipped_in_a_row = 0
         return scalars
 
-    def skip(self, error: FloatingPointError) -> dict[str, float]:
-        """Leave this step's update out; it counts as a step and as a skipped one."""
-        self.step += 1
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        log.warning("%s; skipped, the %d. of this run", error, self.skipped)
-        return {}
-
     def record(self, records: RunLogger, scalars: dict[str, float]) -> None:
-        """Add to the running sums; every so many steps their means become a training line."""
+        """Add a step's scalars to `metric_sums`; every `TRAIN_LINE_EVERY` steps, log their means as a training line."""
         for name, value in {**scalars, "steps": 1.0 if scalars else 0.0}.items():
             self.metric_sums[name] = self.metric_sums.get(name, 0.0) + value
-        if self.step % TRAIN_LINE_EVERY == 0:
-            steps = self.metric_sums.pop("steps")
-            means = {
-                name: self.metric_sums.get(name, math.nan) / (steps or 1) for name in ("loss", self.work.source.metric)
-            }
-            means["outer_learning_rate"] = learning_rate(self.work.settings, self.step - 1)
-            if self.work.settings.skip_not_finite:
-                means["skipped"] = self.skipped
-            records.write(self.step, "train", self.seconds, **means)
-            self.metric_sums = {}
+        if self.step % TRAIN_LINE_EVERY != 0:
+            return
+        settings, num_steps = self.work.settings, self.metric_sums.pop("steps")
+        names = "loss", self.work.source.metric
+        means = {name: self.metric_sums.get(name, math.nan) / (num_steps or 1) for name in names}
+        means["outer_learning_rate"] = learning_rate(settings, self.step - 1)
+        if settings.skip_not_finite:
+            means["skipped"] = self.skipped
+        records.write(self.step, "train", self.seconds, **means)
+        self.metric_sums = {}
 
     def validate(self, records: RunLogger, progress: Callable[[int], object]) -> None:
-        """Judge on the validation tasks; the best so far becomes best.safetensors."""
-        found = self.team.evaluate("val", self.work.settings.eval.validation_tasks, progress)
+        """Evaluate the validation tasks, log the result, and save the best checkpoint if it improved.
+
+        Args:
+            progress: called with the number of tasks done.
+        """
+        settings = self.work.settings.eval
+        result = self.team.evaluate("val", settings.validation_tasks, progress)
         self.validation_pending = False
-        records.write(self.step, "val", self.seconds, loss=found.loss, **{found.metric: found.mean}, ci95=found.ci95)
-        if found.fault:
-            log.warning("step %d: in validation %s", self.step, found.fault)
-        if not math.isfinite(found.mean):
-            log.warning(
-                "step %d: the validation %s is not finite; such a step is never the best", self.step, found.metric
-            )
-        improved = math.isfinite(found.mean) and (self.best is None or found.better_than(self.best.mean))
-        log.info("step %d: validation %s%s", self.step, found, ", the best so far" if improved else "")
-        self.last = Validation(self.step, found.mean, found.ci95)
+        metric, finite = result.metric, math.isfinite(result.mean)
+        records.write(self.step, "val", self.seconds, loss=result.loss, **{metric: result.mean}, ci95=result.ci95)
+        if result.fault:
+            log.warning("step %d: in validation %s", self.step, result.fault)
+        if not finite:
+            log.warning("step %d: the validation %s is not finite; such a step is never the best", self.step, metric)
+        improved = finite and (self.best is None or result.better_than(self.best.mean))
+        log.info("step %d: validation %s%s", self.step, result, ", the best so far" if improved else "")
+        self.last = Validation(self.step, result.mean, result.ci95)
         if improved:
             self.best = self.last
-            self.write(store.best_checkpoint_path(self.folder))
-        if self.work.settings.eval.ensemble > 1 and math.isfinite(found.mean):
-            self.top_validations = ensemble.top_k(
-                [*self.top_validations, self.last], self.work.settings.eval.ensemble, found.metric
-            )
+            self.write_checkpoint(store.best_checkpoint_path(self.folder))
+        if settings.ensemble > 1 and finite:
+            self.top_validations = ensemble.top_k([*self.top_validations, self.last], settings.ensemble, metric)
             if self.last in self.top_validations:
-                self.write(ensemble.path(self.folder, self.step))
-        records.show(self.step, summaries.validation_summaries(self.work, self.step, found))
+                self.write_checkpoint(ensemble.path(self.folder, self.step))
+        records.show(self.step, summaries.validation_summaries(self.work, self.step, result))
 
 
-def validations_comparable(one: EvalConfig, other: EvalConfig) -> bool:
-    """Whether validations with these `eval.*` settings can be compared."""
-    free = ("tasks", "every", "ways", "split", "dataset", "details", "ensemble")  # of the final test, or mode=evaluate
-    compared = [{k: v for k, v in dataclasses.asdict(each).items() if k not in free} for each in (one, other)]
-    return compared[0] == compared[1]
+def validations_comparable(before: EvalConfig, now: EvalConfig) -> bool:
+    """Whether validations with these `eval.*` settings evaluate the same tasks in the same way."""
+    ignored = {
+        "tasks",
+        "every",
+        "ways",
+        "split",
+        "dataset",
+        "details",
+        "ensemble",
+    }  # of the final test
+    return all(
+        getattr(before, field.name) == getattr(now, field.name)
+        for field in dataclasses.fields(EvalConfig)
+        if field.name not in ignored
+    )

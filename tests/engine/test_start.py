@@ -74,7 +74,7 @@ def test_what_a_method_learned_beside_is_left_out_or_refused(tmp_path: Path) -> 
     names = [name for name in other() if not name.startswith("layers.2")]
     for method in (L2f(), Msgd(), Mtnet(), Warpgrad()):
         training = Trainer(TaskParallelGroup(work(method)), tmp_path)
-        store.save(tmp_path / "run.safetensors", training.state())
+        store.save(tmp_path / "run.safetensors", training.state_dict())
         taking = work()
         if isinstance(method, (Mtnet, Warpgrad)):
             with pytest.raises(UserError, match=f"was learned by method={method.name}, .* another method"):
@@ -82,7 +82,7 @@ def test_what_a_method_learned_beside_is_left_out_or_refused(tmp_path: Path) -> 
         else:
             with torch.no_grad():
                 training.work.parameters.theta[names[0]].fill_(7)
-            store.save(tmp_path / "run.safetensors", training.state())
+            store.save(tmp_path / "run.safetensors", training.state_dict())
             warm_start.load_backbone_weights(taking, tmp_path / "run.safetensors")
             assert (taking.parameters.theta[names[0]] == 7).all()
 
@@ -132,7 +132,7 @@ def test_a_damaged_file_is_told(tmp_path: Path, suffix: str) -> None:
 
 def test_a_network_that_computes_something_else_is_refused(tmp_path: Path) -> None:
     training = Trainer(TaskParallelGroup(work()), tmp_path)
-    state = training.state()
+    state = training.state_dict()
     store.save(tmp_path / "run.safetensors", state)
     warm_start.load_backbone_weights(work(), tmp_path / "run.safetensors")
     store.save(

@@ -69,7 +69,7 @@ def checkpoints() -> None:
         training.step = 2
         training.folder.mkdir()
         training.save()
-        return training.state()
+        return training.state_dict()
 
     state = of_run("run")
     of_run("cosine", outer_schedule="cosine")

@@ -106,13 +106,13 @@ def test_an_offline_step_is_taken_back_whole(tmp_path: Path, monkeypatch: pytest
     run(settings, tmp_path / "whole")
     apply, calls = trainer.Trainer.optimizer_step, [0]
 
-    def failing(self: trainer.Trainer, gradient: Parameters, losses: torch.Tensor) -> None:
+    def failing(self: trainer.Trainer, grads: Parameters, losses: torch.Tensor) -> None:
         calls[0] += 1
         if self.step == 30 and calls[0] % 3 == 0:
             losses = losses * math.nan
-        apply(self, gradient, losses)
+        apply(self, grads, losses)
 
-    monkeypatch.setattr(trainer.Trainer, "apply", failing)
+    monkeypatch.setattr(trainer.Trainer, "optimizer_step", failing)
     with pytest.raises(FloatingPointError, match="outer step 31"):
         run(small(tmp_path, method=Warpgrad(objective="trajectory")), tmp_path / "run")
     torch.testing.assert_close(tensors(tmp_path / "run"), tensors(tmp_path / "whole"), rtol=0, atol=0)
