@@ -151,7 +151,7 @@ def evaluate(settings: Settings, folder: Path, began: float, begin: Callable[[],
 
 def evaluation_dir(folder: Path, work: RunContext) -> Path:
     """Of one evaluation among several: it holds what a run folder does that has been evaluated once."""
-    ways = f"{work.eval_shape.ways}-way-" if work.source.metric == "accuracy" else ""
+    ways = f"{work.eval_shape.ways}-way-" if work.source.is_classification else ""
     task = f"{ways}{work.eval_shape.shots}-shot-{work.eval_inner_loop}-steps"
     place = folder / f"{work.settings.dataset.name}-{work.settings.eval.split}-{task}"
     return place

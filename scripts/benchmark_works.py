@@ -13,7 +13,7 @@ from PIL import Image
 
 from metarun.data.task_sampler import SPLITS
 from metarun.engine.context import build_context
-from metarun.metrics import EVALUATION_SEED
+from metarun.engine.eval_result import EVALUATION_SEED
 from scripts.benchmark_contender import SIDES
 from scripts.method_cost import composed
 

@@ -9,8 +9,8 @@ import metarun
 
 PACKAGE = Path(metarun.__file__).parent
 ORDER = (  # a part imports only those before it; CONTRIBUTING.md says what each is
-    *("errors", "types", "utils", "config", "nn", "backbones", "methods", "core", "data", "checkpointing", "loggers"),
-    *("metrics", "visualization", "engine", "distributed", "evaluation", "training", "predict", "report"),
+    *("errors", "types", "metrics", "utils", "config", "nn", "backbones", "methods", "core", "data", "checkpointing"),
+    *("loggers", "engine", "visualization", "distributed", "evaluation", "training", "predict", "report"),
     *("runner", "cli", "__main__"),
 )
 APART = {"backbones", "methods", "data"}  # never import each other

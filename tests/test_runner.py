@@ -18,8 +18,8 @@ from metarun.config.groups import Mlp
 from metarun.config.schema import Engine, Settings
 from metarun.distributed.task_parallel import TaskParallelGroup
 from metarun.engine.context import build_context
+from metarun.engine.eval_result import EvalResult
 from metarun.errors import UserError
-from metarun.metrics import EvalResult
 from metarun.runner import run
 from metarun.training import trainer
 from tests.helpers.small_runs import lines, small, tensors

@@ -16,6 +16,7 @@ from metarun.checkpointing import store
 from metarun.checkpointing.state import CheckpointState, Validation
 from metarun.core.objectives import Objective, State
 from metarun.errors import UserError, relative_to_cwd
+from metarun.metrics import METRIC_BY_NAME
 
 
 def path(folder: Path, step: int) -> Path:
@@ -28,8 +29,7 @@ def paths(folder: Path) -> list[Path]:
 
 def top_k(validations: Sequence[Validation], size: int, metric: str) -> list[Validation]:
     """The best of them, the best first; of equal ones the earlier."""
-    sign = -1 if metric == "accuracy" else 1
-    return sorted(validations, key=lambda one: (sign * one.mean, one.step))[:size]
+    return sorted(validations, key=lambda one: (METRIC_BY_NAME[metric].sort_key(one.mean), one.step))[:size]
 
 
 def prune(folder: Path, top: Sequence[Validation]) -> None:

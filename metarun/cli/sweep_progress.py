@@ -15,6 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.errors import quote_override, relative_to_cwd
+from metarun.metrics import METRIC_BY_NAME
 from metarun.report import runs, text
 from metarun.report.contents import contents
 from metarun.report.formatting import duration, format_metric, plus_minus
@@ -84,7 +85,7 @@ def outcome(result: Path) -> str:
         (run,) = runs.finished(result.parent)
     except ValueError:  # nothing to read, or the results of several evaluations
         return ""
-    unit = " %" if run.metric == "accuracy" else ""
+    unit = METRIC_BY_NAME[run.metric].suffix
     return f": {run.metric} {format_metric(run.metric, run.mean)} {plus_minus(run.metric, run.ci95)}{unit}"
 
 

@@ -14,14 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from metarun.cli.overrides import task_overrides
 from metarun.config.groups import Sinusoid
 from metarun.errors import UserError
+from metarun.metrics import ACCURACY, MSE
 from metarun.utils import console
 from metarun.utils.signals import end_with_parent
 from metarun.utils.text import LogFormatter
 
-OPTIMISATION_DIRECTION = {
-    "accuracy": ("maximize", "higher"),
-    "mse": ("minimize", "lower"),
-}  # direction of the validation metric
 ALL_AT_ONCE = "submitit_local"  # a launcher that starts every job of a sweep together
 
 
@@ -66,13 +63,13 @@ def check_sweeper(hydra: Any, dataset: str | None, mode: str | None) -> None:
         )
     if dataset is None:
         return
-    metric = "mse" if dataset == Sinusoid.name else "accuracy"
-    wanted, better = OPTIMISATION_DIRECTION[metric]
+    metric = MSE if dataset == Sinusoid.name else ACCURACY
+    better = "higher" if metric.higher_is_better else "lower"
     found = str(getattr(direction, "name", direction)).replace(" ", "")
-    if found != wanted:
+    if found != metric.direction:
         raise UserError(
-            f"hydra.sweeper.direction={found}: a job on dataset={dataset} returns its best validation {metric}, "
-            f"the {better} the better; give hydra.sweeper.direction={wanted}"
+            f"hydra.sweeper.direction={found}: a job on dataset={dataset} returns its best validation {metric.name}, "
+            f"the {better} the better; give hydra.sweeper.direction={metric.direction}"
         )
 
 

@@ -15,6 +15,7 @@ from metarun.data.image_set import ImageSet
 from metarun.data.random_numbers import augmentation, philox_words, sample_without_replacement
 from metarun.data.task_sampler import SPLITS, TaskShape
 from metarun.errors import UserError
+from metarun.metrics import ACCURACY
 from metarun.types import Task
 
 log = logging.getLogger(__name__)
@@ -34,7 +35,8 @@ class ImageTaskSampler:
         augment: changes of training tasks' images, see `augment`.
     """
 
-    metric = "accuracy"
+    metric = ACCURACY.name
+    is_classification = True
 
     def __init__(
         self, image_set: ImageSet, device: torch.device, normalise: bool = False, augment: Sequence[str] = ()

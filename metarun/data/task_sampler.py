@@ -21,7 +21,8 @@ class TaskShape(NamedTuple):
 class TaskSampler(Protocol):
     """A task is a function of (seed, split, index) alone."""
 
-    metric: str  # "accuracy" or "mse"
+    metric: str  # a key of metarun.metrics.METRIC_BY_NAME
+    is_classification: bool  # a task has `ways` classes; else it has real-valued targets
     input_shape: tuple[int, ...]  # of one input, without the batch
     class_split: str | None  # the name of the division into classes
 

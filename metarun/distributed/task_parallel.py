@@ -31,10 +31,10 @@ from metarun.distributed import launch
 from metarun.distributed.launch import PeerLost, raise_peer_lost
 from metarun.distributed.num_workers import check_shardable, num_workers
 from metarun.engine.context import RunContext, build_context
+from metarun.engine.eval_result import EvalResult, evaluate_in_chunks
 from metarun.engine.rank import SINGLE_PROCESS, Rank, rank_from_env
 from metarun.errors import RunFailure
 from metarun.methods import Parameters
-from metarun.metrics import EvalResult, evaluate_in_chunks
 
 END, GRADIENT, EVALUATE, OUTPUTS, RUNNING, RUN = range(6)  # what the leader asks for
 NCCL_PATIENCE = timedelta(seconds=45)  # all have met by gloo before, so that none is late by more

@@ -36,11 +36,11 @@ from metarun.data.image_sampler import ImageTaskSampler
 from metarun.data.minibatches import minibatches
 from metarun.engine import heads
 from metarun.engine.eval_preprocessing import preprocessing_for_eval_dataset
+from metarun.engine.eval_result import CHUNK_SIZE, EVALUATION_SEED, evaluation_tasks
 from metarun.engine.execution import choose_device, configure_malloc, select_task_execution, set_num_threads
 from metarun.engine.network import as_kwargs, batch_norm, build_learner, build_model, check_state_shapes
 from metarun.engine.rank import SINGLE_PROCESS, Rank
 from metarun.methods import Parameters, Tensors
-from metarun.metrics import CHUNK_SIZE, EVALUATION_SEED, evaluation_tasks
 from metarun.nn.precision import set_precision
 from metarun.types import Task
 
@@ -133,7 +133,7 @@ class RunContext:
     def outputs_shape(self) -> tuple[int, int, int]:
         """Of what a task's queries are answered: inner steps + 1, queries, outputs."""
         shape = self.eval_shape
-        queries = shape.queries * (shape.ways if self.source.metric == "accuracy" else 1)
+        queries = shape.queries * (shape.ways if self.source.is_classification else 1)
         return self.eval_inner_loop + 1, queries, self.source.outputs(shape.ways)
 
     def ensemble_member_logits(self, split: str, first: int, count: int) -> Tensor:
@@ -159,7 +159,7 @@ class RunContext:
     def eval_learner(self) -> tuple[MetaLearner, bool]:
         """How the network learns where it is evaluated, and whether the answer to each query is kept."""
         s, learner = self.settings, self.learner
-        if self.source.metric != "accuracy" or not (s.eval.details or heads.ways(s) < s.ways):
+        if not self.source.is_classification or not (s.eval.details or heads.ways(s) < s.ways):
             return learner, False
         inner, outer = (classification_by(heads.ways(s), details) for details in (False, s.eval.details))
         return dataclasses.replace(learner, inner_objective=inner, outer_objective=outer), s.eval.details

@@ -19,9 +19,10 @@ from metarun.data import TaskSampler
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.errors import UserError
 from metarun.methods import prepare
+from metarun.metrics import ACCURACY, MSE
 from metarun.nn.norm import BatchNormPolicy, is_transductive, per_step
 
-OBJECTIVES = {"accuracy": classification, "mse": regression}
+OBJECTIVES = {ACCURACY.name: classification, MSE.name: regression}
 
 
 def build_learner(settings: Settings, source: TaskSampler, device: torch.device) -> MetaLearner:

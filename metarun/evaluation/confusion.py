@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.data.task_sampler import TaskShape
-from metarun.metrics import EVALUATION_SEED
+from metarun.engine.eval_result import EVALUATION_SEED
 from metarun.utils import files
 from metarun.utils.text import csv_table
 

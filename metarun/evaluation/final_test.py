@@ -24,6 +24,7 @@ from metarun.distributed import execution_info
 from metarun.distributed.task_parallel import TaskParallelGroup
 from metarun.engine import heads
 from metarun.engine.context import RunContext
+from metarun.engine.eval_result import EvalResult
 from metarun.errors import UserError, relative_to_cwd
 from metarun.evaluation import summaries
 from metarun.evaluation.confusion import ConfusionStats
@@ -31,7 +32,6 @@ from metarun.evaluation.paired import TASKS_CSV, TEST_TASKS_KEY, write_tasks
 from metarun.loggers import hparams
 from metarun.loggers.event_file import EventFileWriter
 from metarun.loggers.run_logger import write_result
-from metarun.metrics import EvalResult
 from metarun.utils.signals import defer_signals
 
 log = logging.getLogger(__name__)
@@ -78,13 +78,13 @@ def run_final_test(
             f"{relative_to_cwd(path)}: the {tested.metric} of {split} tasks is not finite before the first inner step; "
             "evaluate another checkpoint of the run"
         )
-    if tested.fault:
-        log.warning("%s; choose the steps with eval.inner_loop=N", tested.fault)
+    if tested.nonfinite_message:
+        log.warning("%s; choose the steps with eval.inner_loop=N", tested.nonfinite_message)
     baseline = None
     if untrained is not None:
         work.load_state_dict(untrained, "untrained")
         baseline = team.evaluate(split, tasks, progress)
-    write_tasks(folder / TASKS_CSV, tested.metric, tested.values[:, tested.told].tolist())
+    write_tasks(folder / TASKS_CSV, tested.metric, tested.values[:, tested.result_step].tolist())
     found = build_result(work, state, path, tested, baseline)
     found |= {"ensemble": len(members) or 1, "engine": execution_info.execution_summary(team)}
     with closing(EventFileWriter(folder / "tensorboard", first=None)) as curves:
@@ -110,7 +110,7 @@ def save_result(folder: Path, settings: Settings, found: dict[str, Any], began: 
 
 
 def task_name(work: RunContext, shape: TaskShape) -> str:
-    return f"{shape.ways}-way {shape.shots}-shot" if work.source.metric == "accuracy" else f"{shape.shots}-shot"
+    return f"{shape.ways}-way {shape.shots}-shot" if work.source.is_classification else f"{shape.shots}-shot"
 
 
 def trained_on(work: RunContext) -> str:
@@ -143,7 +143,7 @@ def build_result(
 ) -> dict[str, Any]:
     """What result.json holds; accuracy is a fraction."""
     s = work.settings
-    classes = work.source.metric == "accuracy"
+    classes = work.source.is_classification
     return {
         "mode": s.mode,
         "dataset": s.dataset.name,

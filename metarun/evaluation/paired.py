@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.errors import UserError, relative_to_cwd
+from metarun.metrics import METRIC_BY_NAME
 from metarun.utils import files
 from metarun.utils.run_files import RESULT, read_result
 from metarun.utils.safe_files import read_text
@@ -24,17 +25,21 @@ TEST_TASKS_KEY = "test_tasks"  # of result.json: what they are drawn from
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two runs' metric, the first less the second; a fraction for accuracy. Intervals are half of 95 %."""
+    """Mean difference of two runs' metric on the same tasks, the first run's less the second's.
 
-    metric: str
-    tasks: int  # that both have
+    Values are in the metric's stored unit, a fraction for accuracy. Every interval is half the width of the 95 % one.
+    """
+
+    metric: str  # a key of METRIC_BY_NAME
+    tasks: int  # number of tasks that both runs have
     mean: float
     ci95: float
     separate: tuple[float, float]  # each run's own interval
-    narrower: float  # how many times narrower the interval is than that of runs on tasks of their own
+    narrower: float  # ratio of the interval for unpaired tasks, sqrt(a^2 + b^2) of `separate`, to `ci95`
 
     def __str__(self) -> str:
-        scale, unit = (100, " %") if self.metric == "accuracy" else (1, "")
+        metric = METRIC_BY_NAME[self.metric]
+        scale, unit = metric.scale, metric.suffix
         one, other = (f"{scale * ci95:.4g}" for ci95 in self.separate)
         return (
             f"{self.metric} differs by {scale * self.mean:+.4g} ± {scale * self.ci95:.4g}{unit} on the same "
@@ -78,8 +83,9 @@ def parsed(text: str) -> tuple[str, list[float]]:
     head, *lines = text.splitlines() or [""]
     first, _, metric = head.partition(",")
     rows = [line.split(",") for line in lines]
-    if first != "task" or not metric or not rows:
-        raise ValueError("does not begin with task,METRIC and a line for each task")
+    if first != "task" or metric not in METRIC_BY_NAME or not rows:
+        known = " or ".join(METRIC_BY_NAME)
+        raise ValueError(f"must be a first line task,METRIC, where METRIC is {known}, and then a line for each task")
     for number, row in enumerate(rows):
         if len(row) != 2 or row[0] != str(number):
             raise ValueError(f"line {number + 2} is not of task {number}")

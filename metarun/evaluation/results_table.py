@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from metarun.metrics import format_metric
+from metarun.metrics import METRIC_BY_NAME
 from metarun.utils.text import csv_table
 
 VARIED = ("dataset", "split", "ways", "shots", "inner_loop")
@@ -28,12 +28,12 @@ def as_csv(results: Sequence[dict[str, Any]]) -> bytes:
 
 def as_text(results: Sequence[dict[str, Any]]) -> list[str]:
     """Aligned lines, the first of which names the columns."""
-    metric = results[0]["metric"]
+    metric = METRIC_BY_NAME[results[0]["metric"]]
     varied = [name for name in VARIED if results[0][name] is not None]
-    rows = [[*varied, metric, "untrained"]]
+    rows = [[*varied, metric.name, "untrained"]]
     for result in results:
         parts = (result, result["untrained"])
-        means = (format_metric(metric, part["mean"], part["ci95"]) if part else "not known" for part in parts)
+        means = (metric.format_interval(part["mean"], part["ci95"]) if part else "not known" for part in parts)
         rows.append([*(str(result[name]) for name in varied), *means])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(entry.ljust(width) for entry, width in zip(row, widths, strict=True)).rstrip() for row in rows]

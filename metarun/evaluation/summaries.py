@@ -15,8 +15,8 @@ from metarun.config.schema import Settings
 from metarun.core.meta_learner import MetaLearner, evaluate_tasks, unbind_tasks
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.engine.context import RunContext
+from metarun.engine.eval_result import EvalResult, evaluation_tasks
 from metarun.loggers.event_file import EncodedImage, SummaryValue
-from metarun.metrics import EvalResult, evaluation_tasks
 from metarun.types import Task
 from metarun.visualization import closeup
 from metarun.visualization.tasks import classification_grid, metric_by_step, regression_plot

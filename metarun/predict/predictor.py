@@ -29,11 +29,11 @@ from metarun.data import method_noise
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.engine.context import eval_inner_loop
 from metarun.engine.eval_preprocessing import preprocessing_from_checkpoint
+from metarun.engine.eval_result import EVALUATION_SEED
 from metarun.engine.execution import choose_device
 from metarun.engine.network import batch_norm, build_learner, build_model, check_state_shapes
 from metarun.errors import UserError, relative_to_cwd
 from metarun.methods import Parameters, Tensors
-from metarun.metrics import EVALUATION_SEED
 from metarun.nn.norm import is_transductive
 from metarun.nn.precision import set_precision
 from metarun.predict import labelled_images

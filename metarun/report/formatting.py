@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
+from metarun.metrics import METRIC_BY_NAME
+
 
 def metric_name(metric: str) -> str:
-    return {"accuracy": "accuracy in %", "mse": "mean squared error"}.get(metric, metric)
+    return METRIC_BY_NAME[metric].title
 
 
 def scaled(metric: str, value: float) -> float:
-    """Per cent for accuracy."""
-    return 100 * value if metric == "accuracy" else value
+    """A stored value in the unit that people read, per cent for accuracy."""
+    return METRIC_BY_NAME[metric].scale * value
 
 
 def format_metric(metric: str, value: float | None) -> str:
-    if value is None:
-        return "-"
-    if metric == "accuracy":
-        return f"{100 * value:.2f}"
-    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
+    return "-" if value is None else METRIC_BY_NAME[metric].format_value(value)
 
 
 def plus_minus(metric: str, value: float | None) -> str:
-    return "-" if value is None else f"± {format_metric(metric, value)}"
+    return "-" if value is None else f"± {METRIC_BY_NAME[metric].format_value(value)}"
 
 
 def signed(metric: str, value: float) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 from metarun.config.groups import CONFIG_GROUPS
 from metarun.errors import UserError
+from metarun.metrics import METRIC_BY_NAME
 from metarun.utils.run_files import METRICS, RESULT, parse_metrics_line, read_result
 from metarun.utils.safe_files import LIST_BYTES, read_bytes, read_yaml, require_unlinked
 
@@ -36,7 +37,7 @@ class Run:
     shots: int
     queries: int
     seed: int
-    metric: str  # "accuracy" or "mse"
+    metric: str  # a key of metarun.metrics.METRIC_BY_NAME
     mean: float | None
     ci95: float | None  # half of the interval over test tasks
     tasks: int
@@ -55,7 +56,7 @@ class Run:
 
     @property
     def larger_is_better(self) -> bool:
-        return self.metric == "accuracy"
+        return METRIC_BY_NAME[self.metric].higher_is_better
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def run_of(folder: Path, result: Mapping[str, Any], typed: str, lines: Sequence[
         version=take("metarun", str),
         metrics=lines,
     )
-    if run.metric not in ("accuracy", "mse"):
+    if run.metric not in METRIC_BY_NAME:
         raise UnreadableRun(f"{RESULT} is damaged (its metric is {run.metric[:40]!r})")
     return run
 

@@ -267,8 +267,8 @@ class Trainer:
         self.validation_pending = False
         metric, finite = result.metric, math.isfinite(result.mean)
         records.write(self.step, "val", self.seconds, loss=result.loss, **{metric: result.mean}, ci95=result.ci95)
-        if result.fault:
-            log.warning("step %d: in validation %s", self.step, result.fault)
+        if result.nonfinite_message:
+            log.warning("step %d: in validation %s", self.step, result.nonfinite_message)
         if not finite:
             log.warning("step %d: the validation %s is not finite; such a step is never the best", self.step, metric)
         improved = finite and (self.best is None or result.better_than(self.best.mean))

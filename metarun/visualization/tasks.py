@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from metarun.metrics import EvalResult, ci95_halfwidth
+from metarun.engine.eval_result import EvalResult, ci95_halfwidth
+from metarun.metrics import METRIC_BY_NAME
 from metarun.types import Task
 from metarun.visualization.canvas import (
     BLUE,
@@ -117,7 +118,7 @@ def metric_by_step(title: str, judged: dict[str, EvalResult]) -> bytes:
     metric = next(iter(judged.values())).metric
     ends = np.concatenate([curve.y + curve.band for curve in curves if curve.band is not None])
     highest = max(ends[np.isfinite(ends)], default=1.0)
-    top = 1.0 if metric == "accuracy" else float(1.05 * highest) or 1.0
+    top = METRIC_BY_NAME[metric].upper_bound or float(1.05 * highest) or 1.0
     longest = max(found.steps for found in judged.values())
     ticks = [value for value in round_values(0, max(longest, 1), 10) if value == round(value)]
     return plot(f"{metric} {title}", "inner steps", curves, (0.0, top), ticks)

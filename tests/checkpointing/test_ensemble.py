@@ -14,8 +14,8 @@ from metarun.checkpointing import ensemble, store
 from metarun.config.schema import Engine, EvalConfig, Save, Settings
 from metarun.core.objectives import classification
 from metarun.engine.context import build_context
+from metarun.engine.eval_result import EVALUATION_SEED
 from metarun.errors import UserError
-from metarun.metrics import EVALUATION_SEED
 from metarun.runner import run
 from tests.helpers.command_line import command
 from tests.helpers.small_runs import small

@@ -13,7 +13,7 @@ import tests
 from metarun.cli import settings
 from metarun.config.groups import CONFIG_GROUPS, choice_name
 from metarun.config.schema import Settings, flatten
-from metarun.metrics import EvalResult
+from metarun.engine.eval_result import EvalResult
 from metarun.utils.run_files import read_result
 from tests.helpers.command_line import command
 
@@ -77,37 +77,37 @@ def of(*by_step: float, trained: int = 1) -> EvalResult:
 
 def test_a_finite_result_is_that_of_the_last_step() -> None:
     found = of(4, 1, 2)
-    assert (found.told, found.mean, found.fault, found.finite_steps) == (2, 2, None, 3)
+    assert (found.result_step, found.mean, found.nonfinite_message, found.finite_steps) == (2, 2, None, 3)
     assert found.summary()["inner_step"] == 2
 
 
 def test_behind_a_step_that_is_not_finite_the_trained_one_is_told_and_the_last_finite_one() -> None:
     found = of(4, 1, 9, NAN, NAN)
-    assert (found.told, found.mean, found.loss, found.ci95) == (1, 1, 1, 0)
-    assert found.fault == (
+    assert (found.result_step, found.mean, found.loss, found.ci95) == (1, 1, 1, 0)
+    assert found.nonfinite_message == (
         "the mse is not finite after 4 inner steps: the result is that of step 1, the last one of training; step 2 is "
         "the last finite one, with 9.0000 ± 0.0000"
     )
-    assert str(of(4, 1, 2e30, NAN).fault).endswith("step 2 is the last finite one, with 2e+30 ± 0")
+    assert str(of(4, 1, 2e30, NAN).nonfinite_message).endswith("step 2 is the last finite one, with 2e+30 ± 0")
     assert found.summary()["inner_step"] == 1 and str(found) == "mse 1.0000 ± 0.0000"
     assert [value == value for value in found.by_step] == [True, True, True, False, False]
-    assert of(4, 1, float("inf")).told == 1 and of(4, 1, NAN, 3).told == 3
+    assert of(4, 1, float("inf")).result_step == 1 and of(4, 1, NAN, 3).result_step == 3
 
 
 def test_where_the_trained_step_is_not_finite_an_earlier_one_is_told() -> None:
     found = of(4, 2, NAN, NAN, trained=3)
-    assert (found.told, found.mean) == (1, 2) and "step 1, the last finite one" in str(found.fault)
+    assert (found.result_step, found.mean) == (1, 2) and "step 1, the last finite one" in str(found.nonfinite_message)
     none = of(NAN, NAN)
-    assert none.finite_steps == 0 and none.fault is None and none.mean != none.mean
+    assert none.finite_steps == 0 and none.nonfinite_message is None and none.mean != none.mean
 
 
 def test_an_accuracy_of_outputs_that_are_not_finite_is_none() -> None:
     values = torch.tensor([[0.2, 0.7, 0.2], [0.2, 0.5, 0.2]], dtype=torch.float64)
     losses = torch.tensor([[1.6, 0.8, NAN], [1.6, 0.9, NAN]], dtype=torch.float64)
     found = EvalResult("accuracy", values, losses, 1)
-    assert (found.told, found.mean) == (1, pytest.approx(0.6)) and found.by_step[2] != found.by_step[2]
+    assert (found.result_step, found.mean) == (1, pytest.approx(0.6)) and found.by_step[2] != found.by_step[2]
     losses[0, 2] = 3.0  # one task's alone: the others' answers are counted as they are
-    assert EvalResult("accuracy", values, losses, 1).told == 2
+    assert EvalResult("accuracy", values, losses, 1).result_step == 2
 
 
 @pytest.mark.usefixtures("alone")

@@ -16,8 +16,8 @@ from metarun.data.image_sampler import ImageTaskSampler
 from metarun.data.image_set import ImageSet
 from metarun.data.image_spec import ImageSpec
 from metarun.data.task_sampler import TaskShape
+from metarun.engine.eval_result import EVALUATION_SEED
 from metarun.evaluation.confusion import BINS, ConfusionStats
-from metarun.metrics import EVALUATION_SEED
 
 SHAPE = TaskShape(ways=3, shots=1, queries=2)
 TASKS = 40

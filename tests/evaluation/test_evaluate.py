@@ -23,9 +23,9 @@ from metarun.config.schema import Engine, EvalConfig, Settings
 from metarun.core.forward import functional_forward
 from metarun.core.meta_learner import TaskLearner, autograd_gradient
 from metarun.engine.context import build_context
+from metarun.engine.eval_result import evaluation_tasks
 from metarun.errors import UserError
 from metarun.evaluation.paired import compare_runs, read_tasks
-from metarun.metrics import evaluation_tasks
 from metarun.nn import fused
 from metarun.runner import run
 from metarun.utils.run_files import read_result

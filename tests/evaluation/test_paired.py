@@ -55,6 +55,7 @@ def test_runs_on_different_tasks_are_refused(tmp_path: Path) -> None:
         ("task,accuracy\n0,0.5\n2,0.5\n", "no table"),
         ("task,accuracy\n0,high\n", "no table"),
         ("a,b\n0,0.5\n", "no table"),
+        ("task,b\n0,0.5\n", "where METRIC is accuracy or mse"),
         ("task,accuracy\n0\n", "no table"),
         (None, "tasks.csv: cannot be read"),
     ],

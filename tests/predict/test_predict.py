@@ -33,10 +33,10 @@ from metarun.core.objectives import classification
 from metarun.data import method_noise, preprocessing
 from metarun.data.image_spec import ImageSpec, decode_image
 from metarun.engine.context import build_context
+from metarun.engine.eval_result import EVALUATION_SEED
 from metarun.engine.network import build_learner
 from metarun.errors import UserError
 from metarun.methods import METHODS, Parameters
-from metarun.metrics import EVALUATION_SEED
 from metarun.predict import predictor as predict_module
 from metarun.predict.figure import RIGHT, WRONG, of_each_class, prediction_figure, short
 from metarun.predict.labelled_images import LabelledImages

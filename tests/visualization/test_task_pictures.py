@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metarun.metrics import EvalResult
+from metarun.engine.eval_result import EvalResult
 from metarun.types import Task
 from metarun.visualization.canvas import GREEN, PALE_GREEN, RED, Canvas, Colour, round_values
 from metarun.visualization.tasks import classification_grid, metric_by_step, regression_plot

@@ -9,6 +9,7 @@ import torch
 
 from metarun.data.random_numbers import philox_words, uniform
 from metarun.data.task_sampler import SPLITS, TaskShape
+from metarun.metrics import MSE
 from metarun.types import Task
 
 AMPLITUDE = (0.1, 5.0)
@@ -22,7 +23,8 @@ class SinusoidTaskSampler:
     MAML holds the frequency at 1; Meta-SGD and MT-net draw it from U[0.8, 1.2].
     """
 
-    metric = "mse"
+    metric = MSE.name
+    is_classification = False
     input_shape: tuple[int, ...] = (1,)
     class_split: str | None = None
 
