@@ -42,12 +42,12 @@ class CheckpointedTaskLearner(TaskLearner):
         self.segment = segment
         self.vjp = tape_vjp if gradient is autograd_gradient else functional_vjp
 
-    def step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
+    def inner_step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
         if not self.learner.use_second_order:  # the graph is that of the update alone
             return super().inner_step(theta, phi, number)
         return self.recompute(lambda one, theta, phi: TaskLearner.inner_step(one, theta, phi, number), theta, phi)
 
-    def adapted(self, parameters: Parameters) -> Tensors:
+    def adapt_final(self, parameters: Parameters) -> Tensors:
         if self.segment is None:
             return super().adapt_final(parameters)
         theta = self.initial_parameters(parameters)
