@@ -90,19 +90,20 @@ def test_every_shipped_config_runs(typed: str, cache: Path, small: Path) -> None
     assert (folder / ".hydra" / "config.yaml").is_file() and (folder / "metarun.log").stat().st_size > 0
 
 
-def readme_commands() -> list[str]:
-    """Every line that begins with `metarun` in the README's shell blocks."""
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def documented_commands() -> list[str]:
+    """Every line that begins with `metarun` in the shell blocks of the README and of docs/own-pictures.md."""
+    text = "".join((ROOT / path).read_text() for path in ("README.md", "docs/own-pictures.md"))
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)
     return [line for block in blocks for line in block.splitlines() if line.startswith("metarun")]
 
 
-def test_every_readme_command_runs(cache: Path, small: Path) -> None:
-    commands = readme_commands()
+def test_every_documented_command_runs(cache: Path, small: Path) -> None:
+    commands = documented_commands()
     shutil.copytree(small / "pictures", "pictures")
     for path in ("known/a/1.png", "known/b/1.png", "new/1.png", "new/2.png"):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("L", (28, 28), 255 if "a/" in path else 0).save(path)
-    assert len(commands) >= 5
+    assert len(commands) >= 13
     for line in commands:
         words = shlex.split(line, comments=True)[1:]
         if any("omniglot" in word for word in words):
@@ -199,8 +200,8 @@ def test_the_method_of_the_docs_takes_steps_of_its_length(monkeypatch: pytest.Mo
     assert float(moved.norm()) == pytest.approx(0.1)
 
 
-def test_the_readme_lists_every_key_and_choice() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_key_table_lists_every_key_and_choice() -> None:
+    text = (ROOT / "docs" / "keys.md").read_text()
     names = [name for name, _, _ in iter_options(Settings)]
     names += [
         name
