@@ -25,10 +25,10 @@ from metarun.evaluation.final_test import run_description, run_final_test, save_
 from metarun.loggers.run_logger import write_result
 from metarun.predict.predictor import predict
 from metarun.training.loop import train
-from metarun.utils import files, run_dir
+from metarun.utils import files, run_dir_lock
 from metarun.utils.files import as_run_failure
-from metarun.utils.run_dir import AUTO
-from metarun.utils.run_files import RESULT, RESULTS, read_result
+from metarun.utils.run_dir_lock import AUTO
+from metarun.utils.run_outputs import RESULT, RESULTS, read_result
 
 log = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ def run(settings: Settings, folder: Path, record: Callable[[], object] = lambda:
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
-    patience = run_dir.PATIENCE if settings.resume == AUTO else 0
-    with run_dir.own(folder, record, patience) as begin, report_disk_failure(folder, settings.mode):
+    timeout = run_dir_lock.LOCK_TIMEOUT if settings.resume == AUTO else 0
+    with run_dir_lock.exclusive_run_dir(folder, record, timeout) as begin, report_disk_failure(folder, settings.mode):
         if settings.mode == "train":
             return train_and_test(settings, folder, began, begin)
         if settings.mode == "predict":
@@ -131,7 +131,7 @@ def evaluate(settings: Settings, folder: Path, began: float, begin: Callable[[],
         for work in works:
             work.match_head(weights)
             if len(works) > 1:
-                run_dir.require_free(evaluation_dir(folder, work), settings.mode, None)
+                run_dir_lock.require_free(evaluation_dir(folder, work), settings.mode, None)
         begin()
         with test_progress(len(works) * settings.eval.tasks, lambda: finished_message(results, folder)) as progress:
             for work in works:

@@ -22,7 +22,7 @@ from metarun.cli.app import config_folder
 from metarun.config.groups import CONFIG_GROUPS, Folder, Glyphs, Omniglot, Sinusoid
 from metarun.errors import UserError
 from metarun.runner import run
-from metarun.utils.run_files import read_result
+from metarun.utils.run_outputs import read_result
 
 CONFIGS = config_folder()
 WHOLE = (Sinusoid.name, Glyphs.name, Omniglot.name)

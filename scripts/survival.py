@@ -24,7 +24,7 @@ import torch
 
 import metarun
 from metarun.checkpointing import store
-from metarun.utils.run_files import RESULT, read_result
+from metarun.utils.run_outputs import RESULT, read_result
 
 SMALL = ["dataset=sinusoid", "backbone.hidden=[8]", "shots=5", "queries=5", "eval.queries=5", "meta_batch=4"]
 FREE = ("seconds", "checkpoint")  # of what a run leaves: how long it took and where it lies

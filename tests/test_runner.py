@@ -65,9 +65,9 @@ HOLDER = """
 import sys, time
 from pathlib import Path
 from typing import Any
-from metarun.utils.run_dir import own
+from metarun.utils.run_dir_lock import exclusive_run_dir
 
-with own(Path(sys.argv[1]), lambda: None):
+with exclusive_run_dir(Path(sys.argv[1]), lambda: None):
     print("held", flush=True)
     time.sleep(60)
 """

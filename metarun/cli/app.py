@@ -31,9 +31,9 @@ from metarun.config.groups import CONFIG_GROUPS
 from metarun.config.schema import Settings
 from metarun.engine.rank import rank_from_env
 from metarun.errors import RunFailure, UserError
-from metarun.utils import console, files, logs, run_dir
+from metarun.utils import console, files, logs, run_dir_lock
 from metarun.utils.files import as_run_failure
-from metarun.utils.run_dir import AUTO
+from metarun.utils.run_dir_lock import AUTO
 from metarun.utils.text import printable
 
 PATH_ERRNOS = {  # what is wrong with a path that a person gave
@@ -142,7 +142,7 @@ def one_run(config: DictConfig, let_log_go: Callable[[], None]) -> float | None:
         named = list(overridden_keys(typed))
         chosen = paths.absolute(settings.merge_with_checkpoint(settings.build(config, named), named))
         sweeps.check_sweeper(now, chosen.dataset.name, chosen.mode)
-        run_dir.require_free(folder, chosen.mode, chosen.resume, sweeping)
+        run_dir_lock.require_free(folder, chosen.mode, chosen.resume, sweeping)
         if chosen.resume == AUTO:
             settings.check_resume_settings(chosen, folder)
         if chosen.mode == "report":
@@ -213,9 +213,9 @@ def validate_before_run_dir(*, _root_: DictConfig) -> str:
         return ""  # a new folder, or that of resume=RUN
     folder = Path(str(_root_.hydra[node].dir)).absolute()
     if node == "sweep":
-        run_dir.require_free_sweep(folder, _root_.resume)
+        run_dir_lock.require_free_sweep(folder, _root_.resume)
     else:
-        run_dir.require_free(folder, _root_.mode, _root_.resume)
+        run_dir_lock.require_free(folder, _root_.mode, _root_.resume)
     if not folder.exists():
         created_run_dirs.append(folder)
     return ""
@@ -258,8 +258,8 @@ def create_run_dir(parent: Path) -> str:
 def remove_empty_sweep_dirs(folders: Iterable[Path]) -> None:
     """Take away those that were made for a command that was refused, and what is then empty above them."""
     for folder in folders:
-        if folder.is_dir() and [path.name for path in folder.iterdir()] in ([], [run_dir.SWEEP]):
-            (folder / run_dir.SWEEP).unlink(missing_ok=True)
+        if folder.is_dir() and [path.name for path in folder.iterdir()] in ([], [run_dir_lock.SWEEP]):
+            (folder / run_dir_lock.SWEEP).unlink(missing_ok=True)
             for empty in (folder, *folder.parents[:3]):
                 if empty == Path() or any(empty.iterdir()):
                     break

@@ -1,4 +1,4 @@
-"""What a person did wrong, in one line: read from the errors of Hydra, OmegaConf and the file system."""
+"""One-line messages for errors of Hydra, OmegaConf and the file system."""
 
 from __future__ import annotations
 
@@ -15,28 +15,33 @@ from metarun.config.groups import CONFIG_GROUPS
 from metarun.config.schema import Settings, iter_options
 from metarun.errors import UserError, did_you_mean
 
-USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)  # outside of a job
-CONFIG_GROUP_NAMES = (*CONFIG_GROUPS, "experiment")  # what `NAME=CHOICE` can choose
+USER_ERRORS = (
+    UserError,
+    HydraException,
+    OmegaConfBaseException,
+    YAMLError,
+    OSError,
+    ValueError,
+)  # raised before a job begins
+CONFIG_GROUP_NAMES = (*CONFIG_GROUPS, "experiment")  # groups that the command line can choose from
 KEYS = [name for name, _, _ in iter_options(Settings)] + [
     name
     for group, nodes in CONFIG_GROUPS.items()
     for node in nodes.values()
     for name, _, _ in iter_options(node, f"{group}.")
 ]
-NESTED_GROUPS = {
-    name.partition(".")[0] for name in KEYS if "." in name
-}  # `eval={tasks:100,every:50}` sets several keys
-PLUGINS = {  # sweepers and launchers that Hydra finds where they are installed
+NESTED_GROUPS = {name.partition(".")[0] for name in KEYS if "." in name}  # eval, save, engine, dataset, ...
+PLUGINS = {  # Hydra sweepers and launchers, and the command that installs them
     **dict.fromkeys(("joblib", "optuna"), "pip install 'metarun[sweep]'"),
     **dict.fromkeys(("submitit_local", "submitit_slurm"), "pip install 'metarun[slurm]'"),
     "ray": "pip install hydra-ray-launcher",
 }
-OMEGACONF_MESSAGES = {  # what OmegaConf says of a value, and what is said here
+OMEGACONF_MESSAGES = {  # part of OmegaConf's message -> our message
     "converted to Integer": "must be a whole number",
     "converted to Float": "must be a number",
     "valid bool": "must be true or false",
     "not Optional": "needs a value",
-    "NoneType is not a subclass": "needs a value where it has null",
+    "NoneType is not a subclass": "needs a value, not null",
     "Invalid type assigned": "is several keys, which are set one by one",
     "Cannot merge DictConfig": "is several keys, which are set one by one",
     "is not a subclass of": "is several keys, which are set one by one",
@@ -46,15 +51,15 @@ OMEGACONF_MESSAGES = {  # what OmegaConf says of a value, and what is said here
 
 
 def user_message(error: BaseException) -> str:
-    """What a person did wrong, read from an error of Hydra, OmegaConf or the file system."""
+    """One line that says what the user can do about an error of Hydra, OmegaConf or the file system."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
     lines = str(error).splitlines() or [type(error).__name__]
     file = re.match(r"In '(.+?)': ", lines[0])
-    where = f"{file[1]}.yaml: " if file else ""
-    if plain := [link for link in chain if isinstance(link, (UserError, YAMLError))]:
-        return str(plain[0])
+    prefix = f"{file[1]}.yaml: " if file else ""
+    if own_errors := [link for link in chain if isinstance(link, (UserError, YAMLError))]:
+        return str(own_errors[0])
     for link in chain:
         if isinstance(link, MissingConfigException) and link.options and link.missing_cfg_file:
             group, _, choice = link.missing_cfg_file.rpartition("/")
@@ -71,26 +76,31 @@ def user_message(error: BaseException) -> str:
         if isinstance(link, UnicodeDecodeError):
             return f"a config file is not UTF-8 text ({link})"
         if isinstance(link, (ConfigKeyError, ConfigAttributeError)) and link.full_key in CONFIG_GROUP_NAMES:
-            return f"{where}its keys are not those of the command; begin it with the line: # @package _global_"
+            return f"{prefix}its keys are not keys of metarun; begin the file with the line: # @package _global_"
         if isinstance(link, (ConfigKeyError, ConfigAttributeError)) and link.full_key:
-            return where + unknown_key_message(link.full_key, link.object_type)
+            return prefix + unknown_key_message(link.full_key, link.object_type)
         if isinstance(link, OmegaConfBaseException) and link.full_key:
-            typed = re.match(r"Error merging override (.*)", lines[0])
-            told = str(link.msg).splitlines()[0]
-            reason = next((reason for sign, reason in OMEGACONF_MESSAGES.items() if sign in told), told)
-            return f"{where}{typed[1] if typed else link.full_key}: {reason}"
+            override = re.match(r"Error merging override (.*)", lines[0])
+            original = str(link.msg).splitlines()[0]
+            reason = next((ours for part, ours in OMEGACONF_MESSAGES.items() if part in original), original)
+            return f"{prefix}{override[1] if override else link.full_key}: {reason}"
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def unknown_key_message(name: str, node: Any = None) -> str:
-    """Says that key `name` does not exist, in the chosen class `node` where that is known, and what is spelt alike."""
+    """Message for the unknown key `name`, with the closest known key.
+
+    Args:
+        name: dotted name, such as `dataset.splitt`.
+        node: the config dataclass of the chosen dataset, backbone or method, if known.
+    """
     group, _, last = name.rpartition(".")
     if group in CONFIG_GROUPS and node in CONFIG_GROUPS[group].values():
         known = ", ".join(key for key, _, _ in iter_options(node, f"{group}.")) or "none"
         return f"{name}: {group}={node.name} has no such key; its keys: {known}"
     if name in KEYS:
         return f"{name}: not in the file that is chosen; set it there, or begin the file with defaults: [X, _self_]"
-    if hint := meant(name if group in NESTED_GROUPS else last):
+    if hint := suggest_key(name if group in NESTED_GROUPS else last):
         return f"{name}: no such key; {hint}"
     ends: dict[str, str] = {}
     for key in sorted([*CONFIG_GROUP_NAMES, *KEYS], key=lambda key: key.count(".")):
@@ -103,7 +113,7 @@ def unknown_key_message(name: str, node: Any = None) -> str:
     return f"{name}: no such key; {hint}"
 
 
-def meant(word: str) -> str:
-    """`did you mean 'X'?` for a word of other programs, or a key written with `_` for its dot; nothing for others."""
+def suggest_key(word: str) -> str:
+    """`did you mean 'X'?` for another program's name of a key, or a key with `_` in place of its dot; else empty."""
     node, _, key = word.partition("_")
-    return f"did you mean '{node}.{key}'?" if f"{node}.{key}" in KEYS else hints.for_key(word)
+    return f"did you mean '{node}.{key}'?" if f"{node}.{key}" in KEYS else hints.hint_for_key(word)

@@ -1,4 +1,4 @@
-"""From config objects and checkpoints to typed `Settings`, and how a checkpoint's settings meet what is typed now."""
+"""Builds `Settings` from Hydra's config, and merges the settings of a checkpoint with those of the command line."""
 
 from __future__ import annotations
 
@@ -18,72 +18,73 @@ from metarun.config.groups import CONFIG_GROUPS
 from metarun.config.schema import INVOCATION_KEYS, MACHINE_KEYS, Settings, check, flatten, iter_options
 from metarun.errors import UserError, relative_to_cwd
 from metarun.report import runs
-from metarun.utils.run_dir import AUTO
+from metarun.utils.run_dir_lock import AUTO
 
-RESUME_OVERRIDABLE = (
-    *INVOCATION_KEYS,
-    "iterations",
-    "skip_not_finite",
-    "device",
-    "data_dir",
-    "cache_dir",
-    "download",
-    "dataset.root",
-)  # a resumed run may change these
-FREE_NODES = ("eval.", "save.", "engine.")  # and these
-PREDICT_OVERRIDABLE = ("inner_loop", "inner_learning_rate", "batch_norm")  # and a prediction these
-EVAL_OVERRIDABLE = (*PREDICT_OVERRIDABLE, "dataset", "shots", "queries")  # and an evaluation these as well
+RESUME_OVERRIDABLE = (  # keys that may differ from the checkpoint's when a run is resumed
+    *(*INVOCATION_KEYS, "iterations", "skip_not_finite", "device", "data_dir", "cache_dir", "download", "dataset.root"),
+)
+FREE_NODES = ("eval.", "save.", "engine.")  # groups of keys that may always differ
+PREDICT_OVERRIDABLE = ("inner_loop", "inner_learning_rate", "batch_norm")  # may differ in mode=predict as well
+EVAL_OVERRIDABLE = (*PREDICT_OVERRIDABLE, "dataset", "shots", "queries")  # may differ in mode=evaluate as well
 
 
 def more_steps(count: int, *, _root_: DictConfig) -> int | None:
-    """Inner steps of a data set's evaluation beyond those of training, where the method's update stays the trained one.
+    """Resolver `${metarun.more_steps:N}`: N evaluation steps for methods that may take more steps than in training.
 
-    None, as in training, with a method that learns something for the trained steps, or with learned rates.
+    Returns None, which means as in training, if the method learns something for each step or `learn_lr` is set.
     """
     method = CONFIG_GROUPS["method"].get(OmegaConf.select(_root_, "method.name"))
-    goes_on = getattr(method, "any_step", False) and OmegaConf.select(_root_, "learn_lr") is None
-    return count if goes_on else None
+    any_step = getattr(method, "any_step", False) and OmegaConf.select(_root_, "learn_lr") is None
+    return count if any_step else None
 
 
 OmegaConf.register_new_resolver("metarun.more_steps", more_steps, replace=True)  # configs/dataset/sinusoid.yaml
 
 
-def build(config: DictConfig, typed: Sequence[str] = ()) -> Settings:
-    """The composed config as checked settings, of which the keys `typed` were given by hand; Hydra's node is left out.
+def build(config: DictConfig, overridden: Sequence[str] = ()) -> Settings:
+    """Convert the composed Hydra config to validated `Settings`.
+
+    Args:
+        config: the composed config; its `hydra` node is ignored.
+        overridden: names of the keys and groups that the command line sets.
 
     Raises:
-        UserError: a value that is missing, of the wrong type, outside of its range or at odds with another.
+        UserError: a value is missing, of the wrong type, out of range or in conflict with another.
     """
     try:
-        own = OmegaConf.masked_copy(config, [item.name for item in fields(Settings)])
-        for name in OmegaConf.missing_keys(own):
-            if (config.resume in (None, AUTO) and config.checkpoint is None) or name.partition(".")[0] in typed:
+        values = OmegaConf.masked_copy(config, [item.name for item in fields(Settings)])
+        for name in OmegaConf.missing_keys(values):
+            if (config.resume in (None, AUTO) and config.checkpoint is None) or name.partition(".")[0] in overridden:
                 raise UserError(f"{name}=???: needs a value, {meaning(name)}")
-            OmegaConf.update(own, name, "")  # the checkpoint has one
+            OmegaConf.update(values, name, "")  # the checkpoint sets it
         schema = OmegaConf.structured(Settings)
         for group in CONFIG_GROUPS:
-            schema[group] = OmegaConf.structured(choice_of(group, own[group]))
-        settings = OmegaConf.to_object(OmegaConf.merge(schema, own))
+            schema[group] = OmegaConf.structured(config_class(group, values[group]))
+        settings = OmegaConf.to_object(OmegaConf.merge(schema, values))
     except OmegaConfBaseException as error:
         raise UserError(user_message(error)) from error
     assert isinstance(settings, Settings)
     check(settings)
-    if settings.mode == "report" and (others := [name for name in typed if name not in ("mode", "runs")]):
-        raise UserError(f"{others[0]}: mode=report reads runs= alone, each run has its own settings; leave it out")
-    if checkpoint_of(settings) is None:  # else most of its values are to be put in their places
-        reset_dependent_eval_options(settings, typed)
-        conflicts.check_key_conflicts(settings, typed)
+    if settings.mode == "report" and (others := [name for name in overridden if name not in ("mode", "runs")]):
+        raise UserError(f"{others[0]}: mode=report reads runs= only, since each run has its own settings; leave it out")
+    if checkpoint_of(settings) is None:  # else `merge_with_checkpoint` checks the merged settings
+        reset_dependent_eval_options(settings, overridden)
+        conflicts.check_key_conflicts(settings, overridden)
         paths.check(settings)
         if settings.mode == "report":
             runs.folders(settings.runs)
     return settings
 
 
-def choice_of(group: str, node: Any) -> type:
-    """The class of the choice that a config of group `group` is, be it a file of one's own with its name and values.
+def config_class(group: str, node: Any) -> type:
+    """The config dataclass of what is chosen in `group`, found by the `name` in its config file.
+
+    Args:
+        group: "dataset", "backbone" or "method".
+        node: the config of the group, from metarun's configs or from a file of the user's.
 
     Raises:
-        UserError: nothing is chosen, or a file that is not based on a known choice.
+        UserError: nothing is chosen, or the file names no known choice.
     """
     choices = CONFIG_GROUPS[group]
     known = ", ".join(choices)
@@ -102,12 +103,12 @@ def choice_of(group: str, node: Any) -> type:
 
 
 def checkpoint_of(settings: Settings) -> str | None:
-    """The run or checkpoint whose settings are taken."""
+    """Path of the run folder or checkpoint whose settings are used: `checkpoint=`, or `resume=` if it names a run."""
     return settings.checkpoint if settings.resume in (None, AUTO) else settings.resume
 
 
 def meaning(name: str) -> str:
-    """What a key is for, be it one of a group's choice."""
+    """Help text of a key, by its dotted name."""
     nodes = [
         ("", Settings),
         *((f"{group}.", node) for group, choices in CONFIG_GROUPS.items() for node in choices.values()),
@@ -117,70 +118,82 @@ def meaning(name: str) -> str:
     )
 
 
-def choices(place: Path, resume: bool, typed: Sequence[str]) -> list[str]:
-    """`GROUP=CHOICE` for each group of a checkpoint that is not among the `typed` names: the names of `GROUPS`, no text
-    of the file's.
+def checkpoint_choices(path: Path, resume: bool, overridden: Sequence[str]) -> list[str]:
+    """Overrides `GROUP=CHOICE` for each group of a checkpoint that is not `overridden`.
+
+    The choices are names from `CONFIG_GROUPS`, so no text of the file reaches Hydra.
+
+    Args:
+        path: a run folder or checkpoint file; with `resume`, a run folder.
+        resume: take the latest intact checkpoint instead of the best.
+        overridden: names of the keys and groups that the command line sets.
 
     Raises:
-        UserError: no checkpoint is there, or it is damaged.
+        UserError: there is no checkpoint, or it is damaged.
     """
-    saved = store.load_settings(store.latest_intact_checkpoint(place) if resume else place)
+    saved = store.load_settings(store.latest_intact_checkpoint(path) if resume else path)
     return [
         f"{group}={name}"
         for group, nodes in CONFIG_GROUPS.items()
         for name, node in nodes.items()
-        if group not in typed and type(getattr(saved, group)) is node
+        if group not in overridden and type(getattr(saved, group)) is node
     ]
 
 
-def merge_with_checkpoint(now: Settings, typed: Sequence[str]) -> Settings:
-    """`now`, or the settings of the checkpoint that it names, changed by the keys and groups that are `typed`.
+def merge_with_checkpoint(current: Settings, overridden: Sequence[str]) -> Settings:
+    """Settings of the checkpoint that `current` names, changed by the overridden keys. `current` if it names none.
+
+    Args:
+        current: settings of the command line.
+        overridden: names of the keys and groups that the command line sets.
 
     Raises:
-        UserError: a typed key that a resumed run cannot change, or that the checkpoint's choices do not have.
+        UserError: a key that a resumed run cannot change, or that the checkpoint's choices do not have.
     """
-    place = checkpoint_of(now)
-    if place is None:
-        return now
-    asked = f"resume={place}" if now.resume else f"checkpoint={place}"
-    if "experiment" in typed:  # which the checkpoint does not record
-        raise UserError(f"{asked}: it brings its own settings; leave experiment= out and type the keys to change")
-    path = Path(place).expanduser()
-    settings = store.load_settings(store.latest_intact_checkpoint(path) if now.resume else path)
-    iterations, trained, norm = settings.iterations, settings.inner_loop, settings.batch_norm
+    checkpoint = checkpoint_of(current)
+    if checkpoint is None:
+        return current
+    source = f"resume={checkpoint}" if current.resume else f"checkpoint={checkpoint}"
+    if "experiment" in overridden:  # which the checkpoint does not record
+        raise UserError(f"{source}: it brings its own settings; leave experiment= out and type the keys to change")
+    path = Path(checkpoint).expanduser()
+    settings = store.load_settings(store.latest_intact_checkpoint(path) if current.resume else path)
+    iterations, inner_loop, batch_norm = settings.iterations, settings.inner_loop, settings.batch_norm
     for name in INVOCATION_KEYS:
-        setattr(settings, name, getattr(now, name))
-    if now.mode == "evaluate" and "ways" in typed:  # the network stays as wide as it is
-        settings.eval.ways = now.ways
-    for name in typed:
-        if name == "ways" and now.mode == "evaluate":
+        setattr(settings, name, getattr(current, name))
+    if current.mode == "evaluate" and "ways" in overridden:  # the network's head keeps its size
+        settings.eval.ways = current.ways
+    for name in overridden:
+        if name == "ways" and current.mode == "evaluate":
             continue
-        if not is_free(name, now.mode, resumed=now.resume is not None):
-            refuse_change(name, now, settings, asked)
-        copy_option(name, now, settings, asked)
-    take_machine_s(settings, now)
-    reset_dependent_eval_options(settings, typed)
-    keep_trained_steps(settings, trained)
-    choose_networks(settings, typed, path)
-    if settings.batch_norm != norm and "per_step" in (settings.batch_norm, norm):
+        if not may_change(name, current.mode, resumed=current.resume is not None):
+            check_unchanged(name, current, settings, source)
+        copy_option(name, current, settings, source)
+    use_current_paths(settings, current)
+    reset_dependent_eval_options(settings, overridden)
+    keep_trained_steps(settings, inner_loop)
+    limit_ensemble(settings, overridden, path)
+    if settings.batch_norm != batch_norm and "per_step" in (settings.batch_norm, batch_norm):
         raise UserError(
-            f"{asked}: batch_norm={settings.batch_norm} differs from the run's {norm}, and per_step has an affine for "
-            "each step, learned in training; leave it out"
+            f"{source}: batch_norm={settings.batch_norm} differs from the run's {batch_norm}, and per_step has "
+            "an affine for each step, learned in training; leave it out"
         )
-    if now.resume and settings.iterations != iterations and settings.outer_schedule == "cosine":
-        raise UserError(f"{asked}: iterations={settings.iterations} would bend outer_schedule=cosine of {iterations}")
+    if current.resume and settings.iterations != iterations and settings.outer_schedule == "cosine":
+        raise UserError(
+            f"{source}: iterations={settings.iterations} would change outer_schedule=cosine of {iterations}"
+        )
     check(settings)
-    conflicts.check_key_conflicts(settings, typed)
+    conflicts.check_key_conflicts(settings, overridden)
     paths.check(settings)
     return settings
 
 
-def check_resume_settings(now: Settings, folder: Path) -> None:
-    """Raises UserError where the folder holds a run with other settings, but for those of `ELSEWHERE`."""
+def check_resume_settings(current: Settings, folder: Path) -> None:
+    """Raise UserError if `folder` holds a run with other settings; keys of the machine and the engine may differ."""
     if not store.list_step_checkpoints(folder):
         return
     saved = flatten(store.load_settings(store.latest_intact_checkpoint(folder)))
-    for name, value in flatten(now).items():
+    for name, value in flatten(current).items():
         free = name in (*MACHINE_KEYS, "dataset.root") or (name.startswith("engine.") and name != "engine.precision")
         if not free and saved.get(name) != value:
             raise UserError(
@@ -189,8 +202,8 @@ def check_resume_settings(now: Settings, folder: Path) -> None:
             )
 
 
-def is_free(name: str, mode: str, resumed: bool) -> bool:
-    """Whether key or group `name` may differ from the checkpoint's."""
+def may_change(name: str, mode: str, resumed: bool) -> bool:
+    """Whether key or group `name` may differ from the checkpoint's settings."""
     if resumed:
         return name in RESUME_OVERRIDABLE or (name.startswith(FREE_NODES) and name != "eval.ensemble")
     if mode == "predict":
@@ -198,59 +211,69 @@ def is_free(name: str, mode: str, resumed: bool) -> bool:
     return name in (*RESUME_OVERRIDABLE, *EVAL_OVERRIDABLE) or name.startswith((*FREE_NODES, "dataset."))
 
 
-def reset_dependent_eval_options(settings: Settings, typed: Sequence[str]) -> None:
-    """Evaluation follows what is typed for training, unless its own key is typed too."""
+def reset_dependent_eval_options(settings: Settings, overridden: Sequence[str]) -> None:
+    """Clear `eval.shots` (`queries`, `inner_loop`) if only `shots` is overridden, so that evaluation follows it."""
     for name in ("shots", "queries", "inner_loop"):
-        if name in typed and f"eval.{name}" not in typed:
+        if name in overridden and f"eval.{name}" not in overridden:
             setattr(settings.eval, name, None)
 
 
-def take_machine_s(settings: Settings, now: Settings) -> None:
-    """What names a place that is written to is of this command, never of a file that a stranger may have made.
+def use_current_paths(settings: Settings, current: Settings) -> None:
+    """Set the keys that name folders to write to from the command line, since a checkpoint may be a stranger's file.
 
-    A saved `data_dir` is read, since the data lie where they lay, but nothing is downloaded into it.
+    `data_dir` of the checkpoint is kept for reading; `download` is switched off if it differs from the current one.
     """
-    settings.cache_dir = now.cache_dir
-    settings.download = now.download and settings.data_dir == now.data_dir
+    settings.cache_dir = current.cache_dir
+    settings.download = current.download and settings.data_dir == current.data_dir
 
 
-def keep_trained_steps(settings: Settings, trained: int) -> None:
-    """Another inner loop than that in training is one of the evaluation, where something was learned for each step."""
+def keep_trained_steps(settings: Settings, inner_loop: int) -> None:
+    """Apply a changed `inner_loop` to evaluation only if the checkpoint has parameters for each inner step.
+
+    Args:
+        settings: merged settings, changed in place.
+        inner_loop: inner steps of training.
+    """
     each_step = settings.learn_lr == "tensor_step" or settings.batch_norm == "per_step"
-    if each_step and settings.inner_loop != trained:
+    if each_step and settings.inner_loop != inner_loop:
         if settings.eval.inner_loop is None:
             settings.eval.inner_loop = settings.inner_loop
-        settings.inner_loop = trained
+        settings.inner_loop = inner_loop
 
 
-def choose_networks(settings: Settings, typed: Sequence[str], path: Path) -> None:
-    """A run's ensemble is of its folder; a checkpoint file and a prediction are of one network."""
+def limit_ensemble(settings: Settings, overridden: Sequence[str], path: Path) -> None:
+    """Set `eval.ensemble` to 1 for a prediction and for a single checkpoint file.
+
+    Raises UserError if the command line sets a larger one.
+    """
     if settings.mode == "predict" or (settings.mode == "evaluate" and path.is_file()):
-        if "eval.ensemble" in typed and settings.eval.ensemble > 1:
-            what = "mode=predict labels" if settings.mode == "predict" else f"checkpoint={path} is one file, and judges"
-            raise UserError(f"eval.ensemble={settings.eval.ensemble}: {what} by one network; leave it out")
+        if "eval.ensemble" in overridden and settings.eval.ensemble > 1:
+            what = (
+                "mode=predict uses one network" if settings.mode == "predict" else f"checkpoint={path} is one network"
+            )
+            raise UserError(f"eval.ensemble={settings.eval.ensemble}: {what}; leave it out")
         settings.eval.ensemble = 1
 
 
-def refuse_change(name: str, now: Settings, saved: Settings, asked: str) -> None:
-    """Raise UserError where key or group `name` is not as the run was started with."""
-    for key, value in flatten_group(name, now).items():
+def check_unchanged(name: str, current: Settings, saved: Settings, source: str) -> None:
+    """Raise UserError if a value of key or group `name` differs from that of the saved settings."""
+    for key, value in flatten_group(name, current).items():
         old = flatten_group(name, saved).get(key)
         if value != old:
-            raise UserError(f"{asked}: {key}={value} differs from the run's {old}; start a new run or leave it out")
+            raise UserError(f"{source}: {key}={value} differs from the run's {old}; start a new run or leave it out")
 
 
 def flatten_group(name: str, settings: Settings) -> dict[str, Any]:
-    """The values below key or group `name`, by their dotted names."""
+    """Values of key or group `name`, by dotted name."""
     if name in CONFIG_GROUPS:
         return {name if key == "name" else f"{name}.{key}": v for key, v in asdict(getattr(settings, name)).items()}
     return {key: value for key, _, value in iter_options(settings) if key == name}
 
 
-def copy_option(name: str, now: Settings, saved: Settings, asked: str) -> None:
-    """Set key or group `name` of `saved` to what it is now."""
+def copy_option(name: str, current: Settings, saved: Settings, source: str) -> None:
+    """Copy the value of key or group `name` from the command line's settings to the saved ones."""
     *path, last = name.split(".")
     node = reduce(getattr, path, saved)
     if not hasattr(node, last):
-        raise UserError(f"{asked}: its {path[0]} has no key {name}")
-    setattr(node, last, getattr(reduce(getattr, path, now), last))
+        raise UserError(f"{source}: its {path[0]} has no key {name}")
+    setattr(node, last, getattr(reduce(getattr, path, current), last))

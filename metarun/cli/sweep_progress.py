@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
@@ -20,7 +20,7 @@ from metarun.report import runs, text
 from metarun.report.contents import contents
 from metarun.report.formatting import duration, format_metric, plus_minus
 from metarun.utils import files
-from metarun.utils.run_files import RESULT
+from metarun.utils.run_outputs import RESULT
 
 REPORT = "report.md"
 sweep_configs: list[DictConfig] = []  # Hydra's config of the sweep that this command is
@@ -65,7 +65,7 @@ class SweepProgressCallback(Callback):
 
 
 def job_count(config: DictConfig) -> int | None:
-    """How many jobs the sweep has, as far as what was typed tells: Hydra's own sweeper, or a number of trials."""
+    """Number of jobs of the sweep: the product of the swept values, or `n_trials`. None if unknown."""
     sweeper = config.hydra.sweeper
     if not str(sweeper.get("_target_", "")).endswith(".BasicSweeper"):
         return sweeper.get("n_trials")
@@ -74,9 +74,15 @@ def job_count(config: DictConfig) -> int | None:
     params = [f"{name}={value}" for name, value in (sweeper.get("params") or {}).items()]
     try:
         overrides = OverridesParser.create().parse_overrides([*params, *map(str, typed)])
-        return sum(map(len, BasicSweeper.split_arguments(overrides, None)))
-    except HydraException:  # which the sweeper tells
+    except HydraException:  # reported by the sweeper
         return None
+    if any(override.is_sweep_override() and not override.is_discrete_sweep() for override in overrides):
+        return None  # an interval, which the sweeper refuses
+    counts = {  # by key: a later override of a key replaces an earlier one
+        override.get_key_element(): len(list(override.sweep_string_iterator())) if override.is_sweep_override() else 1
+        for override in overrides
+    }
+    return math.prod(counts.values())
 
 
 def outcome(result: Path) -> str:

@@ -1,8 +1,8 @@
-"""Words that newcomers type out of habit, and what metarun calls the same."""
+"""Names of keys and values in other programs, and their names in metarun, for `did you mean` hints."""
 
 from __future__ import annotations
 
-KEYS = {  # name of another program's key or command: what to write here
+KEYS = {  # another program's key or command -> metarun's; ` or ` separates alternatives
     **dict.fromkeys(("train", "training", "fit"), "mode=train"),
     **dict.fromkeys(("test", "evaluate", "evaluation", "validate"), "mode=evaluate checkpoint=RUN"),
     **dict.fromkeys(("predict", "infer", "inference"), "mode=predict checkpoint=RUN support=DIR query=DIR"),
@@ -39,7 +39,7 @@ KEYS = {  # name of another program's key or command: what to write here
     "test_tasks": "eval.tasks",
     "val_tasks": "eval.validation_tasks",
 }
-VALUES = {  # of a key with choices
+VALUES = {  # key -> another program's value -> metarun's
     "mode": {
         **dict.fromkeys(("test", "testing", "eval", "validate"), "evaluate"),
         **dict.fromkeys(("fit", "run"), "train"),
@@ -49,7 +49,7 @@ VALUES = {  # of a key with choices
 }
 
 
-def for_key(word: str) -> str:
-    """`did you mean 'X' or 'Y'?` for another program's word, or nothing."""
-    meant = KEYS.get(word.strip("-+").lower().replace("-", "_"), "")
-    return f"did you mean {' or '.join(map(repr, meant.split(' or ')))}?" if meant else ""
+def hint_for_key(word: str) -> str:
+    """`did you mean 'X' or 'Y'?` for another program's key or command; empty if the word is not known."""
+    names = KEYS.get(word.strip("-+").lower().replace("-", "_"), "")
+    return f"did you mean {' or '.join(map(repr, names.split(' or ')))}?" if names else ""

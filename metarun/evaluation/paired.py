@@ -16,7 +16,7 @@ from typing import Any
 from metarun.errors import UserError, relative_to_cwd
 from metarun.metrics import METRIC_BY_NAME
 from metarun.utils import files
-from metarun.utils.run_files import RESULT, read_result
+from metarun.utils.run_outputs import RESULT, read_result
 from metarun.utils.safe_files import read_text
 
 TASKS_CSV = "tasks.csv"

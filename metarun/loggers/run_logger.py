@@ -14,7 +14,7 @@ from metarun.errors import UserError, relative_to_cwd
 from metarun.loggers.event_file import EventFileWriter, SummaryValue
 from metarun.utils import files as whole_files
 from metarun.utils.files import AppendOnlyFile, sync_folder, translate_os_errors
-from metarun.utils.run_files import METRICS, RESULT, parse_metrics_line
+from metarun.utils.run_outputs import METRICS, RESULT, parse_metrics_line
 from metarun.utils.safe_files import LIST_BYTES, read_bytes
 
 log = logging.getLogger(__name__)

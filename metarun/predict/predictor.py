@@ -40,7 +40,7 @@ from metarun.predict import labelled_images
 from metarun.predict.labelled_images import LabelledImages, join_truncated
 from metarun.types import Task
 from metarun.utils import files as whole_files
-from metarun.utils.run_files import PREDICTIONS
+from metarun.utils.run_outputs import PREDICTIONS
 from metarun.utils.text import csv_table, printable
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from typing import Any
 from metarun.config.groups import CONFIG_GROUPS
 from metarun.errors import UserError
 from metarun.metrics import METRIC_BY_NAME
-from metarun.utils.run_files import METRICS, RESULT, parse_metrics_line, read_result
+from metarun.utils.run_outputs import METRICS, RESULT, parse_metrics_line, read_result
 from metarun.utils.safe_files import LIST_BYTES, read_bytes, read_yaml, require_unlinked
 
 RUN_DIR_MARKERS = (RESULT, METRICS, "checkpoints", ".hydra")  # of a run folder: one of them is in it

@@ -9,7 +9,7 @@ from pathlib import Path
 from metarun.errors import UserError, relative_to_cwd
 from metarun.report import runs, text
 from metarun.report.contents import contents
-from metarun.utils import files, run_dir
+from metarun.utils import files, run_dir_lock
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def report(places: str | Sequence[str], folder: Path, record: Callable[[], objec
         raise UserError(f"runs={places}: nothing to compare: {''.join(reasons) or 'only predictions and reports'}")
     whole = contents(read)
     pictures = plots.draw(whole.blocks) if whole.blocks else []
-    with run_dir.own(folder, record) as begin:
+    with run_dir_lock.exclusive_run_dir(folder, record) as begin:
         begin()
         for picture in pictures:
             files.atomic_write(folder / picture.name, picture.png)

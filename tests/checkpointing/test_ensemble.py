@@ -109,7 +109,7 @@ def test_a_file_and_a_resumed_run_have_their_own_number(alone: None, capsys: pyt
     assert command("mode=evaluate", best, "hydra.run.dir=one") == 0
     assert result(Path("one"))["ensemble"] == 1
     for typed, told in {
-        f"mode=evaluate {best} eval.ensemble=2": "is one file, and judges by one network",
+        f"mode=evaluate {best} eval.ensemble=2": "is one network",
         "resume=run eval.ensemble=1": "eval.ensemble=1 differs from the run's 2",
     }.items():
         capsys.readouterr()

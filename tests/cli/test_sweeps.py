@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 import tests
 from metarun.cli import sweeps
 from metarun.errors import UserError
-from metarun.utils import run_dir
+from metarun.utils import run_dir_lock
 from tests.helpers.command_line import command
 
 pytestmark = pytest.mark.usefixtures("alone")
@@ -145,7 +145,7 @@ def test_joblib_s_jobs_end_with_the_command(number: signal.Signals) -> None:
     lines = Path("told").read_text().splitlines()
     assert {line[:7] for line in lines if "training maml" in line} == {"job 0: ", "job 1: "}
     for job in jobs:
-        with run_dir.own(job, lambda: None, patience=30):  # its process has ended
+        with run_dir_lock.exclusive_run_dir(job, lambda: None, timeout=30):  # its process has ended
             (saved,) = job.glob("checkpoints/step-*")
             assert int(saved.name[5:13]) >= json.loads((job / "metrics.jsonl").read_text().splitlines()[-1])["step"]
     step = int(next(jobs[0].glob("checkpoints/step-*")).name[5:13])

@@ -14,7 +14,7 @@ from metarun.cli import settings
 from metarun.config.groups import CONFIG_GROUPS, choice_name
 from metarun.config.schema import Settings, flatten
 from metarun.engine.eval_result import EvalResult
-from metarun.utils.run_files import read_result
+from metarun.utils.run_outputs import read_result
 from tests.helpers.command_line import command
 
 CONFIGS = Path(tests.__file__).parents[1] / "configs"

@@ -25,7 +25,7 @@ from metarun.engine.execution import choose_device
 from metarun.engine.rank import Rank
 from metarun.errors import RunFailure, UserError
 from metarun.runner import run
-from metarun.utils.run_files import read_result
+from metarun.utils.run_outputs import read_result
 from tests.helpers.small_runs import lines, small, tensors
 
 COMMAND = ["dataset=sinusoid", "backbone.hidden=[8]", "meta_batch=4", "eval.tasks=10", "eval.validation_tasks=10"]

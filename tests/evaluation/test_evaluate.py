@@ -28,7 +28,7 @@ from metarun.errors import UserError
 from metarun.evaluation.paired import compare_runs, read_tasks
 from metarun.nn import fused
 from metarun.runner import run
-from metarun.utils.run_files import read_result
+from metarun.utils.run_outputs import read_result
 from metarun.utils.signals import RunInterrupted
 from tests.helpers import small_data
 from tests.helpers.command_line import command

@@ -332,7 +332,7 @@ REPORTS = [
     Mistake("mode=report runs=gone", ("runs=gone", "no such folder")),
     Mistake("mode=report runs=plain", ("runs=plain", "no such folder"), "plain"),
     Mistake("mode=report runs=[own,gone]", ("runs=own", "no run is there", "result.json", "metrics.jsonl"), "own"),
-    Mistake("mode=report runs=damaged seed=3", ("seed", "mode=report reads runs= alone"), "runs"),
+    Mistake("mode=report runs=damaged seed=3", ("seed", "mode=report reads runs= only"), "runs"),
     Mistake("runs=damaged", ("runs=", "mode=report"), "runs"),
 ]
 

@@ -20,7 +20,7 @@ from metarun.data.minibatches import minibatches
 from metarun.engine.context import build_context
 from metarun.runner import run
 from metarun.training import trainer
-from metarun.utils.run_files import read_result
+from metarun.utils.run_outputs import read_result
 from metarun.utils.signals import RunInterrupted
 from tests.helpers.laws import largest_relative_error
 from tests.helpers.small_runs import lines, tensors

@@ -1,4 +1,4 @@
-"""The files of a run folder that programs read, and what a line of metrics.jsonl says; without torch."""
+"""Names of the result files in a run folder, and readers for metrics.jsonl and result.json. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from metarun.utils.safe_files import RECORD_BYTES, parse_json, read_json
 
 METRICS = "metrics.jsonl"
 PREDICTIONS = "predictions.csv"
-RESULTS = "results.csv"  # of several evaluations
-RESULT = "result.json"  # written last: a folder that has it holds a finished run
+RESULTS = "results.csv"  # written instead of result.json by an evaluation over lists of values
+RESULT = "result.json"  # written last, so that its presence marks a finished run
 
 
 def parse_metrics_line(line: bytes) -> dict[str, Any] | None:
-    """What a line of metrics.jsonl says, or None where it is cut short or damaged."""
+    """Parse one line of metrics.jsonl: `step`, `split` ("train" or "val") and numbers. None if it is cut or damaged."""
     try:
         entry = parse_json(line) if line.endswith(b"\n") and len(line) <= RECORD_BYTES else None
     except ValueError:
@@ -25,5 +25,5 @@ def parse_metrics_line(line: bytes) -> dict[str, Any] | None:
 
 
 def read_result(folder: Path) -> dict[str, Any]:
-    """Raises OSError or ValueError where it is missing or damaged."""
+    """Read result.json of a run folder. Raises OSError or ValueError if it is missing or damaged."""
     return read_json(folder / RESULT, RECORD_BYTES, links=False)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from metarun.errors import UserError
 from metarun.runner import run
-from metarun.utils import run_dir
+from metarun.utils import run_dir_lock
 from tests.helpers.command_line import command
 from tests.helpers.small_runs import small
 
@@ -126,7 +126,7 @@ def test_a_start_that_was_cut_short_is_no_run(capsys: pytest.CaptureFixture[str]
 def test_other_files_stay_beside_a_run(capsys: pytest.CaptureFixture[str]) -> None:
     Path("notes.txt").write_text("mine")
     Path("metarun.log").write_text("another program's")
-    assert "metarun.log: is of another program" in refused(capsys, *TRAIN, "hydra.run.dir=.")
+    assert "metarun.log: belongs to another program" in refused(capsys, *TRAIN, "hydra.run.dir=.")
     Path("metarun.log").rename("theirs.log")
     assert typed(*TRAIN, "hydra.run.dir=.") == 0
     assert (Path("notes.txt").read_text(), Path("theirs.log").read_text()) == ("mine", "another program's")
@@ -150,17 +150,20 @@ def test_a_link_is_no_lock(tmp_path: Path) -> None:
 
 
 def test_a_process_that_is_about_to_end_is_waited_for(tmp_path: Path) -> None:
-    program = "import sys, time\nfrom pathlib import Path\nfrom metarun.utils.run_dir import own\n"
-    program += "with own(Path('.'), lambda: None):\n    print(1, flush=True)\n    sys.stdin.read()"
+    program = "import sys, time\nfrom pathlib import Path\nfrom metarun.utils.run_dir_lock import exclusive_run_dir\n"
+    program += "with exclusive_run_dir(Path('.'), lambda: None):\n    print(1, flush=True)\n    sys.stdin.read()"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen([sys.executable, "-c", program], **pipes, env=environment) as other:  # type: ignore[call-overload]
         assert other.stdin is not None and other.stdout is not None
         other.stdout.readline()
-        with pytest.raises(UserError, match="another process is writing"), run_dir.own(tmp_path, lambda: None, 0.3):
+        with (
+            pytest.raises(UserError, match="another process is writing"),
+            run_dir_lock.exclusive_run_dir(tmp_path, lambda: None, 0.3),
+        ):
             raise AssertionError
         other.stdin.close()
-        with run_dir.own(tmp_path, lambda: None, 30):
+        with run_dir_lock.exclusive_run_dir(tmp_path, lambda: None, 30):
             pass
 
 
@@ -239,6 +242,6 @@ def test_a_link_or_a_pipe_among_what_will_be_written_is_refused(tmp_path: Path, 
             make()
             for resume in (None, "auto", str(folder)):
                 with pytest.raises(UserError, match=rf"{path.name}: it is a (link|pipe).*take it away"):
-                    run_dir.require_free(folder, "train", resume)
+                    run_dir_lock.require_free(folder, "train", resume)
             path.unlink()
     assert not list(outside.iterdir())
