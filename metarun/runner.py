@@ -46,7 +46,7 @@ def run(settings: Settings, folder: Path, record: Callable[[], object] = lambda:
         UserError: something that was asked for cannot be had.
         FloatingPointError: a loss is not finite.
         RunFailure: the disk is full or fails, the folder was deleted, or another process of the run has ended.
-        Stopped: a signal asked for it.
+        RunInterrupted: a SIGINT or SIGTERM asked for it.
     """
     began = time.perf_counter()
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""What an evaluation's mean hides: which classes are taken for which, and how far the probabilities can be believed.
+"""Which classes are confused with which, and how well calibrated the probabilities are (`eval.details=true`).
 
-Counts alone are kept, so that memory does not grow with the tasks.
+Only counts are kept, so that memory does not grow with the number of tasks.
 """
 
 from __future__ import annotations
@@ -15,74 +15,85 @@ from torch import Tensor
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.data.task_sampler import TaskShape
 from metarun.engine.eval_result import EVALUATION_SEED
+from metarun.metrics import ACCURACY
 from metarun.utils import files
 from metarun.utils.text import csv_table
 
-BINS = 15  # of confidence, for the calibration error, as in Guo et al. 2017, arXiv 1706.04599
+BINS = 15  # bins of confidence for the expected calibration error, as in Guo et al. 2017, arXiv 1706.04599
 TOP_CONFUSED = 10  # pairs of classes that result.json lists
-QUARTER = 90  # degrees
+DEGREES_PER_TURN = 90
 
 
 class ConfusionStats:
-    """Counts over the queries of a split's tasks, after the last inner step.
+    """Counts over the queries of a split's evaluation tasks, after the last inner step.
 
-    A pair is a class and another that stood in the same task: `met` counts the first one's queries in tasks of both,
-    `taken` those of them that were taken for the other.
+    A class number is label * source.turns + quarter turns: a turned character is a class of its own.
     """
 
     def __init__(self, source: ImageTaskSampler, split: str, shape: TaskShape) -> None:
         self.source, self.split, self.shape = source, split, shape
-        self.met: Counter[tuple[int, int]] = Counter()
-        self.taken: Counter[tuple[int, int]] = Counter()
-        self.tasks: Counter[int] = Counter()  # by class
-        self.right: Counter[int] = Counter()
-        self.bins = np.zeros((3, BINS))  # queries, sum of confidence, right ones
+        self.pair_queries: Counter[tuple[int, int]] = Counter()  # (a, b): queries of class a in tasks that also have b
+        self.confused: Counter[tuple[int, int]] = Counter()  # (a, b): those of them that were predicted as b
+        self.tasks: Counter[int] = Counter()  # tasks that have a class
+        self.correct: Counter[int] = Counter()  # correctly predicted queries of a class
+        self.bins = np.zeros((3, BINS))  # per bin of confidence: queries, sum of confidence, correct queries
 
-    def add(self, first: int, answers: Tensor) -> None:
-        """Tasks number `first` and following, [2, tasks, queries]: confidence and number of the class found."""
-        confidence, found = answers.numpy()
+    def add(self, first: int, predictions: Tensor) -> None:
+        """Count tasks `first` and following.
+
+        Args:
+            predictions: [2, tasks, ways * queries], the predicted class's probability and its label 0..ways-1.
+
+        Raises:
+            FloatingPointError: a probability is not finite.
+        """
+        confidence, predicted = predictions.numpy()
         if not np.isfinite(confidence).all():
             raise FloatingPointError(
-                f"eval.details=true: probabilities of {self.split} tasks {first} to {first + len(found) - 1} are not "
-                "finite after the last inner step; give fewer steps (eval.inner_loop=N), or eval.details=false"
+                f"eval.details=true: probabilities of {self.split} tasks {first} to {first + len(predicted) - 1} are "
+                "not finite after the last inner step; give fewer steps (eval.inner_loop=N), or eval.details=false"
             )
-        ways, queries, tasks = self.shape.ways, self.shape.queries, len(found)
-        chosen, quarters = self.source.choose(EVALUATION_SEED, self.split, first, tasks, self.shape)
-        label = np.arange(ways).repeat(queries)
-        right = found == label
-        place = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1).ravel()
-        for row, weights in enumerate((None, confidence.ravel(), right.ravel())):
-            self.bins[row] += np.bincount(place, weights, BINS)
-        table = np.zeros((tasks, ways, ways), int)  # true class, class found
-        np.add.at(table, (np.arange(tasks)[:, None], label[None], found.astype(int)), 1)
-        for numbers, counts in zip((chosen * self.source.turns + quarters).tolist(), table.tolist(), strict=True):
-            for true, row in zip(numbers, counts, strict=True):
+        ways, queries, num_tasks = self.shape.ways, self.shape.queries, len(predicted)
+        classes, quarters = self.source.choose(EVALUATION_SEED, self.split, first, num_tasks, self.shape)
+        labels = np.arange(ways).repeat(queries)
+        correct = predicted == labels
+        bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1).ravel()
+        for row, weights in enumerate((None, confidence.ravel(), correct.ravel())):
+            self.bins[row] += np.bincount(bins, weights, BINS)
+        matrices = np.zeros((num_tasks, ways, ways), int)  # [task, true label, predicted label]
+        np.add.at(matrices, (np.arange(num_tasks)[:, None], labels[None], predicted.astype(int)), 1)
+        for numbers, matrix in zip((classes * self.source.turns + quarters).tolist(), matrices.tolist(), strict=True):
+            for true, row in zip(numbers, matrix, strict=True):
                 self.tasks[true] += 1
                 for other, count in zip(numbers, row, strict=True):
                     if other == true:
-                        self.right[true] += count
+                        self.correct[true] += count
                     else:
-                        self.met[true, other] += queries
+                        self.pair_queries[true, other] += queries
                         if count:
-                            self.taken[true, other] += count
+                            self.confused[true, other] += count
 
     @property
     def calibration_error(self) -> float:
-        """Mean distance of confidence and accuracy over bins of equal width, weighed by the queries in them."""
-        queries, confidence, right = self.bins
-        return float(np.abs(right - confidence).sum() / queries.sum())
+        """Expected calibration error: mean |accuracy - confidence| over bins, weighted by their queries."""
+        queries, confidence, correct = self.bins
+        return float(np.abs(correct - confidence).sum() / queries.sum())
 
     def name(self, number: int) -> str:
-        label, quarter = divmod(number, self.source.turns)
-        turned = f", turned by {QUARTER * quarter} degrees" if quarter else ""
+        """The name of a class number, with its rotation if it has one."""
+        label, quarters = divmod(number, self.source.turns)
+        turned = f", turned by {DEGREES_PER_TURN * quarters} degrees" if quarters else ""
         return f"{self.source.set.names[label]}{turned}"
 
     def rates(self) -> list[tuple[int, int, float]]:
-        """Class, another, and the part of its queries in tasks of both that were taken for it; the highest first."""
-        found = [(true, other, self.taken[true, other] / queries) for (true, other), queries in self.met.items()]
-        return sorted(found, key=lambda entry: (-entry[2], -self.met[entry[:2]], entry[:2]))
+        """(a, b, fraction of a's queries that were predicted as b in tasks of both); the highest fraction first."""
+        rates = [
+            (true, other, self.confused[true, other] / count) for (true, other), count in self.pair_queries.items()
+        ]
+        return sorted(rates, key=lambda entry: (-entry[2], -self.pair_queries[entry[:2]], entry[:2]))
 
     def summary(self) -> dict[str, Any]:
+        """The entries of result.json: calibration_error and most_confused."""
         return {
             "calibration_error": self.calibration_error,
             "most_confused": [
@@ -90,7 +101,7 @@ class ConfusionStats:
                     "class": self.name(true),
                     "taken_for": self.name(other),
                     "rate": rate,
-                    "queries": self.met[true, other],
+                    "queries": self.pair_queries[true, other],
                 }
                 for true, other, rate in self.rates()[:TOP_CONFUSED]
                 if rate
@@ -98,16 +109,17 @@ class ConfusionStats:
         }
 
     def write(self, folder: Path) -> None:
-        """confusion.csv and classes.csv."""
+        """Write confusion.csv (a line for each pair of classes) and classes.csv (accuracy of each class)."""
         pairs = (
-            (self.name(true), self.name(other), self.taken[true, other], self.met[true, other], f"{rate:.6g}")
-            for true, other, rate in self.rates()
+            (self.name(a), self.name(b), self.confused[a, b], self.pair_queries[a, b], f"{rate:.6g}")
+            for a, b, rate in self.rates()
         )
         columns = ("class", "taken_for", "count", "queries", "rate")
         files.atomic_write(folder / "confusion.csv", csv_table(columns, pairs))
+        queries = self.shape.queries
         classes = (
-            (self.name(true), tasks, tasks * self.shape.queries, f"{self.right[true] / tasks / self.shape.queries:.6g}")
-            for true, tasks in sorted(self.tasks.items())
+            (self.name(number), tasks, tasks * queries, f"{self.correct[number] / tasks / queries:.6g}")
+            for number, tasks in sorted(self.tasks.items())
         )
-        columns = ("class", "tasks", "queries", "accuracy")
+        columns = ("class", "tasks", "queries", ACCURACY.name)
         files.atomic_write(folder / "classes.csv", csv_table(columns, classes))

@@ -1,4 +1,4 @@
-"""The final test: the test tasks with the best parameters and with untrained ones, and what is left of it."""
+"""The final test: evaluates a checkpoint and the untrained weights on the test tasks, and builds result.json."""
 
 from __future__ import annotations
 
@@ -38,16 +38,17 @@ log = logging.getLogger(__name__)
 
 
 @contextmanager
-def test_progress(tasks: int, where: Callable[[], str]) -> Iterator[Callable[[int], None]]:
-    """What is to be told of each lot of tasks, of which there are `tasks`, trained and untrained.
+def test_progress(tasks: int, hint: Callable[[], str]) -> Iterator[Callable[[int], None]]:
+    """A progress bar over `tasks` tasks, each tested with trained and with untrained weights.
 
-    It raises Stopped where a signal asks for it, with what `where` adds.
+    Yields a function to be called with the number of tasks done after each chunk. It raises RunInterrupted after a SIGINT or
+    SIGTERM, with a message that ends in `hint()`.
     """
     with defer_signals() as stop, tqdm(total=2 * tasks, desc="testing", unit="task", disable=None) as bar:
 
         def progress(done: int) -> None:
             bar.update(done)
-            stop.raise_if_asked(f"in the final test{where()}")
+            stop.raise_if_asked(f"in the final test{hint()}")
 
         yield progress
 
@@ -55,19 +56,31 @@ def test_progress(tasks: int, where: Callable[[], str]) -> Iterator[Callable[[in
 def run_final_test(
     team: TaskParallelGroup, folder: Path, path: Path, untrained: Weights | None, progress: Callable[[int], None]
 ) -> dict[str, Any]:
-    """The test tasks with a checkpoint's parameters and with untrained ones: what result.json holds, and tables."""
+    """Evaluate the checkpoint at `path` on the tasks of `eval.split`, and write its tables and plots into `folder`.
+
+    Args:
+        untrained: the initial weights, evaluated on the same tasks as a baseline; None: not known.
+        progress: called with the number of tasks done; twice `eval.tasks` in all, if `untrained` is given.
+
+    Returns:
+        The content of result.json, see `build_result`.
+
+    Raises:
+        UserError: mode=evaluate asks for a larger ensemble than the run kept.
+        FloatingPointError: the metric is not finite even before the first inner step, or a probability is not finite.
+    """
     state = store.load(path)
     work = team.work
-    split, tasks = work.settings.eval.split, work.settings.eval.tasks
-    size = work.settings.eval.ensemble
+    options = work.settings.eval
+    split, tasks, size = options.split, options.tasks, options.ensemble
     members = ensemble.load_ensemble_members(path.parent.parent, size, work.source.metric) if size > 1 else []
     if len(members) < size > 1:
-        few = f"eval.ensemble={size}: {relative_to_cwd(path.parent.parent)} keeps {len(members)} checkpoints for it"
+        message = f"eval.ensemble={size}: {relative_to_cwd(path.parent.parent)} keeps {len(members)} checkpoints for it"
         if work.settings.mode == "evaluate":
-            raise UserError(f"{few}; give eval.ensemble={len(members)}")
-        log.warning("%s, and these are tested", few)
+            raise UserError(f"{message}; give eval.ensemble={len(members)}")
+        log.warning("%s, and these are tested", message)
     details = None
-    if work.settings.eval.details and isinstance(work.source, ImageTaskSampler):
+    if options.details and isinstance(work.source, ImageTaskSampler):
         details = ConfusionStats(work.source, split, work.eval_shape)
     work.load_state_dict(work.match_head(state.weights), str(path))
     tested = team.evaluate(
@@ -85,42 +98,48 @@ def run_final_test(
         work.load_state_dict(untrained, "untrained")
         baseline = team.evaluate(split, tasks, progress)
     write_tasks(folder / TASKS_CSV, tested.metric, tested.values[:, tested.result_step].tolist())
-    found = build_result(work, state, path, tested, baseline)
-    found |= {"ensemble": len(members) or 1, "engine": execution_info.execution_summary(team)}
+    result = build_result(work, state, path, tested, baseline)
+    result |= {"ensemble": len(members) or 1, "engine": execution_info.execution_summary(team)}
     with closing(EventFileWriter(folder / "tensorboard", first=None)) as curves:
         curves.add(summaries.test_summaries(tested, baseline, state.best), state.step)
         curves.sync()
     if details:
         details.write(folder)
-        found |= details.summary()
+        result |= details.summary()
     log.info("%s by inner step: %s", tested.metric, "  ".join(f"{value:.4f}" for value in tested.by_step))
     what, which = run_description(work, task_name(work, work.eval_shape)), "test" if split == "test" else "validation"
     what += f", an ensemble of the best {len(members)} checkpoints" if members else ""
     log.info("%s: %s %s on %d tasks (untrained: %s)", what, which, tested, tasks, baseline or "not known")
-    return found
+    return result
 
 
-def save_result(folder: Path, settings: Settings, found: dict[str, Any], began: float) -> dict[str, Any]:
-    """Write what was found, with the time that it took; returns both."""
+def save_result(folder: Path, settings: Settings, result: dict[str, Any], began: float) -> dict[str, Any]:
+    """Write result.json, with the seconds since `began`, and the run's row in TensorBoard's table; returns the former.
+
+    Raises:
+        RunFailure: the disk is full or fails, or the folder is gone.
+    """
     seconds = time.perf_counter() - began
     hparams.write_hparams(folder, settings, seconds)
-    result = {**found, "seconds": round(seconds, 3)}
+    result = {**result, "seconds": round(seconds, 3)}
     write_result(folder, result)
     return result
 
 
 def task_name(work: RunContext, shape: TaskShape) -> str:
+    """`5-way 1-shot`, or `10-shot` for regression."""
     return f"{shape.ways}-way {shape.shots}-shot" if work.source.is_classification else f"{shape.shots}-shot"
 
 
 def trained_on(work: RunContext) -> str:
+    """What training draws: `5-way 1-shot` tasks, or for pretraining `64 classes`."""
     if isinstance(work.settings.method, Pretrain) and isinstance(work.source, ImageTaskSampler):
         return f"{work.source.training_classes} classes"
     return task_name(work, work.train_shape)
 
 
 def run_description(work: RunContext, task: str) -> str:
-    """What is learned, in words."""
+    """One line for the log: method, data set, `task`, network, and whatever differs from the usual."""
     s = work.settings
     order = "" if s.use_second_order else "first-order "
     norm = "" if work.batch_norm == "none" else f", {work.batch_norm} batch norm"
@@ -131,7 +150,7 @@ def run_description(work: RunContext, task: str) -> str:
 
 
 def test_task_id(work: RunContext) -> str:
-    """What the test tasks are a function of, besides their number: where it is the same, so are they."""
+    """Identifies the test tasks: two runs with the same text were tested on the same tasks."""
     shape, s = work.eval_shape, work.settings
     classes = f"{work.source.class_split}, {shape.ways}-way " if work.source.class_split else ""
     curves = f"frequency {s.dataset.frequency}, " if isinstance(s.dataset, Sinusoid) else ""
@@ -141,7 +160,7 @@ def test_task_id(work: RunContext) -> str:
 def build_result(
     work: RunContext, state: CheckpointState, path: Path, tested: EvalResult, untrained: EvalResult | None
 ) -> dict[str, Any]:
-    """What result.json holds; accuracy is a fraction."""
+    """The content of result.json; an accuracy is a fraction. `save_result` fills in the seconds."""
     s = work.settings
     classes = work.source.is_classification
     return {

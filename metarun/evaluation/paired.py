@@ -1,7 +1,7 @@
-"""The metric of each test task, tasks.csv, and the difference of two runs on the same tasks.
+"""The metric of each test task (tasks.csv), and the paired difference of two runs on the same tasks.
 
-Tasks differ in difficulty by far more than runs do. On the same tasks that falls out of the difference, whose interval
-is narrower than the runs' own suggest.
+Tasks differ in difficulty by far more than runs do. That variance cancels in the difference on the same tasks, so its
+interval is narrower than the intervals of the two runs suggest.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from metarun.utils.run_outputs import RESULT, read_result
 from metarun.utils.safe_files import read_text
 
 TASKS_CSV = "tasks.csv"
-TEST_TASKS_KEY = "test_tasks"  # of result.json: what they are drawn from
+TEST_TASKS_KEY = "test_tasks"  # key of result.json: what the test tasks are drawn from
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """Mean difference of two runs' metric on the same tasks, the first run's less the second's.
 
     Values are in the metric's stored unit, a fraction for accuracy. Every interval is half the width of the 95 % one.
@@ -49,26 +49,30 @@ class Difference:
 
 
 def mean_ci95(differences: Sequence[float]) -> tuple[float, float]:
-    """Mean and half of its 95 % interval: 1.96 standard deviations over tasks / sqrt(tasks)."""
+    """Mean over tasks, and half the width of its 95 % interval, 1.96 std / sqrt(tasks)."""
     mean = statistics.fmean(differences)
     square = statistics.fmean((each - mean) * (each - mean) for each in differences)
     return mean, 1.96 * math.sqrt(square / len(differences))
 
 
 def write_tasks(path: Path, metric: str, values: Iterable[float]) -> None:
-    """A line for each test task; raises as `whole_files.write`."""
+    """Write tasks.csv: the metric of each test task, exact to the bit.
+
+    Raises:
+        RunFailure: the disk is full or fails.
+    """
     lines = (f"{number},{value!r}\n" for number, value in enumerate(values))
     files.atomic_write(path, f"task,{metric}\n" + "".join(lines))
 
 
 def read_tasks(path: Path) -> tuple[str, list[float]]:
-    """The metric's name and its value for each test task.
+    """Read tasks.csv: the metric's name, and its value for each test task.
 
     Raises:
-        UserError: the file is missing, cannot be read or is no such table.
+        UserError: the file is missing, cannot be read or is not such a table.
     """
     try:
-        return parsed(read_text(path))
+        return parse_tasks(read_text(path))
     except OSError as error:
         raise UserError(
             f"{relative_to_cwd(path)}: cannot be read ({error.strerror}); "
@@ -78,10 +82,10 @@ def read_tasks(path: Path) -> tuple[str, list[float]]:
         raise UserError(f"{relative_to_cwd(path)}: no table of test tasks ({error}); evaluate the run again") from error
 
 
-def parsed(text: str) -> tuple[str, list[float]]:
-    """The same of a file's text. Raises ValueError where it is no such table."""
-    head, *lines = text.splitlines() or [""]
-    first, _, metric = head.partition(",")
+def parse_tasks(text: str) -> tuple[str, list[float]]:
+    """Parse the text of a tasks.csv. Raises ValueError if it is not such a table."""
+    header, *lines = text.splitlines() or [""]
+    first, _, metric = header.partition(",")
     rows = [line.split(",") for line in lines]
     if first != "task" or metric not in METRIC_BY_NAME or not rows:
         known = " or ".join(METRIC_BY_NAME)
@@ -92,29 +96,28 @@ def parsed(text: str) -> tuple[str, list[float]]:
     return metric, [float(value) for _, value in rows]
 
 
-def compare_runs(one: Path, other: Path) -> Difference:
-    """Of two run folders that hold the result of one evaluation each.
+def compare_runs(one: Path, other: Path) -> PairedDifference:
+    """The paired difference of two run folders, each with the result of a single evaluation; `one` less `other`.
 
     Raises:
         UserError: a file is missing or damaged, or the runs were tested on different tasks.
     """
-    drawn = [single_result(folder)[TEST_TASKS_KEY] for folder in (one, other)]
-    if drawn[0] != drawn[1]:
+    test_tasks = [read_single_result(folder)[TEST_TASKS_KEY] for folder in (one, other)]
+    if test_tasks[0] != test_tasks[1]:
         raise UserError(
             f"{relative_to_cwd(one)} and {relative_to_cwd(other)}: tested on different tasks, "
-            f"{drawn[0]} and {drawn[1]}; "
-            "evaluate both alike, with mode=evaluate checkpoint=RUN"
+            f"{test_tasks[0]} and {test_tasks[1]}; evaluate both alike, with mode=evaluate checkpoint=RUN"
         )
-    (metric, mine), (_, others) = (read_tasks(folder / TASKS_CSV) for folder in (one, other))
-    count = min(len(mine), len(others))
-    mine, others = mine[:count], others[:count]
-    mean, ci95 = mean_ci95([a - b for a, b in zip(mine, others, strict=True)])
-    separate = mean_ci95(mine)[1], mean_ci95(others)[1]
-    return Difference(metric, count, mean, ci95, separate, math.hypot(*separate) / ci95 if ci95 else math.inf)
+    (metric, values), (_, other_values) = (read_tasks(folder / TASKS_CSV) for folder in (one, other))
+    count = min(len(values), len(other_values))
+    values, other_values = values[:count], other_values[:count]
+    mean, ci95 = mean_ci95([a - b for a, b in zip(values, other_values, strict=True)])
+    separate = mean_ci95(values)[1], mean_ci95(other_values)[1]
+    return PairedDifference(metric, count, mean, ci95, separate, math.hypot(*separate) / ci95 if ci95 else math.inf)
 
 
-def single_result(folder: Path) -> dict[str, Any]:
-    """result.json of a folder. Raises UserError where there is none, or it is of several evaluations."""
+def read_single_result(folder: Path) -> dict[str, Any]:
+    """Read a folder's result.json. Raises UserError if there is none, or if it holds several evaluations."""
     path = folder / RESULT
     try:
         result = read_result(folder)

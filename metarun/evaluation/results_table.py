@@ -1,4 +1,4 @@
-"""Several evaluations side by side: for people, and as results.csv."""
+"""A table of several evaluations: results.csv, and aligned text for the log."""
 
 from __future__ import annotations
 
@@ -17,17 +17,16 @@ COLUMNS = (
 
 
 def as_csv(results: Sequence[dict[str, Any]]) -> bytes:
-    """A line for each evaluation; empty where it has no such value."""
+    """The content of results.csv: a line for each evaluation, with empty cells for values that it does not have."""
     rows = []
     for result in results:
         untrained = {f"untrained_{name}": value for name, value in (result["untrained"] or {}).items()}
-        found = {**result, **untrained}
-        rows.append([found.get(name) for name in COLUMNS])
+        rows.append([{**result, **untrained}.get(name) for name in COLUMNS])
     return csv_table(COLUMNS, rows)
 
 
 def as_text(results: Sequence[dict[str, Any]]) -> list[str]:
-    """Aligned lines, the first of which names the columns."""
+    """A line for each evaluation in aligned columns, below a line that names the columns."""
     metric = METRIC_BY_NAME[results[0]["metric"]]
     varied = [name for name in VARIED if results[0][name] is not None]
     rows = [[*varied, metric.name, "untrained"]]

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metarun.evaluation.paired import TASKS_CSV, mean_ci95, parsed
+from metarun.evaluation.paired import TASKS_CSV, mean_ci95, parse_tasks
 from metarun.report.compare import ComparisonTable, SeedGroup, key_of, tested_on
 from metarun.report.runs import LARGEST, Run, UnreadableRun, faults
 from metarun.utils.safe_files import read_text
@@ -87,7 +87,7 @@ def of_run(run: Run) -> list[float]:
     if not os.path.lexists(path):
         raise UnreadableRun(f"{path} is missing")
     with faults(str(path)):
-        metric, values = parsed(read_text(path, links=False))
+        metric, values = parse_tasks(read_text(path, links=False))
     if metric != run.metric or not all(abs(value) <= LARGEST for value in values):
         raise UnreadableRun(f"{path}: is not of finite {run.metric}")
     if len(values) != run.tasks:
