@@ -41,8 +41,8 @@ log = logging.getLogger(__name__)
 def test_progress(tasks: int, hint: Callable[[], str]) -> Iterator[Callable[[int], None]]:
     """A progress bar over `tasks` tasks, each tested with trained and with untrained weights.
 
-    Yields a function to be called with the number of tasks done after each chunk. It raises RunInterrupted after a SIGINT or
-    SIGTERM, with a message that ends in `hint()`.
+    Yields a function to be called with the number of tasks done after each chunk. It raises RunInterrupted after a
+    SIGINT or SIGTERM, with a message that ends in `hint()`.
     """
     with defer_signals() as stop, tqdm(total=2 * tasks, desc="testing", unit="task", disable=None) as bar:
 
