@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def test_files_and_programs_exist(page: str) -> None:
     files = re.findall(r"\b(?:metarun|scripts|tests|configs)/[\w/]+\.(?:py|yaml)\b", text)
     programs = [f"scripts/{name}.py" for name in re.findall(r"-m scripts\.(\w+)", text)]
     assert [name for name in files + programs if "NAME" not in name and not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_imports_of_examples_resolve(page: str) -> None:
+    for module, names in re.findall(r"^from (metarun[\w.]*) import (.+)$", (ROOT / page).read_text(), re.MULTILINE):
+        assert [name for name in names.split(", ") if not hasattr(importlib.import_module(module), name)] == []
 
 
 def test_the_diagram_of_the_packages_is_that_of_the_code() -> None:
