@@ -1,4 +1,4 @@
-"""What `dataset=`, `backbone=` and `method=` choose between, and the keys of each choice."""
+"""The choices of `dataset=`, `backbone=` and `method=`: a dataclass of keys for each."""
 
 from __future__ import annotations
 
@@ -17,9 +17,16 @@ def option(
     pattern: str = "",
     several: type | None = None,
 ) -> Any:
-    """A key, its meaning and what it admits: `least` <= value <= `most`, `above` < value, `choices`, a `pattern`.
+    """A dataclass field for a configuration key.
 
-    several: the type of a value that may also be a list of them, whose annotation is Any.
+    Args:
+        default: the default value; "???" for a key that must be given.
+        help: one phrase for `--help` and docs/keys.md.
+        least, most: inclusive bounds of a number, or of each number of a list.
+        above: exclusive lower bound.
+        choices: the allowed values.
+        pattern: regular expression that text must match as a whole.
+        several: type of one value of a key that also takes a list; the field is then annotated Any.
     """
     metadata = {"help": help, "least": least, "above": above, "most": most, "choices": choices, "pattern": pattern}
     metadata["several"] = several
@@ -29,120 +36,124 @@ def option(
 
 
 NORM_TYPES = ("batch", "layer", "instance", "group", "none")
-OWN_SPLIT = "a JSON file of class names by train, val, test"
-
-
-# --- groups: what `dataset=`, `backbone=` and `method=` choose between -------------------------------------
+OWN_SPLIT = "a JSON file with lists of class names for train, val and test"
 
 
 @dataclass
 class Glyphs:
     name: str = "glyphs"
-    seed: int = option(0, "which invented alphabets are drawn", least=0, most=2**63 - 1)
+    seed: int = option(0, "seed of the generated alphabets", least=0, most=2**63 - 1)
 
 
 @dataclass
 class Omniglot:
     name: str = "omniglot"
-    split: str = option("vinyals", "division into classes", choices=("vinyals", "maml", "lake"))
-    rotations: bool = option(True, "characters are turned by 0, 90, 180 or 270 degrees")
+    split: str = option("vinyals", "class split", choices=("vinyals", "maml", "lake"))
+    rotations: bool = option(True, "rotate characters by 0, 90, 180 or 270 degrees")
     rotations_of: str = option(
         "classes",
-        "what is turned: each turn of a character is a class of its own (classes), or a task draws different "
-        "characters and turns each (tasks), as the code of MAML and MT-net does",
+        "each rotation of a character is a class of its own (classes), or each task samples different characters "
+        "and rotates each (tasks), as in the code of MAML and MT-net",
         choices=("classes", "tasks"),
     )
 
 
 @dataclass
 class ImageDatasetConfig:
-    """What every data set of photographs has."""
+    """Keys that all data sets of photographs share."""
 
-    normalise: bool = option(False, "shift and scale each colour by its mean and deviation over the training classes")
-    augment: list[str] = option([], "random changes of training images", choices=("crop", "flip", "jitter"))
+    normalise: bool = option(
+        False, "standardise each colour channel by its mean and standard deviation over the training classes"
+    )
+    augment: list[str] = option([], "random augmentations of training images", choices=("crop", "flip", "jitter"))
 
 
 @dataclass
 class CifarFs(ImageDatasetConfig):
     name: str = "cifar_fs"
-    split: str = option("bertinetto", f"division into classes, or {OWN_SPLIT}")
+    split: str = option("bertinetto", f"class split, or {OWN_SPLIT}")
 
 
 @dataclass
 class Fc100(ImageDatasetConfig):
     name: str = "fc100"
-    split: str = option("oreshkin", f"division into classes, or {OWN_SPLIT}")
+    split: str = option("oreshkin", f"class split, or {OWN_SPLIT}")
 
 
 @dataclass
 class MiniImagenet(ImageDatasetConfig):
     name: str = "miniimagenet"
-    split: str = option("ravi", f"division into classes (ravi, vinyals), or {OWN_SPLIT}")
+    split: str = option("ravi", f"class split (ravi, vinyals), or {OWN_SPLIT}")
 
 
 @dataclass
 class TieredImagenet(ImageDatasetConfig):
     name: str = "tieredimagenet"
-    split: str = option("ren", f"division into classes, or {OWN_SPLIT}")
+    split: str = option("ren", f"class split, or {OWN_SPLIT}")
 
 
 @dataclass
 class Cub(ImageDatasetConfig):
     name: str = "cub"
-    split: str = option("closerlook", f"division into classes, or {OWN_SPLIT}")
+    split: str = option("closerlook", f"class split, or {OWN_SPLIT}")
 
 
 @dataclass
 class Folder(ImageDatasetConfig):
     name: str = "folder"
     root: str = option(
-        "???", "a folder of class folders, of train/val/test folders of those, or a CSV: path,label[,split]"
+        "???",
+        "folder of class folders, folder with train/, val/ and test/ of class folders, or CSV file path,label[,split]",
     )
-    size: int = option(64, "pixels that every picture is brought to, high and wide", least=4, most=4096)
-    grey: bool = option(False, "one channel instead of three")
-    seed: int = option(0, "of the division of the classes, where the folder has none", least=0, most=2**63 - 1)
+    size: int = option(64, "height and width in pixels that images are resized to", least=4, most=4096)
+    grey: bool = option(False, "convert images to one grey channel")
+    seed: int = option(0, "seed of the random class split, if the folder has no split", least=0, most=2**63 - 1)
 
 
 @dataclass
 class Sinusoid:
     name: str = "sinusoid"
-    frequency: list[float] = option([1.0, 1.0], "range of the frequency; Meta-SGD and MT-net use [0.8,1.2]", above=0)
+    frequency: list[float] = option(
+        [1.0, 1.0], "range [LOWEST,HIGHEST] of the frequency; Meta-SGD and MT-net use [0.8,1.2]", above=0
+    )
 
 
 @dataclass
 class Mlp:
     name: str = "mlp"
-    hidden: list[int] = option([40, 40], "widths of the hidden layers; [] is a linear model", least=1, most=10**5)
+    hidden: list[int] = option([40, 40], "widths of the hidden layers; []: a linear model", least=1, most=10**5)
 
 
 @dataclass
 class Conv4:
     name: str = "conv4"
-    filters: int = option(64, "channels of each convolution", least=1, most=10**5)
-    bias: bool = option(True, "convolutions have a bias")
+    filters: int = option(64, "output channels of each convolution", least=1, most=10**5)
+    bias: bool = option(True, "whether convolutions have a bias")
     norm: str = option("batch", "normalisation layer", choices=NORM_TYPES)
-    downsample: str = option("pool", "2x2 max-pool, or stride-2 convolutions and a mean", choices=("pool", "stride"))
+    downsample: str = option(
+        "pool",
+        "2x2 max-pooling (pool), or stride-2 convolutions and global average pooling (stride)",
+        choices=("pool", "stride"),
+    )
 
 
 @dataclass
 class Resnet12:
     name: str = "resnet12"
-    filters: list[int] = option([64, 128, 256, 512], "channels of each of the four stages", least=1, most=10**5)
-    activation: str = option(
-        "relu", "between the convolutions; leaky_relu has slope 0.1", choices=("relu", "leaky_relu")
-    )
-    pools: int = option(3, "how many stages end in a 2x2 max-pool", least=0, most=4)
+    filters: list[int] = option([64, 128, 256, 512], "output channels of each of the four stages", least=1, most=10**5)
+    activation: str = option("relu", "activation function; leaky_relu has slope 0.1", choices=("relu", "leaky_relu"))
+    pools: int = option(3, "number of stages that end in 2x2 max-pooling", least=0, most=4)
     norm: str = option("batch", "normalisation layer", choices=NORM_TYPES)
 
 
 @dataclass
 class Torchvision:
     name: str = "torchvision"
-    network: str = option("resnet18", "which of torchvision's classifiers, by its name there")
+    network: str = option("resnet18", "torchvision's name of a classification model")
 
 
-# any_step: the update is one that was trained, however many inner steps are taken; what is learned for the steps of
-# training alone, such as rates or warps, may diverge behind them.
+# any_step: evaluation may take more inner steps than training. Not so for methods that learn rates or warps for the
+# trained steps, which may diverge after them.
 
 
 @dataclass
@@ -160,40 +171,46 @@ class Fomaml:
 @dataclass
 class Msgd:
     name: str = "msgd"
-    alpha: str = option("element", "a learned rate for each of these", choices=("element", "tensor", "scalar"))
+    alpha: str = option("element", "one learned rate for each of these", choices=("element", "tensor", "scalar"))
     start: str = option(
-        "rate", "rates begin at inner_learning_rate, or at one draw of U[0.005, 0.1]", choices=("rate", "random")
+        "rate",
+        "initial rates: inner_learning_rate (rate), or one sample of U[0.005, 0.1] (random)",
+        choices=("rate", "random"),
     )
 
 
 @dataclass
 class Mtnet:
     name: str = "mtnet"
-    mask: bool = option(True, "learned masks on the inner gradient; false: T-net")
-    full: bool = option(False, "a mask for each weight, drawn afresh at each inner step, instead of each output unit")
+    mask: bool = option(True, "learn masks of the inner gradient; false: T-net")
+    full: bool = option(
+        False, "sample a mask entry for each weight at each inner step, instead of one for each output unit"
+    )
 
 
 @dataclass
 class Warpgrad:
     name: str = "warpgrad"
     objective: str = option(
-        "warp_maml", "what the warp layers descend", choices=("warp_maml", "trajectory", "unrolled")
+        "warp_maml", "meta-objective of the warp layers", choices=("warp_maml", "trajectory", "unrolled")
     )
     initialisation: str = option(
-        "leap", "trajectory: theta follows the tasks' paths, or stays", choices=("leap", "frozen")
+        "leap",
+        "trajectory: the initialisation is learned by Leap (leap), or stays fixed (frozen)",
+        choices=("leap", "frozen"),
     )
-    approximate: bool = option(False, "drop the derivative through the look-ahead step (equation 12)")
+    approximate: bool = option(False, "omit the derivative through the look-ahead step (equation 12)")
     start: str = option(
         "reference",
-        "warp layers begin random as the reference's, or as the identity",
+        "initial warp layers: random as in the reference code (reference), or the identity (identity)",
         choices=("reference", "identity"),
     )
-    after: list[str] | None = option(None, "names of the modules that a warp layer follows; null: each block")
-    depth: int = option(1, "layers of a warp", least=1, most=100)
-    kernel: int = option(3, "width of its convolutions, an odd number", least=1, most=999)
-    norm: bool = option(False, "batch norm before each convolution of a warp, and behind the sum of a residual")
-    activation: bool = option(False, "ReLU behind each convolution of a warp")
-    residual: bool = option(False, "each layer of a warp adds to what it is given")
+    after: list[str] | None = option(None, "names of the modules that a warp layer follows; null: every block")
+    depth: int = option(1, "number of layers of a warp", least=1, most=100)
+    kernel: int = option(3, "kernel size of warp convolutions, an odd number", least=1, most=999)
+    norm: bool = option(False, "batch norm before each convolution of a warp, and after the sum of a residual layer")
+    activation: bool = option(False, "ReLU after each convolution of a warp")
+    residual: bool = option(False, "residual connection around each layer of a warp")
 
 
 @dataclass
@@ -217,7 +234,9 @@ class Boil:
 @dataclass
 class Pretrain:
     name: str = "pretrain"
-    batch: int = option(32, "images of a mini-batch, of which an outer step takes meta_batch", least=2, most=10**5)
+    batch: int = option(
+        32, "images per mini-batch; an outer step averages over meta_batch mini-batches", least=2, most=10**5
+    )
 
 
 CONFIG_GROUPS: dict[str, dict[str, type]] = {
@@ -246,7 +265,7 @@ CONFIG_GROUPS: dict[str, dict[str, type]] = {
     },
 }
 
-FORMS: dict[str, dict[str, Any]] = {  # choices that are another one with these values: what differs in configs/
+FORMS: dict[str, dict[str, Any]] = {  # configs/ choices that are another choice with these values
     "conv4_strided": {"name": "conv4", "downsample": "stride"},
     "conv4_narrow": {"name": "conv4", "filters": 32},
     "resnet12_wide": {
@@ -257,7 +276,7 @@ FORMS: dict[str, dict[str, Any]] = {  # choices that are another one with these 
 
 
 def choice_name(node: Any) -> str:
-    """What a group's values are called where they are chosen: `backbone=conv4_strided` is conv4 with a stride."""
+    """Name under which a config is chosen: "conv4_strided" for a Conv4 with stride, else `node.name`."""
     return next(
         (form for form, own in FORMS.items() if all(getattr(node, key, None) == value for key, value in own.items())),
         node.name,
