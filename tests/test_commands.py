@@ -20,8 +20,6 @@ from PIL import Image
 
 from metarun import methods
 from metarun.checkpointing.store import load
-from metarun.config.groups import CONFIG_GROUPS
-from metarun.config.schema import Settings, iter_options
 from tests.helpers import small_data
 from tests.helpers.command_line import command
 
@@ -198,19 +196,6 @@ def test_the_method_of_the_docs_takes_steps_of_its_length(monkeypatch: pytest.Mo
     stepped = method.update(method.parameters.theta, gradient, {}, None, 0)
     moved = torch.cat([(stepped[name] - tensor).detach().flatten() for name, tensor in method.parameters.theta.items()])
     assert float(moved.norm()) == pytest.approx(0.1)
-
-
-def test_the_key_table_lists_every_key_and_choice() -> None:
-    text = (ROOT / "docs" / "keys.md").read_text()
-    names = [name for name, _, _ in iter_options(Settings)]
-    names += [
-        name
-        for group, nodes in CONFIG_GROUPS.items()
-        for node in nodes.values()
-        for name, _, _ in iter_options(node, f"{group}.")
-    ]
-    names += [name for group in ("dataset", "backbone", "method") for name in choices(group)]
-    assert [name for name in names if f"`{name}`" not in text] == []  # test_experiments looks for those
 
 
 def test_a_sweep_that_is_started_again_skips_what_is_finished(capsys) -> None:
