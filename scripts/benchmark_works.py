@@ -104,7 +104,7 @@ def write_problem(work: Work, words: Sequence[str], path: Path) -> None:
         "kind": work.kind,
         "backbone": backbone,
         "input_shape": made.source.input_shape,
-        "outputs": made.source.outputs(settings.ways),
+        "outputs": made.source.num_outputs(settings.ways),
         "inner_loop": settings.inner_loop,
         "inner_learning_rate": settings.inner_learning_rate,
         "outer_learning_rate": settings.outer_learning_rate,

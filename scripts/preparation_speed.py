@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 
 from metarun.data import DataPaths, TaskShape
-from metarun.data.cache import Contents, load_or_build_cache
+from metarun.data.cache import RawDataset, load_or_build_cache
 from metarun.data.datasets import folder
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.data.image_set import ImageSet, image_set
@@ -79,7 +79,7 @@ def large(count: int, cache: Path) -> None:
 
     began = time.perf_counter()
     found = load_or_build_cache(
-        cache, f"{count}", LOOK, "", lambda _: Contents(names, np.arange(count) % CLASSES, images())
+        cache, f"{count}", LOOK, "", lambda _: RawDataset(names, np.arange(count) % CLASSES, images())
     )
     seconds, preparing = time.perf_counter() - began, most[0] - before
     parts = {"train": names[:60], "val": names[60:80], "test": names[80:]}

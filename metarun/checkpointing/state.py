@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metarun.checkpointing import plain
 from metarun.config.schema import Settings
-from metarun.data.preprocessing import Likeness
+from metarun.data.preprocessing import ImagePreprocessing
 from metarun.errors import UserError
 from metarun.utils import random_state as generators
 
@@ -44,7 +44,7 @@ class CheckpointState:
     theta: Tensors  # by parameter name, what adapts to a task; floating point, shapes of the network's
     phi: Tensors  # likewise, what is learned across tasks only
     statistics: Tensors = field(default_factory=dict)  # batch_norm=per_step: [inner steps + 1, channels] by buffer
-    pictures: Likeness | None = None  # the form of the pictures that it learned; None: they are none
+    pictures: ImagePreprocessing | None = None  # the form of the pictures that it learned; None: they are none
 
     step: int = 0  # outer steps done
     best: Validation | None = None

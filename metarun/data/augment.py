@@ -18,7 +18,7 @@ STRENGTH = 0.4  # brightness, contrast and saturation are multiplied by 1 - STRE
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: how bright red, green and blue look
 
 
-def augmented(images: Tensor, random: Tensor, names: Sequence[str]) -> Tensor:
+def augment_images(images: Tensor, random: Tensor, names: Sequence[str]) -> Tensor:
     """Images [n, channels, height, width] in [0, 1], random numbers [n, 6] in [0, 1) -> changed images."""
     down, right, mirrored, *factors = random.unbind(1)
     if "crop" in names:

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import BaseFileLock, FileLock, Timeout
 
-from metarun.data.decoding import Contents, Manifest, digest, fill, refusal
+from metarun.data.decoding import Manifest, RawDataset, cache_error, sha256_of_file, write_images
 from metarun.data.image_spec import ImageSpec
 from metarun.errors import RunFailure, UserError
 from metarun.utils import files as whole_files
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 VERSION = 1  # raised whenever the same pictures would give another file: it names it
 ALWAYS_CHECKED = 2**28  # bytes of a prepared file: its digest takes a fraction of a second
-NAMED = 3  # files that a warning lists
+MAX_LISTED = 3  # files that a warning lists
 
 
 class CachedDataset(NamedTuple):
@@ -43,9 +43,9 @@ class CachedDataset(NamedTuple):
 def load_or_build_cache(
     cache_dir: Path,
     name: str,
-    look: ImageSpec,
+    spec: ImageSpec,
     source: Path | str,
-    contents: Callable[[ExitStack], Contents],
+    contents: Callable[[ExitStack], RawDataset],
     skip_unreadable: bool = False,
 ) -> CachedDataset:
     """The images kept in cache_dir under `name`; made of `contents` where there are none or they are damaged.
@@ -66,16 +66,16 @@ def load_or_build_cache(
         try:
             found = read(stem, tell=True)
             if found is None:
-                make(stem, look, source, contents, skip_unreadable)
+                build(stem, spec, source, contents, skip_unreadable)
                 found = read(stem)
         finally:
             lock.release()
     assert found is not None
-    tell(found)
+    warn_left_out_and_equal(found)
     return found
 
 
-def tell(found: CachedDataset) -> None:
+def warn_left_out_and_equal(found: CachedDataset) -> None:
     """What of the source was left out, and which of its pictures are equal."""
     listed = f"; {found.path} lists them"
     if left_out := found.manifest.left_out:
@@ -83,18 +83,18 @@ def tell(found: CachedDataset) -> None:
         log.warning(
             "%d files or folders are left out, as they are no pictures or stand in no class, first %s%s",
             len(names),
-            in_short(names),
+            first_few(names),
             listed,
         )
     for one_class, where in ((True, "the same class: both may stand in one task"), (False, "another class")):
         pairs = [f"{name} = {other}" for name, other, same in found.manifest.equal if same == one_class]
         if pairs:
-            log.warning("%d pictures are equal to one of %s, first %s%s", len(pairs), where, in_short(pairs), listed)
+            log.warning("%d pictures are equal to one of %s, first %s%s", len(pairs), where, first_few(pairs), listed)
 
 
-def in_short(names: Sequence[str]) -> str:
+def first_few(names: Sequence[str]) -> str:
     """The first few of them."""
-    return ", ".join(map(printable, names[:NAMED])) + (", ..." if len(names) > NAMED else "")
+    return ", ".join(map(printable, names[:MAX_LISTED])) + (", ..." if len(names) > MAX_LISTED else "")
 
 
 def acquire_cache_lock(stem: Path) -> BaseFileLock:
@@ -108,7 +108,7 @@ def acquire_cache_lock(stem: Path) -> BaseFileLock:
             log.info("another run is preparing %s; waiting for it", stem.name)
             lock.acquire()
     except OSError as error:
-        raise refusal("write", images_path(stem), error) from error
+        raise cache_error("write", images_path(stem), error) from error
     return lock
 
 
@@ -132,7 +132,7 @@ def read(stem: Path, tell: bool = False) -> CachedDataset | None:
             log.warning("%s is damaged (%s); it is made again", images_path(stem), " ".join(str(error).split()))
         return None
     except OSError as error:
-        raise refusal("read", path, error) from error
+        raise cache_error("read", path, error) from error
 
 
 def verify(stem: Path, manifest: Manifest) -> None:
@@ -151,7 +151,7 @@ def verify(stem: Path, manifest: Manifest) -> None:
             return
         log.info("comparing %s with its SHA-256, as it may have changed", path)
     with path.open("rb") as file:
-        if digest(file) != manifest.sha256:
+        if sha256_of_file(file) != manifest.sha256:
             raise ValueError("it does not have the SHA-256 that was written with it")
     if now != manifest.checked:
         manifest.checked = now
@@ -170,8 +170,8 @@ def images_path(stem: Path) -> Path:
 # --- making ------------------------------------------------------------------------------------------------
 
 
-def make(
-    stem: Path, look: ImageSpec, source: Path | str, contents: Callable[[ExitStack], Contents], skip_unreadable: bool
+def build(
+    stem: Path, spec: ImageSpec, source: Path | str, contents: Callable[[ExitStack], RawDataset], skip_unreadable: bool
 ) -> None:
     """Write both files, whole or not at all. Whoever calls this holds the lock, so what is left over is nobody's."""
     partial_images, partial_manifest = (Path(f"{path}.partial") for path in (images_path(stem), manifest_path(stem)))
@@ -180,8 +180,8 @@ def make(
             try:
                 file = stack.enter_context(partial_images.open("w+b"))
             except OSError as error:
-                raise refusal("write", images_path(stem), error) from error
-            manifest = fill(file, look, str(source), contents(stack), skip_unreadable, images_path(stem))
+                raise cache_error("write", images_path(stem), error) from error
+            manifest = write_images(file, spec, str(source), contents(stack), skip_unreadable, images_path(stem))
             status = partial_images.stat()
             manifest.checked, manifest.digest = [status.st_size, status.st_mtime_ns], manifest.own_digest()
         try:
@@ -193,7 +193,7 @@ def make(
             partial_images.replace(images_path(stem))
             partial_manifest.replace(manifest_path(stem))
         except OSError as error:
-            raise refusal("write", images_path(stem), error) from error
+            raise cache_error("write", images_path(stem), error) from error
     finally:
         for left in (partial_images, partial_manifest):
             with contextlib.suppress(OSError):

@@ -21,10 +21,10 @@ from metarun import __version__
 from metarun.data.image_spec import ImageSpec, Raw, Unreadable, decode_image
 from metarun.errors import UserError
 
-LOT = 256  # images that are decoded at a time
+DECODE_BATCH = 256  # images that are decoded at a time
 
 
-class Contents(NamedTuple):
+class RawDataset(NamedTuple):
     """A data set as it lies on disk, listed but not yet decoded."""
 
     names: Sequence[str]  # of the classes
@@ -65,23 +65,25 @@ class Decoded(NamedTuple):
     digest: bytes  # of the image, the same for equal images
 
 
-def fill(file: BinaryIO, look: ImageSpec, source: str, found: Contents, skip_unreadable: bool, path: Path) -> Manifest:
+def write_images(
+    file: BinaryIO, spec: ImageSpec, source: str, found: RawDataset, skip_unreadable: bool, path: Path
+) -> Manifest:
     """Decode with all cores and write each image behind those of its class; the unreadable leave room at its end."""
     room = np.bincount(np.asarray(found.labels, np.int64), minlength=len(found.names))
     first = np.cumsum(room) - room
     count = np.zeros_like(room)
-    sums, squares = np.zeros((2, len(found.names), look.channels))
-    shape = (int(room.sum()), look.channels, look.size, look.size)
+    sums, squares = np.zeros((2, len(found.names), spec.channels))
+    shape = (int(room.sum()), spec.channels, spec.size, spec.size)
     left_out = list(found.left_out)
     equal: list[tuple[str, str, bool]] = []
     earlier: dict[bytes, tuple[str, int]] = {}
     try:
-        begin = reserve(file, shape)
+        begin = reserve_space(file, shape)
         bar = tqdm(total=shape[0], desc=f"preparing {path.stem}", unit="image", disable=None, leave=False)
         with ThreadPoolExecutor(os.cpu_count()) as pool, bar:
             labelled = zip(found.labels, found.images, strict=True)
-            while lot := list(islice(labelled, LOT)):
-                decoded = pool.map(partial(decode, look=look), (image for _, image in lot))
+            while lot := list(islice(labelled, DECODE_BATCH)):
+                decoded = pool.map(partial(decode, spec=spec), (image for _, image in lot))
                 for (label, (name, _)), result in zip(lot, decoded, strict=True):
                     if isinstance(result, Unreadable):
                         left_out.append((name, str(result)))
@@ -101,16 +103,16 @@ def fill(file: BinaryIO, look: ImageSpec, source: str, found: Contents, skip_unr
                 bar.update(len(lot))
         file.flush()
         os.fsync(file.fileno())
-        sha256 = digest(file)
+        sha256 = sha256_of_file(file)
     except OSError as error:
         if error.filename is not None:  # not the file that is written here, which is open
             raise UserError(f"{error.filename}: cannot be read ({error.strerror})") from error
-        raise refusal("write", path, error) from error
+        raise cache_error("write", path, error) from error
     numbers = (list(shape), list(found.names), first.tolist(), count.tolist(), sums.tolist(), squares.tolist())
     return Manifest(source, *numbers, found.splits, sha256, left_out, equal)
 
 
-def reserve(file: BinaryIO, shape: tuple[int, ...]) -> int:
+def reserve_space(file: BinaryIO, shape: tuple[int, ...]) -> int:
     """Write the header, take the room for all images, and say where they begin: a full disk is known at once."""
     np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
     begin, size = file.tell(), int(np.prod(shape))
@@ -126,17 +128,17 @@ def reserve(file: BinaryIO, shape: tuple[int, ...]) -> int:
     return begin
 
 
-def decode(image: tuple[str, Raw], look: ImageSpec) -> Decoded | Unreadable:
+def decode(image: tuple[str, Raw], spec: ImageSpec) -> Decoded | Unreadable:
     try:
-        found = decode_image(image[1], look)
+        found = decode_image(image[1], spec)
     except Unreadable as error:
         return error
-    channels = found.reshape(look.channels, -1).astype(np.float32) / 255
+    channels = found.reshape(spec.channels, -1).astype(np.float32) / 255
     digest = hashlib.blake2b(found.tobytes(), digest_size=16).digest()
     return Decoded(found, channels.sum(1), (channels * channels).sum(1), digest)
 
 
-def digest(file: BinaryIO) -> str:
+def sha256_of_file(file: BinaryIO) -> str:
     """SHA-256 of the whole file."""
     file.seek(0)
     found = hashlib.sha256()
@@ -145,6 +147,6 @@ def digest(file: BinaryIO) -> str:
     return found.hexdigest()
 
 
-def refusal(verb: str, path: Path, error: OSError) -> UserError:
+def cache_error(verb: str, path: Path, error: OSError) -> UserError:
     cause = error.strerror or error
     return UserError(f"cache_dir: cannot {verb} {path} ({cause}); choose another folder with cache_dir=FOLDER")

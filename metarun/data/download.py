@@ -25,7 +25,7 @@ def fetch(address: str, md5: str, folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder) as part:
             came = Path(part) / name
             download_url(address, part, name)
-            check(came, md5, folder / f"{name}.refused", by_hand)
+            verify_checksum(came, md5, folder / f"{name}.refused", by_hand)
             came.replace(folder / name)
     except UserError:
         raise
@@ -34,7 +34,7 @@ def fetch(address: str, md5: str, folder: Path) -> None:
         raise UserError(f"download=true: {name} could not be fetched ({cause}); {by_hand}") from error
 
 
-def check(came: Path, md5: str, aside: Path, by_hand: str) -> None:
+def verify_checksum(came: Path, md5: str, aside: Path, by_hand: str) -> None:
     """Raises UserError, and moves the file aside, where it is not the one of that checksum."""
     found = hashlib.md5(usedforsecurity=False)
     with came.open("rb") as file:

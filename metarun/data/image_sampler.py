@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.data.augment import augmented
+from metarun.data.augment import augment_images
 from metarun.data.image_set import ImageSet
-from metarun.data.random_numbers import augmentation, philox_words, sample_without_replacement
+from metarun.data.random_numbers import augmentation_noise, philox_words, sample_without_replacement
 from metarun.data.task_sampler import SPLITS, TaskShape
 from metarun.errors import UserError
 from metarun.metrics import ACCURACY
@@ -20,9 +20,9 @@ from metarun.types import Task
 
 log = logging.getLogger(__name__)
 
-NAMED = 5  # classes that a warning lists
-TURNS = 4  # by 0, 90, 180, 270 degrees
-LARGEST_ON_DEVICE = 2**32  # bytes; a larger set stays on disk, and its tasks' images are sent to the GPU
+MAX_LISTED = 5  # classes that a warning lists
+NUM_ROTATIONS = 4  # by 0, 90, 180, 270 degrees
+MAX_DEVICE_BYTES = 2**32  # bytes; a larger set stays on disk, and its tasks' images are sent to the GPU
 
 
 class ImageTaskSampler:
@@ -41,85 +41,91 @@ class ImageTaskSampler:
     def __init__(
         self, image_set: ImageSet, device: torch.device, normalise: bool = False, augment: Sequence[str] = ()
     ) -> None:
-        self.set, self.device, self.augment = image_set, device, tuple(augment)
+        self.image_set, self.device, self.augment = image_set, device, tuple(augment)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it ever written to
             self.images = torch.from_numpy(image_set.images)
-        if image_set.images.nbytes <= LARGEST_ON_DEVICE:
+        if image_set.images.nbytes <= MAX_DEVICE_BYTES:
             self.images = self.images.to(device)
-        self.mean, self.deviation = (
-            torch.tensor(values, device=device).view(-1, 1, 1) for values in (image_set.mean, image_set.deviation)
+        self.mean, self.std = (
+            torch.tensor(values, device=device).view(-1, 1, 1) for values in (image_set.mean, image_set.std)
         )
         self.normalise = normalise
         self.input_shape: tuple[int, ...] = tuple(image_set.images.shape[1:])
         self.class_split: str | None = image_set.class_split
-        self.turns = TURNS if image_set.rotations else 1
-        self.turns_in_tasks = 1 if image_set.distinct else self.turns  # of a class that can stand in one task
+        self.num_rotations = NUM_ROTATIONS if image_set.rotations else 1
+        self.rotations_as_classes = (
+            1 if image_set.distinct else self.num_rotations
+        )  # of a class that can stand in one task
 
     def check(self, split: str, shape: TaskShape, names: Sequence[str] = TaskShape._fields) -> None:
         """Raises UserError where `ways` or `shots` + `queries`, by their `names`, ask for more than the split holds."""
         ways, shots, queries = names
         classes = self.classes(split, shape)
-        small = len(self.set.splits[split]) - len(classes)
-        if self.set.any_size:
-            self.tell_classes(split, shape)
-        available = len(classes) * self.turns_in_tasks
+        small = len(self.image_set.splits[split]) - len(classes)
+        if self.image_set.any_size:
+            self.log_classes(split, shape)
+        available = len(classes) * self.rotations_as_classes
         if shape.ways > available:
-            most = min(len(self.classes(part, shape)) for part in self.set.splits) * self.turns_in_tasks
+            most = min(len(self.classes(part, shape)) for part in self.image_set.splits) * self.rotations_as_classes
             raise UserError(
                 f"{ways}={shape.ways}: the {split} split ({self.class_split}) has {available} classes"
                 f"{f' with enough pictures, {small} have too few' if small else ''}; "
                 f"{most} is the most that every split can fill"
             )
-        smallest = classes[self.set.count[classes].argmin()]
-        images = int(self.set.count[smallest])
+        smallest = classes[self.image_set.count[classes].argmin()]
+        images = int(self.image_set.count[smallest])
         if shape.shots + shape.queries > images:
             raise UserError(
                 f"{shots}={shape.shots} + {queries}={shape.queries} make {shape.shots + shape.queries} images a class: "
-                f"class {self.set.names[smallest]!r} of the {split} split has {images}; lower one of the two"
+                f"class {self.image_set.names[smallest]!r} of the {split} split has {images}; lower one of the two"
             )
 
     def classes(self, split: str, shape: TaskShape) -> np.ndarray:
         """Numbers of the classes that tasks of this shape are drawn from."""
-        classes = self.set.splits[split]
-        return classes[self.set.count[classes] >= shape.shots + shape.queries] if self.set.any_size else classes
+        classes = self.image_set.splits[split]
+        return (
+            classes[self.image_set.count[classes] >= shape.shots + shape.queries]
+            if self.image_set.any_size
+            else classes
+        )
 
-    def tell_classes(self, split: str, shape: TaskShape) -> None:
+    def log_classes(self, split: str, shape: TaskShape) -> None:
         """How many classes and pictures tasks are drawn from, and which classes are too small for them."""
-        count, wanted = self.set.count, shape.shots + shape.queries
-        classes, taken = self.set.splits[split], self.classes(split, shape)
+        count, wanted = self.image_set.count, shape.shots + shape.queries
+        classes, taken = self.image_set.splits[split], self.classes(split, shape)
         log.info("%s split: %d classes, %d pictures", split, len(taken), count[taken].sum())
         small = sorted(set(classes.tolist()) - set(taken.tolist()), key=lambda i: -count[i])
         if small:
-            names = ", ".join(f"{self.set.names[i]!r} ({count[i]})" for i in small[:NAMED])
+            names = ", ".join(f"{self.image_set.names[i]!r} ({count[i]})" for i in small[:MAX_LISTED])
             log.warning(
                 "%d of %d classes of the %s split are left out: fewer than %d images (shots + queries), as %s%s",
-                *(len(small), len(classes), split, wanted, names, ", ..." if len(small) > NAMED else ""),
+                *(len(small), len(classes), split, wanted, names, ", ..." if len(small) > MAX_LISTED else ""),
             )
 
-    def outputs(self, ways: int) -> int:
+    def num_outputs(self, ways: int) -> int:
         return ways
 
     @property
-    def training_classes(self) -> int:
+    def num_training_classes(self) -> int:
         """How many there are to train on; a turned class is one of them."""
-        return len(self.set.splits["train"]) * self.turns
+        return len(self.image_set.splits["train"]) * self.num_rotations
 
     def draw(self, seed: int, split: str, first: int, count: int, shape: TaskShape) -> Task:
         """Images as float32, [count, ways * images, channels, height, width]; labels 0 .. ways - 1."""
         ways, each = shape.ways, shape.shots + shape.queries
         image_stream = 2 * SPLITS.index(split) + 1  # that before it is of the classes
-        chosen, quarters = self.choose(seed, split, first, count, shape)
+        chosen, quarters = self.draw_classes(seed, split, first, count, shape)
         chosen = chosen.ravel()
         place = sample_without_replacement(
             philox_words(seed, image_stream, first, count, 2 * ways * each).reshape(count * ways, -1),
-            self.set.count[chosen],
+            self.image_set.count[chosen],
         )  # [count * ways, each]
-        index = self.set.first[chosen][:, None] + place
+        index = self.image_set.first[chosen][:, None] + place
         random = None
         if self.augment and split == "train":
-            random = augmentation(seed, first, count, ways * each).view(count * ways, each, -1)
-        images = self.inputs(index, quarters.ravel(), random)
+            random = augmentation_noise(seed, first, count, ways * each).view(count * ways, each, -1)
+        images = self.network_inputs(index, quarters.ravel(), random)
         images = images.unflatten(0, (count, ways))  # [count, ways, each, channels, height, width]
         support, query = images.split([shape.shots, shape.queries], dim=2)
         label = torch.arange(ways, device=images.device).expand(count, ways)
@@ -130,43 +136,45 @@ class ImageTaskSampler:
             label.repeat_interleave(shape.queries, dim=1),
         )
 
-    def choose(self, seed: int, split: str, first: int, count: int, shape: TaskShape) -> tuple[np.ndarray, np.ndarray]:
+    def draw_classes(
+        self, seed: int, split: str, first: int, count: int, shape: TaskShape
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The classes of the same tasks in the order of their labels, and the quarter circles each is turned by.
 
         Both int64 [count, ways].
         """
-        classes, turns = self.classes(split, shape), self.turns_in_tasks
+        classes, turns = self.classes(split, shape), self.rotations_as_classes
         each = 2 * shape.ways  # words that the classes take; those behind them are of the turns
-        drawn = philox_words(seed, 2 * SPLITS.index(split), first, count, each + shape.ways * self.set.distinct)
+        drawn = philox_words(seed, 2 * SPLITS.index(split), first, count, each + shape.ways * self.image_set.distinct)
         number = sample_without_replacement(drawn[:, :each], np.full(count, len(classes) * turns))
-        if self.set.distinct:
-            return classes[number], (drawn[:, each:] % np.uint64(self.turns)).astype(np.int64)
+        if self.image_set.distinct:
+            return classes[number], (drawn[:, each:] % np.uint64(self.num_rotations)).astype(np.int64)
         return classes[number // turns], number % turns
 
-    def inputs(self, index: np.ndarray, quarters: np.ndarray, random: Tensor | None) -> Tensor:
+    def network_inputs(self, index: np.ndarray, quarters: np.ndarray, random: Tensor | None) -> Tensor:
         """Images of number index [rows, each] as the network is given them: [rows, each, channels, height, width].
 
         Those of a row are turned by its number of quarter circles; random [rows, each, CHANGES] is what changes them.
         """
         images = self.images[torch.from_numpy(index).to(self.images.device)].to(self.device).float().div_(255)
-        images = self.turn(images, quarters)
+        images = self.rotate(images, quarters)
         if random is not None:
             changes = random.to(self.device).flatten(0, 1)
-            images = augmented(images.flatten(0, 1), changes, self.augment).view_as(images)
-        return self.normalised(images)
+            images = augment_images(images.flatten(0, 1), changes, self.augment).view_as(images)
+        return self.normalise_images(images)
 
-    def normalised(self, images: Tensor) -> Tensor:
+    def normalise_images(self, images: Tensor) -> Tensor:
         """What the network is given, of images in [0, 1]: [..., channels, height, width]."""
-        return (images - self.mean) / self.deviation if self.normalise else images
+        return (images - self.mean) / self.std if self.normalise else images
 
-    def pictures(self, inputs: Tensor) -> Tensor:
+    def to_uint8(self, inputs: Tensor) -> Tensor:
         """What people are shown of the network's inputs: uint8 of the same shape."""
-        images = inputs * self.deviation + self.mean if self.normalise else inputs
+        images = inputs * self.std + self.mean if self.normalise else inputs
         return images.mul(255).round().clamp(0, 255).byte()
 
-    def turn(self, images: Tensor, quarters: np.ndarray) -> Tensor:
+    def rotate(self, images: Tensor, quarters: np.ndarray) -> Tensor:
         """Each row's images [rows, each, channels, height, width] turned by its number of quarter circles."""
-        for quarter in range(1, self.turns):
+        for quarter in range(1, self.num_rotations):
             rows = torch.from_numpy(np.flatnonzero(quarters == quarter)).to(images.device)
             images[rows] = torch.rot90(images[rows], quarter, (-2, -1))
         return images

@@ -11,7 +11,7 @@ from metarun.data.cache import CachedDataset
 from metarun.data.image_spec import ImageSpec
 from metarun.errors import UserError
 
-SMALLEST = 1e-6  # a variance: a channel that never changes is not divided by zero
+MIN_VARIANCE = 1e-6  # a variance: a channel that never changes is not divided by zero
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,16 @@ class ImageSet:
     names: tuple[str, ...]  # [classes]
     splits: dict[str, np.ndarray]  # "train", "val", "test" -> int64 class numbers; no class stands in two
     class_split: str  # the name of this division into classes; stands in every result
-    look: ImageSpec  # what pictures of other people's are made into
+    spec: ImageSpec  # what pictures of other people's are made into
     mean: tuple[float, ...]  # of each channel, in [0, 1], over the training classes
-    deviation: tuple[float, ...]  # the standard one
+    std: tuple[float, ...]  # the standard one
     rotations: bool = False  # a class turned by 90, 180, 270 degrees counts as three more classes
     distinct: bool = False  # rotations: a task's classes differ, each turned by itself; else two may be turns of one
     any_size: bool = False  # classes with too few images for a task are left out
 
 
 def image_set(
-    found: CachedDataset, look: ImageSpec, parts: Mapping[str, Sequence[str]], class_split: str, rotations: bool = False
+    found: CachedDataset, spec: ImageSpec, parts: Mapping[str, Sequence[str]], class_split: str, rotations: bool = False
 ) -> ImageSet:
     """An image set of the prepared classes that `parts` names for each split."""
     manifest = found.manifest
@@ -41,7 +41,7 @@ def image_set(
     splits = {part: np.sort(np.array([number[name] for name in names], np.int64)) for part, names in parts.items()}
     count = np.array(manifest.count, np.int64)
     train = splits["train"]
-    total = count[train].sum() * look.size**2
+    total = count[train].sum() * spec.size**2
     if not total:
         raise UserError(f"{manifest.source}: no picture of the training classes can be read; {found.path} says why")
     mean = np.array(manifest.sums)[train].sum(0) / total
@@ -53,8 +53,8 @@ def image_set(
         names=tuple(manifest.names),
         splits=splits,
         class_split=class_split,
-        look=look,
+        spec=spec,
         mean=tuple(mean.tolist()),
-        deviation=tuple(np.sqrt((square - mean**2).clip(min=SMALLEST)).tolist()),
+        std=tuple(np.sqrt((square - mean**2).clip(min=MIN_VARIANCE)).tolist()),
         rotations=rotations,
     )

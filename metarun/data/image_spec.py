@@ -27,13 +27,13 @@ class Unreadable(Exception):
     """What was given is no picture; the message says why."""
 
 
-def decode_image(raw: Raw, look: ImageSpec) -> np.ndarray:
+def decode_image(raw: Raw, spec: ImageSpec) -> np.ndarray:
     """uint8 [channels, size, size]. Raises Unreadable."""
     try:
         if isinstance(raw, np.ndarray):
-            return resize_and_convert(Image.fromarray(raw), look)
+            return resize_and_convert(Image.fromarray(raw), spec)
         with open_picture(raw) as picture:
-            return resize_and_convert(ImageOps.exif_transpose(picture), look)
+            return resize_and_convert(ImageOps.exif_transpose(picture), spec)
     except UnidentifiedImageError as error:  # its own words name an address in memory
         raise Unreadable("not a picture of a known format") from error
     except Exception as error:  # Pillow raises many kinds for damaged bytes
@@ -41,15 +41,15 @@ def decode_image(raw: Raw, look: ImageSpec) -> np.ndarray:
         raise Unreadable(cause or type(error).__name__) from error
 
 
-def resize_and_convert(picture: Image.Image, look: ImageSpec) -> np.ndarray:
+def resize_and_convert(picture: Image.Image, spec: ImageSpec) -> np.ndarray:
     if 0 in picture.size:
         raise ValueError("it has no pixels")
-    picture = to_8bit_opaque(picture).convert("L" if look.channels == 1 else "RGB")
-    if picture.size != (look.size, look.size):
-        picture = picture.resize((look.size, look.size), Image.Resampling.LANCZOS)
+    picture = to_8bit_opaque(picture).convert("L" if spec.channels == 1 else "RGB")
+    if picture.size != (spec.size, spec.size):
+        picture = picture.resize((spec.size, spec.size), Image.Resampling.LANCZOS)
     array = np.asarray(picture)
-    array = array[None] if look.channels == 1 else array.transpose(2, 0, 1)
-    return 255 - array if look.inverted else array
+    array = array[None] if spec.channels == 1 else array.transpose(2, 0, 1)
+    return 255 - array if spec.inverted else array
 
 
 def to_8bit_opaque(picture: Image.Image) -> Image.Image:

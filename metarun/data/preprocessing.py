@@ -1,4 +1,4 @@
-"""What a data set's pictures look like, in plain numbers: enough to bring anyone's into the same form without it."""
+"""What a data set's pictures spec like, in plain numbers: enough to bring anyone's into the same form without it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from metarun.data.image_set import ImageSet
 from metarun.data.image_spec import ImageSpec
 from metarun.data.task_sampler import TaskSampler
 
-LARGEST = 4096  # pixels, high and wide
+MAX_SIZE = 4096  # pixels, high and wide
 
 
 @dataclass(frozen=True)
-class Likeness:
+class ImagePreprocessing:
     """The form of a data set's pictures, as a checkpoint holds it."""
 
     size: int  # pixels, high and wide
@@ -29,7 +29,7 @@ class Likeness:
 
     def validate(self) -> None:
         """Raises ValueError where it is none of pictures; the message says why."""
-        if not 0 < self.size <= LARGEST or self.channels not in (1, 3):
+        if not 0 < self.size <= MAX_SIZE or self.channels not in (1, 3):
             raise ValueError(f"its pictures have {self.channels} channels of {self.size}x{self.size} pixels")
         for name in ("mean", "deviation"):
             values = getattr(self, name)
@@ -39,20 +39,20 @@ class Likeness:
             raise ValueError(f"its pictures' deviation is {self.deviation}, must be greater than 0")
 
 
-def image_spec(source: TaskSampler) -> Likeness | None:
+def image_preprocessing(source: TaskSampler) -> ImagePreprocessing | None:
     """The likeness of a source's pictures; None where it has none, as for curves."""
     if not isinstance(source, ImageTaskSampler):
         return None
-    images = source.set
-    return Likeness(
-        **asdict(images.look), normalise=source.normalise, mean=[*images.mean], deviation=[*images.deviation]
+    images = source.image_set
+    return ImagePreprocessing(
+        **asdict(images.spec), normalise=source.normalise, mean=[*images.mean], deviation=[*images.std]
     )
 
 
-def empty_source_like(likeness: Likeness, device: torch.device) -> ImageTaskSampler:
+def empty_sampler(likeness: ImagePreprocessing, device: torch.device) -> ImageTaskSampler:
     """A source of the same form that holds no images, so that it draws nothing."""
-    look = ImageSpec(likeness.size, likeness.channels, likeness.inverted)
+    spec = ImageSpec(likeness.size, likeness.channels, likeness.inverted)
     mean, deviation = tuple(likeness.mean), tuple(likeness.deviation)
     none = np.zeros(0, np.int64)
-    empty = np.zeros((0, look.channels, look.size, look.size), np.uint8)
-    return ImageTaskSampler(ImageSet(empty, none, none, (), {}, "", look, mean, deviation), device, likeness.normalise)
+    empty = np.zeros((0, spec.channels, spec.size, spec.size), np.uint8)
+    return ImageTaskSampler(ImageSet(empty, none, none, (), {}, "", spec, mean, deviation), device, likeness.normalise)

@@ -10,20 +10,20 @@ import torch
 
 from metarun.data.task_sampler import SPLITS
 
-WORDS_A_BLOCK = 4  # Philox makes four words at each count
+WORDS_PER_BLOCK = 4  # Philox makes four words at each count
 NOISE_STREAM = 2 * len(SPLITS)  # the streams before it are the samplers'
 ORDER_STREAM = NOISE_STREAM + len(SPLITS)
 AUGMENT_STREAM = ORDER_STREAM + 1
 BATCH_STREAM = AUGMENT_STREAM + 1
-CHANGES = 6  # random numbers that an image's augmentation takes
+AUGMENTATION_NUMBERS = 6  # random numbers that an image's augmentation takes
 
 
 def philox_words(seed: int, stream: int, first: int, count: int, each: int) -> np.ndarray:
     """Random uint64 [count, each] for the indices first .. first + count - 1 of a stream, in one call."""
-    blocks = -(-each // WORDS_A_BLOCK)
+    blocks = -(-each // WORDS_PER_BLOCK)
     key = np.array([seed, stream], dtype=np.uint64)
     generator = np.random.Philox(key=key, counter=first * blocks)
-    return generator.random_raw(count * blocks * WORDS_A_BLOCK).reshape(count, -1)[:, :each]
+    return generator.random_raw(count * blocks * WORDS_PER_BLOCK).reshape(count, -1)[:, :each]
 
 
 def uniform(random_words: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -59,10 +59,10 @@ def permutation_list(seed: int, index: int, count: int) -> list[int]:
     return permutation(seed, ORDER_STREAM, index, count).tolist()
 
 
-def augmentation(seed: int, first: int, count: int, images: int) -> torch.Tensor:
+def augmentation_noise(seed: int, first: int, count: int, images: int) -> torch.Tensor:
     """What the images of training tasks first .. first + count - 1 are changed by: [count, images, CHANGES]."""
-    drawn = philox_words(seed, AUGMENT_STREAM, first, count, images * CHANGES)
-    return to_unit(drawn).view(count, images, CHANGES)
+    drawn = philox_words(seed, AUGMENT_STREAM, first, count, images * AUGMENTATION_NUMBERS)
+    return to_unit(drawn).view(count, images, AUGMENTATION_NUMBERS)
 
 
 def to_unit(drawn: np.ndarray) -> torch.Tensor:

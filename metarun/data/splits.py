@@ -12,22 +12,22 @@ from metarun.data.task_sampler import SPLITS
 from metarun.errors import UserError, did_you_mean
 from metarun.utils.safe_files import read_json
 
-Parts = Mapping[str, Sequence[str]]  # "train", "val", "test" -> class names
+ClassSplits = Mapping[str, Sequence[str]]  # "train", "val", "test" -> class names
 
 
-def published(dataset: str) -> dict[str, dict[str, list[str]]]:
+def published_splits(dataset: str) -> dict[str, dict[str, list[str]]]:
     """The published divisions of a data set, by their names."""
     folder = files("metarun.data") / "class_lists"
     lists = (file for file in folder.iterdir() if file.name.startswith(f"{dataset}-"))
     named = {file.name.removeprefix(f"{dataset}-").removesuffix(".json"): file.read_text() for file in lists}
-    return {name: parts_of(json.loads(text)) for name, text in named.items()}
+    return {name: select_splits(json.loads(text)) for name, text in named.items()}
 
 
-def parts_of(content: Any) -> dict[str, list[str]]:
+def select_splits(content: Any) -> dict[str, list[str]]:
     return {part: content[part] for part in SPLITS}
 
 
-def divide(dataset: str, split: str, names: Iterable[str], given: Parts | None) -> tuple[Parts, str]:
+def split_classes(dataset: str, split: str, names: Iterable[str], given: ClassSplits | None) -> tuple[ClassSplits, str]:
     """The classes of each split, and the division's name for results.
 
     Args:
@@ -39,22 +39,22 @@ def divide(dataset: str, split: str, names: Iterable[str], given: Parts | None) 
     Raises:
         UserError: no such division or file, or classes that are not there.
     """
-    known = published(dataset)
+    known = published_splits(dataset)
     wanted, title = resolve_split(known, split)
     there = set(names)
     lacking = [name for part in SPLITS for name in wanted[part] if name not in there]
-    if lacking and given is not None and split in known and sizes(given) == sizes(wanted):
+    if lacking and given is not None and split in known and format_sizes(given) == format_sizes(wanted):
         wanted, lacking, title = given, [], f"{title}-as-given"
     if lacking:
-        found = sizes(given) if given is not None else f"{len(there)} classes"
+        found = format_sizes(given) if given is not None else f"{len(there)} classes"
         raise UserError(
-            f"dataset.split={split}: {len(lacking)} of its classes ({sizes(wanted)}) are not there, "
+            f"dataset.split={split}: {len(lacking)} of its classes ({format_sizes(wanted)}) are not there, "
             f"first {lacking[0]!r}; the files hold {found}"
         )
-    return wanted, f"{dataset}-{title}-{sizes(wanted)}"
+    return wanted, f"{dataset}-{title}-{format_sizes(wanted)}"
 
 
-def resolve_split(known: Mapping[str, Parts], split: str) -> tuple[Parts, str]:
+def resolve_split(known: Mapping[str, ClassSplits], split: str) -> tuple[ClassSplits, str]:
     """The division that is asked for, and its title. Raises UserError where there is none, or the file is no such."""
     if split in known:
         return known[split], split
@@ -66,14 +66,14 @@ def resolve_split(known: Mapping[str, Parts], split: str) -> tuple[Parts, str]:
     )
 
 
-def sizes(parts: Parts) -> str:
+def format_sizes(parts: ClassSplits) -> str:
     return "/".join(str(len(parts[part])) for part in SPLITS)
 
 
 def load_custom_split(path: Path) -> dict[str, list[str]]:
     """A person's own division. Raises UserError where the file is none, or a class stands twice."""
     try:
-        parts = parts_of(read_json(path))
+        parts = select_splits(read_json(path))
     except OSError as error:
         raise UserError(f"dataset.split={path}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError) as error:

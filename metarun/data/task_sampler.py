@@ -30,7 +30,7 @@ class TaskSampler(Protocol):
         """Raises UserError where the split cannot fill a task of this shape, whose sizes were set by `names`."""
         ...
 
-    def outputs(self, ways: int) -> int:
+    def num_outputs(self, ways: int) -> int:
         """Width of the network's output."""
         ...
 

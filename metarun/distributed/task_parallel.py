@@ -301,7 +301,7 @@ def build_group(work: RunContext, seat: Rank, others: Sequence[subprocess.Popen[
             launch.init_process_group(seat)
         launch.wait(lambda: dist.broadcast(torch.tensor([RUN, 0, 0, 0]), 0, async_op=True), launch.STARTING)
         with raise_peer_lost():
-            dist.broadcast_object_list([(work.settings, preprocessing.image_spec(work.source))], 0)
+            dist.broadcast_object_list([(work.settings, preprocessing.image_preprocessing(work.source))], 0)
         team = TaskParallelGroup(work, seat, others)
         team.do(lambda: dist.barrier(async_op=True))  # they have built theirs
     except PeerLost as error:

@@ -134,7 +134,7 @@ class RunContext:
         """Of what a task's queries are answered: inner steps + 1, queries, outputs."""
         shape = self.eval_shape
         queries = shape.queries * (shape.ways if self.source.is_classification else 1)
-        return self.eval_inner_loop + 1, queries, self.source.outputs(shape.ways)
+        return self.eval_inner_loop + 1, queries, self.source.num_outputs(shape.ways)
 
     def ensemble_member_logits(self, split: str, first: int, count: int) -> Tensor:
         """What the network says to their queries, [count, steps + 1, queries, outputs]."""
@@ -230,7 +230,7 @@ def build_context(
     set_precision(settings.engine.precision, device)
     configure_malloc()
     state = None if taking is None else store.load(taking)
-    like = None if form is None else preprocessing.empty_source_like(form, device)
+    like = None if form is None else preprocessing.empty_sampler(form, device)
     if settings.mode == "evaluate" and state is not None:
         like = preprocessing_for_eval_dataset(settings.dataset, state, str(taking), device)
     sources = {} if sources is None else sources

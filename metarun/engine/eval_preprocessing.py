@@ -19,7 +19,7 @@ def preprocessing_from_checkpoint(state: CheckpointState, path: str, device: tor
     """What brings pictures into the form of those that a checkpoint learned. Raises UserError where it learned none."""
     if state.pictures is None:
         raise UserError(f"checkpoint {path}: does not say what its pictures look like; train it again")
-    return preprocessing.empty_source_like(state.pictures, device)
+    return preprocessing.empty_sampler(state.pictures, device)
 
 
 def preprocessing_for_eval_dataset(
@@ -43,7 +43,7 @@ def require_same_pictures(dataset: Any, source: TaskSampler, state: CheckpointSt
     root = getattr(dataset, "root", None)
     if root == getattr(state.settings.dataset, "root", None):
         return
-    now, before = (asdict(one) if one else {} for one in (preprocessing.image_spec(source), state.pictures))
+    now, before = (asdict(one) if one else {} for one in (preprocessing.image_preprocessing(source), state.pictures))
     differ = [f"their {name} was {before.get(name)}, is {now[name]}" for name in now if now[name] != before.get(name)]
     if differ:
         raise UserError(

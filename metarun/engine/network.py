@@ -61,10 +61,10 @@ def check_state_shapes(settings: Settings, source: TaskSampler, saved: Weights, 
 
 def build_model(settings: Settings, source: TaskSampler) -> nn.Module:
     backbone = as_kwargs(settings.backbone)
-    outputs = source.outputs(settings.ways)
+    outputs = source.num_outputs(settings.ways)
     if isinstance(settings.method, Pretrain):
         assert isinstance(source, ImageTaskSampler)
-        outputs = source.training_classes
+        outputs = source.num_training_classes
     return BACKBONES[backbone.pop("name")](source.input_shape, outputs, **backbone)
 
 

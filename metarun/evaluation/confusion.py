@@ -27,7 +27,7 @@ DEGREES_PER_TURN = 90
 class ConfusionStats:
     """Counts over the queries of a split's evaluation tasks, after the last inner step.
 
-    A class number is label * source.turns + quarter turns: a turned character is a class of its own.
+    A class number is label * source.num_rotations + quarter turns: a turned character is a class of its own.
     """
 
     def __init__(self, source: ImageTaskSampler, split: str, shape: TaskShape) -> None:
@@ -54,7 +54,7 @@ class ConfusionStats:
                 "not finite after the last inner step; give fewer steps (eval.inner_loop=N), or eval.details=false"
             )
         ways, queries, num_tasks = self.shape.ways, self.shape.queries, len(predicted)
-        classes, quarters = self.source.choose(EVALUATION_SEED, self.split, first, num_tasks, self.shape)
+        classes, quarters = self.source.draw_classes(EVALUATION_SEED, self.split, first, num_tasks, self.shape)
         labels = np.arange(ways).repeat(queries)
         correct = predicted == labels
         bins = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1).ravel()
@@ -62,7 +62,9 @@ class ConfusionStats:
             self.bins[row] += np.bincount(bins, weights, BINS)
         matrices = np.zeros((num_tasks, ways, ways), int)  # [task, true label, predicted label]
         np.add.at(matrices, (np.arange(num_tasks)[:, None], labels[None], predicted.astype(int)), 1)
-        for numbers, matrix in zip((classes * self.source.turns + quarters).tolist(), matrices.tolist(), strict=True):
+        for numbers, matrix in zip(
+            (classes * self.source.num_rotations + quarters).tolist(), matrices.tolist(), strict=True
+        ):
             for true, row in zip(numbers, matrix, strict=True):
                 self.tasks[true] += 1
                 for other, count in zip(numbers, row, strict=True):
@@ -81,9 +83,9 @@ class ConfusionStats:
 
     def name(self, number: int) -> str:
         """The name of a class number, with its rotation if it has one."""
-        label, quarters = divmod(number, self.source.turns)
+        label, quarters = divmod(number, self.source.num_rotations)
         turned = f", turned by {DEGREES_PER_TURN * quarters} degrees" if quarters else ""
-        return f"{self.source.set.names[label]}{turned}"
+        return f"{self.source.image_set.names[label]}{turned}"
 
     def rates(self) -> list[tuple[int, int, float]]:
         """(a, b, fraction of a's queries that were predicted as b in tasks of both); the highest fraction first."""

@@ -134,7 +134,7 @@ def task_name(work: RunContext, shape: TaskShape) -> str:
 def trained_on(work: RunContext) -> str:
     """What training draws: `5-way 1-shot` tasks, or for pretraining `64 classes`."""
     if isinstance(work.settings.method, Pretrain) and isinstance(work.source, ImageTaskSampler):
-        return f"{work.source.training_classes} classes"
+        return f"{work.source.num_training_classes} classes"
     return task_name(work, work.train_shape)
 
 

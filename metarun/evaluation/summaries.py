@@ -95,7 +95,7 @@ def task_images(work: RunContext, learner: MetaLearner, step: int) -> dict[str, 
     tasks, noise = evaluation_tasks(learner, source, "val", 0, IMAGE_TASKS, shape)
     outputs = closeup.logits_by_inner_step(learner, work.parameters, tasks, noise, steps, work.vectorised).float().cpu()
     if isinstance(source, ImageTaskSampler):
-        support, query = source.pictures(tasks.support_data), source.pictures(tasks.query_data)
+        support, query = source.to_uint8(tasks.support_data), source.to_uint8(tasks.query_data)
         tasks = tasks._replace(support_data=support, query_data=query)
     shown: dict[str, SummaryValue] = {}
     for number, (task, logits) in enumerate(zip(unbind_tasks(Task(*map(Tensor.cpu, tasks))), outputs, strict=True)):

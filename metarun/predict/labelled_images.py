@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from metarun.config.paths import query_place, support_folder
-from metarun.data.formats.listing import NOT_PICTURES, classes_in, files_below, spelt, visible
+from metarun.data.formats.listing import NOT_PICTURES, classes_in, files_below, list_visible, normalise_unicode
 from metarun.data.image_spec import ImageSpec, Unreadable, decode_image
 from metarun.errors import UserError
 from metarun.utils.safe_files import is_regular
@@ -66,7 +66,7 @@ def read(support: str, query: Sequence[str], look: ImageSpec) -> tuple[list[str]
             f"query={' '.join(query)}: holds no picture that can be read; give pictures, or a folder of them"
         )
     number = {name: label for label, name in enumerate(classes)}
-    of_query = [number.get(spelt(path.absolute().parent.name)) for path in new]
+    of_query = [number.get(normalise_unicode(path.absolute().parent.name)) for path in new]
     return (
         classes,
         LabelledImages(files, list(labels), np.stack(list(known.values()))),
@@ -97,7 +97,11 @@ def support_files(place: str) -> tuple[list[str], list[Path], list[int]]:
     folder = support_folder(place)
     try:
         found = {name: existing_files(files) for name, files in classes_in(folder).items()}
-        empty = [entry.name for entry in visible(folder) if entry.is_dir() and not found.get(spelt(entry.name))]
+        empty = [
+            entry.name
+            for entry in list_visible(folder)
+            if entry.is_dir() and not found.get(normalise_unicode(entry.name))
+        ]
     except OSError as error:
         raise UserError(f"support={place}: {error.filename} cannot be read ({error.strerror})") from error
     if not found:
@@ -121,8 +125,8 @@ def query_files(place: str, classes: Sequence[str]) -> list[Path]:
     if path.is_file():
         return [path]
     try:
-        entries = visible(path)
-        if any(entry.is_dir() and spelt(entry.name) in classes for entry in entries):
+        entries = list_visible(path)
+        if any(entry.is_dir() and normalise_unicode(entry.name) in classes for entry in entries):
             return files_below(path)
         found = [Path(entry.path) for entry in entries if not entry.is_dir() and entry.name.lower() not in NOT_PICTURES]
     except OSError as error:

@@ -102,7 +102,7 @@ def prediction(settings: Settings, state: CheckpointState, path: str) -> Predict
     set_precision(settings.engine.precision, device)
     source = preprocessing_source(state, settings, path, device)
     places = settings.query if isinstance(settings.query, list) else [settings.query]
-    classes, support, query = labelled_images.read(str(settings.support), places, source.set.look)
+    classes, support, query = labelled_images.read(str(settings.support), places, source.image_set.spec)
     learner = build_predictor(state.weights, settings, path, source, len(classes))
     labels = torch.tensor(support.labels, device=device)
     learner = replace(learner, inner_objective=classification_among(labels.bincount()))
@@ -187,7 +187,7 @@ def restore(learner: MetaLearner, saved: Parameters, path: str) -> None:
 
 def inputs(images: np.ndarray, source: ImageTaskSampler) -> Tensor:
     """uint8 [pictures, channels, height, width] as the data set's own images are given to the network."""
-    return source.normalised(torch.from_numpy(images).to(source.device).float().div_(255))
+    return source.normalise_images(torch.from_numpy(images).to(source.device).float().div_(255))
 
 
 def query_outputs(learner: MetaLearner, weights: Tensors, query: LabelledImages, source: ImageTaskSampler) -> Tensor:

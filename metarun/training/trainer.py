@@ -65,7 +65,7 @@ class Trainer:
         return CheckpointState(
             settings=self.work.settings,
             **self.work.state_dict()._asdict(),
-            pictures=preprocessing.image_spec(self.work.source),
+            pictures=preprocessing.image_preprocessing(self.work.source),
             step=self.step,
             best=self.best,
             top=self.top_validations,

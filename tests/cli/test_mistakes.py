@@ -23,7 +23,7 @@ from metarun.config.network_conflicts import modules
 from metarun.config.schema import LARGEST, Settings, check, iter_options
 from metarun.data.datasets.glyphs import ALPHABETS, CHARACTERS, DRAWINGS
 from metarun.data.datasets.omniglot_splits import SPLITS as OMNIGLOT
-from metarun.data.splits import published
+from metarun.data.splits import published_splits
 from metarun.data.task_sampler import SPLITS
 from metarun.errors import UserError
 from metarun.methods import METHODS
@@ -142,7 +142,7 @@ def test_sizes_are_those_of_the_data_sets() -> None:
     found = {("glyphs", ""): tuple(count * CHARACTERS for count in ALPHABETS.values())}
     found |= {("omniglot", name): tuple(len(part) for part in split().values()) for name, split in OMNIGLOT.items()}
     for dataset in CONFIG_GROUPS["dataset"]:
-        for name, parts in published(dataset).items():
+        for name, parts in published_splits(dataset).items():
             found[dataset, name] = tuple(len(parts[part]) for part in SPLITS)
     assert {key: size.classes for key, size in SIZES.items()} == found
     assert SIZES["glyphs", ""].images == DRAWINGS

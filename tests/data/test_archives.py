@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from metarun.data.cache import CachedDataset, load_or_build_cache
-from metarun.data.formats.archives import archived, unpack
+from metarun.data.formats.archives import archive_detector, unpack
 from metarun.data.formats.detect import FormatDetector, FoundFormat
-from metarun.data.formats.image_folders import of_listing
+from metarun.data.formats.image_folders import listing_format
 from metarun.data.formats.listing import classes_in
 from metarun.data.image_spec import ImageSpec
 from metarun.errors import UserError
@@ -28,7 +28,7 @@ from tests.helpers.image_forms import put
 
 def class_folders(folder: Path) -> FoundFormat | None:
     listing = classes_in(folder)
-    return of_listing("class folders", listing, folder) if listing else None
+    return listing_format("class folders", listing, folder) if listing else None
 
 
 FILES = {"top/a/1.txt": b"first", "top/a/2.bin": bytes(range(256)) * 40, "top/b/3.txt": b"", "4.txt": b"last"}
@@ -246,9 +246,9 @@ def classes_named_c(folder: Path) -> Any:
 def prepare(tmp_path: Path, files: dict[str, bytes], finder: FormatDetector = classes_named_c) -> CachedDataset:
     put(tmp_path / "data" / "set.tgz", archive_of("set.tgz", files))
     cache = tmp_path / "cache"
-    form = archived(["set.zip", "set.tgz"], cache, [finder])(tmp_path / "data")
+    form = archive_detector(["set.zip", "set.tgz"], cache, [finder])(tmp_path / "data")
     assert form is not None and form.files == [tmp_path / "data" / "set.tgz"]
-    return load_or_build_cache(cache, "set", LOOK, tmp_path / "data", form.contents)
+    return load_or_build_cache(cache, "set", LOOK, tmp_path / "data", form.read)
 
 
 @pytest.mark.parametrize("inside", ["", "top/", "top/images/"])
@@ -293,7 +293,7 @@ def test_archived_mistakes_of_finders(tmp_path: Path) -> None:
     def reading(folder: Path) -> Any:
         def contents(stack: ExitStack) -> Any:
             assert form is not None
-            return form.contents(stack)._replace(images=(finding(folder) for _ in range(1)))
+            return form.read(stack)._replace(images=(finding(folder) for _ in range(1)))
 
         form = class_folders(folder)
         return form and form._replace(contents=contents)
@@ -306,12 +306,12 @@ def test_archived_mistakes_of_finders(tmp_path: Path) -> None:
 
 def test_no_archive(tmp_path: Path) -> None:
     put(tmp_path / "other.tgz", b"")
-    assert archived(["set.tgz"], tmp_path, [classes_named_c])(tmp_path) is None
+    assert archive_detector(["set.tgz"], tmp_path, [classes_named_c])(tmp_path) is None
 
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     put(tmp_path / "set.tgz", archive_of("set.tgz", FILES))
-    form = archived(["set.tgz"], tmp_path / "missing", [classes_named_c])(tmp_path)
+    form = archive_detector(["set.tgz"], tmp_path / "missing", [classes_named_c])(tmp_path)
     assert form is not None
     with ExitStack() as stack, pytest.raises(UserError, match=r"cache_dir: cannot unpack .*set.tgz into .*missing"):
-        form.contents(stack)
+        form.read(stack)

@@ -17,14 +17,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarun.data.datasets import published as known
-from metarun.data.datasets.cifar import ARCHIVE, FOLDER, load_cifar_fs, load_fc100
+from metarun.data.datasets import published
+from metarun.data.datasets.cifar import ARCHIVE, CIFAR_FS, FC100, FOLDER
 from metarun.data.formats.detect import DataPaths
 from metarun.data.image_set import ImageSet
-from metarun.data.splits import published
+from metarun.data.splits import published_splits
 from metarun.errors import UserError
 
-NAMES = sorted(name for part in published("cifar_fs")["bertinetto"].values() for name in part)
+NAMES = sorted(name for part in published_splits("cifar_fs")["bertinetto"].values() for name in part)
 EACH = 2  # pictures of each class in train, and in test
 
 
@@ -78,12 +78,12 @@ def class_folders(folder: Path) -> None:
             Image.fromarray(picture(n, which)).save(place / f"{which}.png")
     lists = folder / "cifar100" / "splits" / "bertinetto"
     lists.mkdir(parents=True)
-    for part, names in published("cifar_fs")["bertinetto"].items():
+    for part, names in published_splits("cifar_fs")["bertinetto"].items():
         (lists / f"{part}.txt").write_text("\n".join(names) + "\n")
 
 
 def split_pickles(folder: Path, dataset: str, prefix: str) -> None:
-    for part, names in next(iter(published(dataset).values())).items():
+    for part, names in next(iter(published_splits(dataset).values())).items():
         order = [(NAMES.index(name), which) for which in range(2 * EACH) for name in names]
         content = {"data": np.stack([picture(n, which) for n, which in order]), "labels": [n for n, _ in order]}
         (folder / f"{prefix}_{part}.pickle").write_bytes(pickle.dumps(content, protocol=2))
@@ -102,7 +102,7 @@ def torchmeta(folder: Path) -> None:
     (place / "fine_names.json").write_text(json.dumps({a: [n for n in NAMES if above[n] == a] for a in above.values()}))
     for dataset, sub in (("cifar_fs", "cifar-fs"), ("fc100", "fc100")):
         (place / sub).mkdir()
-        for part, names in next(iter(published(dataset).values())).items():
+        for part, names in next(iter(published_splits(dataset).values())).items():
             (place / sub / f"{part}_labels.json").write_text(json.dumps([[above[name], name] for name in names]))
 
 
@@ -113,7 +113,7 @@ def learn2learn(folder: Path, raw: bool = False) -> None:
     if raw:
         (folder / "cifar100").rename(folder / "cifarfs" / "cifar100")
         return
-    for part, names in published("cifar_fs")["bertinetto"].items():
+    for part, names in published_splits("cifar_fs")["bertinetto"].items():
         for name in names:
             shutil.copytree(folder / "cifar100" / "data" / name, folder / "cifarfs" / "processed" / part / name)
     shutil.rmtree(folder / "cifar100")
@@ -133,7 +133,7 @@ FORMS = {
 
 def check(found: ImageSet, dataset: str, named: bool = True) -> None:
     """Every class in its split, with its own pictures; where the files name them, by the published list."""
-    division = next(iter(published(dataset).values()))
+    division = next(iter(published_splits(dataset).values()))
     assert found.images.shape == (100 * 2 * EACH, 3, 32, 32) and (found.count == 2 * EACH).all()
     for part, names in division.items():
         seen = set()
@@ -144,7 +144,7 @@ def check(found: ImageSet, dataset: str, named: bool = True) -> None:
             seen.add(NAMES[label])
         assert seen == set(names)
     sizes = "/".join(str(len(names)) for names in division.values())
-    title = next(iter(published(dataset))) + ("" if named else "-as-given")
+    title = next(iter(published_splits(dataset))) + ("" if named else "-as-given")
     assert found.class_split == f"{dataset}-{title}-{sizes}"
 
 
@@ -155,7 +155,7 @@ def test_cifar_fs_in_every_form(tmp_path: Path, form: str) -> None:
     FORMS[form](data_dir)
     for path in (*data_dir.rglob("*"), data_dir):
         path.chmod(0o555 if path.is_dir() else 0o444)  # it is only read
-    found = load_cifar_fs(DataPaths(data_dir, cache_dir, False), "bertinetto")
+    found = published.load(CIFAR_FS, DataPaths(data_dir, cache_dir, False), "bertinetto")
     check(found, "cifar_fs", named=form != "a pickle for each split")
     for path in (data_dir, *data_dir.rglob("*")):
         if path.is_dir():
@@ -165,22 +165,22 @@ def test_cifar_fs_in_every_form(tmp_path: Path, form: str) -> None:
 def test_fc100_in_every_form(tmp_path: Path) -> None:
     archive(tmp_path)
     places = DataPaths(tmp_path, tmp_path / "cache", False)
-    check(load_fc100(places, "oreshkin"), "fc100")
-    load_cifar_fs(places, "bertinetto")
+    check(published.load(FC100, places, "oreshkin"), "fc100")
+    published.load(CIFAR_FS, places, "bertinetto")
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 1  # the same pictures are kept once
     (tmp_path / ARCHIVE).unlink()
     torchmeta(tmp_path)
-    check(load_fc100(places, "oreshkin"), "fc100")
-    load_cifar_fs(places, "bertinetto")
+    check(published.load(FC100, places, "oreshkin"), "fc100")
+    published.load(CIFAR_FS, places, "bertinetto")
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
     split_pickles(tmp_path, "fc100", "FC100")
     shutil.rmtree(tmp_path / "cifar100")
-    check(load_fc100(places, "oreshkin"), "fc100", named=False)
+    check(published.load(FC100, places, "oreshkin"), "fc100", named=False)
 
 
 def refused(data_dir: Path, message: str, download: bool = False) -> None:
     with pytest.raises(UserError, match=message):
-        load_cifar_fs(DataPaths(data_dir, data_dir.parent / "cache", download), "bertinetto")
+        published.load(CIFAR_FS, DataPaths(data_dir, data_dir.parent / "cache", download), "bertinetto")
 
 
 def test_nothing_found_says_what_to_put_where(tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_download_fetches_the_archive(tmp_path: Path, monkeypatch) -> None:
         asked.append((address, md5))
         archive(folder)
 
-    monkeypatch.setattr(known, "fetch", fetch)
-    check(load_cifar_fs(DataPaths(tmp_path, tmp_path / "cache", True), "bertinetto"), "cifar_fs")
+    monkeypatch.setattr(published, "fetch", fetch)
+    check(published.load(CIFAR_FS, DataPaths(tmp_path, tmp_path / "cache", True), "bertinetto"), "cifar_fs")
     assert asked == [("https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85")]
 
 
@@ -287,7 +287,7 @@ def test_the_real_data(tmp_path: Path) -> None:
     place = os.environ.get("METARUN_TEST_DATA")
     if not place:
         pytest.skip("METARUN_TEST_DATA is not set: it names the folder that holds cifar-100-python/")
-    found = load_cifar_fs(DataPaths(Path(place), tmp_path, False), "bertinetto")
+    found = published.load(CIFAR_FS, DataPaths(Path(place), tmp_path, False), "bertinetto")
     assert found.images.shape == (60000, 3, 32, 32) and (found.count == 600).all()
     np.testing.assert_allclose(found.mean, (0.507, 0.487, 0.441), atol=0.01)  # CIFAR-100's own, as everybody has them
-    np.testing.assert_allclose(found.deviation, (0.267, 0.256, 0.276), atol=0.01)
+    np.testing.assert_allclose(found.std, (0.267, 0.256, 0.276), atol=0.01)

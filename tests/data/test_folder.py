@@ -219,9 +219,9 @@ def manifest(count: dict[str, int], splits: dict[str, list[str]] | None = None) 
 
 
 def test_the_division_is_the_same_everywhere() -> None:
-    parts, how = folder.divided(manifest({f"{i:02}": 7 for i in range(10)}), 3)
+    parts, how = folder.resolve_splits(manifest({f"{i:02}": 7 for i in range(10)}), 3)
     assert (parts, how) == ({"train": TRAIN, "val": ["00", "02"], "test": ["05", "06"]}, "seed3")
-    assert [len(part) for part in folder.divided(manifest(dict.fromkeys("abc", 1)), 0)[0].values()] == [1, 1, 1]
+    assert [len(part) for part in folder.resolve_splits(manifest(dict.fromkeys("abc", 1)), 0)[0].values()] == [1, 1, 1]
 
 
 def test_classes_are_dropped_before_they_are_divided(tmp_path: Path, caplog) -> None:
@@ -246,7 +246,7 @@ def test_classes_are_dropped_before_they_are_divided(tmp_path: Path, caplog) -> 
 @pytest.mark.parametrize("sizes", [[9, 8, 7, 6, 5, 4, 3, 2], [5] * 11 + [4] * 9, [1, 50, 3, 20, 20, 20, 7]])
 def test_every_number_of_shots_leaves_each_split_its_share(sizes: list[int]) -> None:
     count = {str(i): size for i, size in enumerate(sizes)}
-    parts, _ = folder.divided(manifest(count), 1)
+    parts, _ = folder.resolve_splits(manifest(count), 1)
     for least in sizes:
         left = {split: sum(count[name] >= least for name in names) for split, names in parts.items()}
         total = sum(left.values())

@@ -71,11 +71,11 @@ def test_drawings_vary_but_pixels_still_tell_characters_apart(by_class: np.ndarr
 
 def test_the_seed_alone_decides(drawn: ImageSet) -> None:
     np.random.seed(1)
-    again = glyphs.alphabet(0, 3)
+    again = glyphs.draw_alphabet(0, 3)
     assert (again == drawn.images[1500:2000, 0]).all()
-    other = glyphs.alphabet(1, 3)
+    other = glyphs.draw_alphabet(1, 3)
     assert (again != other).reshape(500, -1).any(1).all()
-    assert (again != glyphs.alphabet(0, 4)).reshape(500, -1).any(1).all()
+    assert (again != glyphs.draw_alphabet(0, 4)).reshape(500, -1).any(1).all()
 
 
 def test_other_pictures_need_another_version(drawn: ImageSet) -> None:
@@ -85,7 +85,7 @@ def test_other_pictures_need_another_version(drawn: ImageSet) -> None:
 
 
 def test_the_second_time_comes_from_the_cache(drawn: ImageSet, folder: Path, monkeypatch) -> None:
-    monkeypatch.setattr(glyphs, "alphabet", None)
+    monkeypatch.setattr(glyphs, "draw_alphabet", None)
     assert (glyphs.load(places(folder), 0).images == drawn.images).all()
     assert sorted(file.name for file in folder.iterdir()) == [
         "glyphs-1-seed0-v1.json",
@@ -95,7 +95,7 @@ def test_the_second_time_comes_from_the_cache(drawn: ImageSet, folder: Path, mon
 
 
 def test_each_seed_has_a_file_of_its_own(folder: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(glyphs, "alphabet", lambda seed, number: np.full((500, 28, 28), 10 * seed + 1, np.uint8))
+    monkeypatch.setattr(glyphs, "draw_alphabet", lambda seed, number: np.full((500, 28, 28), 10 * seed + 1, np.uint8))
     for seed in (2, 3):
         image_set = glyphs.load(places(tmp_path), seed)
         assert (image_set.images == 10 * seed + 1).all() and image_set.class_split == f"glyphs-1000/150/400-seed{seed}"

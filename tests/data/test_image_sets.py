@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metarun.data.datasets import cub, miniimagenet, tieredimagenet
+from metarun.data import IMAGE_DATASETS
 from metarun.data.formats.detect import DataPaths
 from metarun.data.image_set import ImageSet
 from metarun.data.task_sampler import SPLITS
@@ -41,11 +41,10 @@ from tests.helpers.image_forms import (
 )
 
 BULK = np.r_[4:38, 46:80]  # rows and columns away from edges, which JPEG smears
-LOAD = {"miniimagenet": miniimagenet.load, "tieredimagenet": tieredimagenet.load, "cub": cub.load}
 
 
 def load(dataset: str, data_dir: Path, split: str = "", download: bool = False) -> ImageSet:
-    return LOAD[dataset](DataPaths(data_dir, data_dir.parent / "cache", download), split or DIVISION[dataset])
+    return IMAGE_DATASETS[dataset](DataPaths(data_dir, data_dir.parent / "cache", download), split or DIVISION[dataset])
 
 
 def check(found: ImageSet, names: Names, named: bool = True, tolerance: int = 0) -> None:

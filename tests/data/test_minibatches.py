@@ -16,7 +16,7 @@ def test_an_epoch_shows_each_training_image_once_with_its_class(rotations: bool)
     source = ImageTaskSampler(found, CPU)
     turns = 4 if rotations else 1
     images = int(found.count[found.splits["train"]].sum()) * turns
-    assert source.training_classes == 15 * turns
+    assert source.num_training_classes == 15 * turns
     data, labels = minibatches(source, 3, 0, images, 2)  # two epochs
     seen = []
     for epoch in (data.flatten(0, 1)[:images], data.flatten(0, 1)[images:]):

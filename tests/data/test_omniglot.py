@@ -20,11 +20,11 @@ from metarun.data.datasets import omniglot
 from metarun.data.datasets.omniglot_splits import BACKGROUND, EVALUATION, SPLITS, characters
 from metarun.data.formats import omniglot as omniglot_files
 from metarun.data.formats.detect import DataPaths
-from metarun.data.formats.omniglot import TOPS
+from metarun.data.formats.omniglot import HALF_NAMES
 from metarun.data.image_set import ImageSet
 from metarun.errors import UserError
 
-HALVES: dict[str, dict[str, int]] = {TOPS[0]: BACKGROUND, TOPS[1]: EVALUATION}
+HALVES: dict[str, dict[str, int]] = {HALF_NAMES[0]: BACKGROUND, HALF_NAMES[1]: EVALUATION}
 MARKED = "Greek/character07"  # its first drawing has ink at the left, all others at the top
 
 
@@ -60,7 +60,7 @@ def archive(files: dict[str, bytes]) -> bytes:
 
 @pytest.fixture(scope="session")
 def archives() -> dict[str, bytes]:
-    return {half: archive(members(half)) for half in TOPS}
+    return {half: archive(members(half)) for half in HALF_NAMES}
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_archives_are_read_where_people_put_them(tmp_path: Path, archives: dict[
 @pytest.mark.parametrize("place", ["omniglot-py", ".", "omniglot"])
 @pytest.mark.parametrize("tops", [True, False], ids=["two folders", "all alphabets in one folder"])
 def test_unpacked_folders_are_read_where_people_put_them(tmp_path: Path, place: str, tops: bool) -> None:
-    files = {name: content for half in TOPS for name, content in members(half).items()}
+    files = {name: content for half in HALF_NAMES for name, content in members(half).items()}
     check_whole(
         load(put(tmp_path / "data", {f"{place}/{n if tops else n.split('/', 1)[1]}": c for n, c in files.items()}))
     )
@@ -126,7 +126,7 @@ def test_torchmetas_file_is_read(tmp_path: Path, place: str) -> None:
     folder = tmp_path / "data" / place
     folder.mkdir(parents=True)
     with h5py.File(folder / "data.hdf5", "w") as file:
-        for half in TOPS:
+        for half in HALF_NAMES:
             drawings = list(members(half).items())
             for first, second in zip(drawings[::2], drawings[1::2], strict=True):
                 arrays = [255 - np.asarray(Image.open(io.BytesIO(png)).convert("L")) for _, png in (first, second)]
@@ -135,33 +135,35 @@ def test_torchmetas_file_is_read(tmp_path: Path, place: str) -> None:
 
 
 def test_halves_may_lie_in_different_forms(tmp_path: Path, archives: dict[str, bytes]) -> None:
-    check_whole(load(put(tmp_path / "data", {f"{TOPS[0]}.zip": archives[TOPS[0]], **members(TOPS[1])})))
+    check_whole(
+        load(put(tmp_path / "data", {f"{HALF_NAMES[0]}.zip": archives[HALF_NAMES[0]]} | members(HALF_NAMES[1])))
+    )
 
 
 def test_what_is_not_a_drawing_is_passed_over(tmp_path: Path, archives: dict[str, bytes]) -> None:
-    top, bad = TOPS[0], b"not an image"
+    top, bad = HALF_NAMES[0], b"not an image"
     stray = [f"{top}/.DS_Store", f"__MACOSX/{top}/Greek/character01/._0001_01.png", f"{top}/Greek/notes.png"]
     stray += [f"{top}/Greek/character01/.hidden.png", f"{top}/Greek/character01/strokes.txt", "../../evil.png"]
     content = archive({**members(top), **dict.fromkeys(stray, bad)})
-    check_whole(load(put(tmp_path / "zip", {f"{top}.zip": content, f"{TOPS[1]}.zip": archives[TOPS[1]]})))
-    files = {**members(top), **members(TOPS[1]), **dict.fromkeys(stray[:-1], bad)}
+    check_whole(load(put(tmp_path / "zip", {f"{top}.zip": content, f"{HALF_NAMES[1]}.zip": archives[HALF_NAMES[1]]})))
+    files = {**members(top), **members(HALF_NAMES[1]), **dict.fromkeys(stray[:-1], bad)}
     check_whole(load(put(tmp_path / "tree", files)))
 
 
 def test_characters_that_omniglot_does_not_have_are_left_out_with_a_warning(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    files = {**members(TOPS[0]), f"{TOPS[0]}/Klingon/character01/1.png": PLAIN}
-    put(data_dir, {f"omniglot-py/{TOPS[0]}.zip": archive(files)})
+    files = {**members(HALF_NAMES[0]), f"{HALF_NAMES[0]}/Klingon/character01/1.png": PLAIN}
+    put(data_dir, {f"omniglot-py/{HALF_NAMES[0]}.zip": archive(files)})
     with caplog.at_level(logging.WARNING):
         check_whole(load(data_dir))
     assert "Klingon/character01" in caplog.text
 
 
 def test_a_class_may_have_any_number_of_drawings(tmp_path: Path) -> None:
-    files = {name: content for half in TOPS for name, content in members(half).items()}
-    files |= {f"{TOPS[0]}/Greek/character02/{n}.png": PLAIN for n in "abc"}
-    del files[f"{TOPS[0]}/Greek/character03/0001_01.png"]
+    files = {name: content for half in HALF_NAMES for name, content in members(half).items()}
+    files |= {f"{HALF_NAMES[0]}/Greek/character02/{n}.png": PLAIN for n in "abc"}
+    del files[f"{HALF_NAMES[0]}/Greek/character03/0001_01.png"]
     image_set = load(put(tmp_path / "data", files))
     greek = [image_set.names.index(f"Greek/character{n:02}") for n in (1, 2, 3, 4)]
     assert list(image_set.count[greek]) == [2, 5, 1, 2]
@@ -221,15 +223,15 @@ def test_the_random_divisions_are_the_same_everywhere() -> None:
 
 def test_the_second_time_comes_from_the_cache(data_dir: Path, monkeypatch) -> None:
     first = load(data_dir)
-    monkeypatch.setattr(cache, "make", None)
+    monkeypatch.setattr(cache, "build", None)
     assert (load(data_dir, "lake", rotations=True).images == first.images).all()
 
 
 @pytest.mark.parametrize("form", ["archive", "folder"])
 def test_changed_files_are_not_served_from_the_cache(tmp_path: Path, archives: dict[str, bytes], form: str) -> None:
-    top, changed = TOPS[0], f"{TOPS[0]}/Latin/character05/0001_02.png"
+    top, changed = HALF_NAMES[0], f"{HALF_NAMES[0]}/Latin/character05/0001_02.png"
     files = members(top) if form == "folder" else {f"{top}.zip": archives[top]}
-    data_dir = put(tmp_path / "data", {**files, f"{TOPS[1]}.zip": archives[TOPS[1]]})
+    data_dir = put(tmp_path / "data", {**files, f"{HALF_NAMES[1]}.zip": archives[HALF_NAMES[1]]})
     before = load(data_dir)
     put(data_dir, {changed: MARK} if form == "folder" else {f"{top}.zip": archive({**members(top), changed: MARK})})
     os.utime(data_dir / changed if form == "folder" else data_dir, ns=(1, 1))
@@ -253,15 +255,15 @@ def test_nothing_found(tmp_path: Path) -> None:
     assert f"{tmp_path / 'data' / 'omniglot-py'}" in message and "https://github.com/brendenlake/omniglot" in message
 
 
-@pytest.mark.parametrize("half", TOPS)
+@pytest.mark.parametrize("half", HALF_NAMES)
 def test_only_one_half_found(data_dir: Path, half: str) -> None:
     (data_dir / "omniglot-py" / f"{half}.zip").unlink()
     message = refused(data_dir, rf"{half}\.zip or {half}/ not found")
-    assert next(top for top in TOPS if top != half) not in message
+    assert next(top for top in HALF_NAMES if top != half) not in message
 
 
 def test_missing_characters_are_counted_and_the_first_is_named(tmp_path: Path) -> None:
-    files = {name.split("/", 1)[1]: content for half in TOPS for name, content in members(half).items()}
+    files = {name.split("/", 1)[1]: content for half in HALF_NAMES for name, content in members(half).items()}
     files = {n: c for n, c in files.items() if not n.startswith(("Keble/", "Latin/character26"))}
     refused(put(tmp_path / "data", files), "dataset.split=vinyals needs 27 characters", "first 'Latin/character26'")
 
@@ -297,10 +299,10 @@ def test_an_archive_that_may_not_be_read_is_named(data_dir: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"text", PLAIN[:50]], ids=["empty", "text", "truncated"])
 @pytest.mark.parametrize("form", ["archive", "folder"])
 def test_a_broken_drawing_is_named(tmp_path: Path, archives: dict[str, bytes], form: str, content: bytes) -> None:
-    top, member = TOPS[1], "Keble/character02/0001_02.png"
+    top, member = HALF_NAMES[1], "Keble/character02/0001_02.png"
     files = {**members(top), f"{top}/{member}": content}
     files = files if form == "folder" else {f"{top}.zip": archive(files)}
-    data_dir = put(tmp_path / "data", {**files, f"{TOPS[0]}.zip": archives[TOPS[0]]})
+    data_dir = put(tmp_path / "data", {**files, f"{HALF_NAMES[0]}.zip": archives[HALF_NAMES[0]]})
     refused(data_dir, rf"{top}(\.zip)?/.*{member}: cannot be read as an image \((?!.* at 0x).+\)")
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
@@ -317,7 +319,7 @@ def test_a_member_whose_bytes_changed_is_named(data_dir: Path) -> None:
 # --- download ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("missing", [TOPS, TOPS[1:]], ids=["both", "one"])
+@pytest.mark.parametrize("missing", [HALF_NAMES, HALF_NAMES[1:]], ids=["both", "one"])
 def test_download_fetches_only_what_is_missing(
     tmp_path: Path, archives: dict[str, bytes], monkeypatch, missing: tuple[str, ...]
 ) -> None:
@@ -329,7 +331,7 @@ def test_download_fetches_only_what_is_missing(
         put(folder, {name: archives[name.removesuffix(".zip")]})
 
     monkeypatch.setattr(omniglot_files, "fetch", fetch)
-    data_dir = put(tmp_path / "data", {f"{half}.zip": archives[half] for half in TOPS if half not in missing})
+    data_dir = put(tmp_path / "data", {f"{half}.zip": archives[half] for half in HALF_NAMES if half not in missing})
     check_whole(load(data_dir, download=True))
     assert calls == [(f"{omniglot_files.ADDRESS}/{half}.zip", omniglot_files.MD5[half]) for half in missing]
     check_whole(load(data_dir, download=True))  # nothing is missing: nothing is fetched
@@ -359,7 +361,7 @@ def test_the_real_data(real: tuple[Path, Path], monkeypatch) -> None:
     braille = image_set.images[first : first + 20]
     assert (braille[2] == braille[18]).all()  # the known duplicate, drawings 03 and 19
     assert (braille[2] != braille[17]).any()
-    monkeypatch.setattr(cache, "make", None)
+    monkeypatch.setattr(cache, "build", None)
     again = omniglot.load(DataPaths(*real, False), "maml", False)
     assert (again.images == image_set.images).all()
     assert [len(classes) for classes in again.splits.values()] == [1100, 100, 423]

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from metarun.data import cache, decoding
-from metarun.data.cache import CachedDataset, Contents, load_or_build_cache
+from metarun.data.cache import CachedDataset, RawDataset, load_or_build_cache
 from metarun.data.image_set import image_set
 from metarun.data.image_spec import ImageSpec
 from metarun.errors import UserError
@@ -32,11 +32,11 @@ def picture(number: int) -> np.ndarray:
     return np.full((4, 4), 10 * number, np.uint8)
 
 
-def contents(_: ExitStack) -> Contents:
-    return Contents(NAMES, LABELS, ((f"picture {i}", picture(i)) for i in range(6)))
+def contents(_: ExitStack) -> RawDataset:
+    return RawDataset(NAMES, LABELS, ((f"picture {i}", picture(i)) for i in range(6)))
 
 
-def never(_: ExitStack) -> Contents:
+def never(_: ExitStack) -> RawDataset:
     raise AssertionError("prepared although the cache holds it")
 
 
@@ -72,11 +72,13 @@ def test_mean_and_deviation_are_those_of_the_training_classes(tmp_path: Path) ->
     rng = np.random.default_rng(0)
     rows = rng.integers(0, 256, (6, 4, 4, 3), dtype=np.uint8)
     look = ImageSpec(4, 3)
-    found = load_or_build_cache(tmp_path, "a", look, "", lambda _: Contents(NAMES, LABELS, (("", row) for row in rows)))
+    found = load_or_build_cache(
+        tmp_path, "a", look, "", lambda _: RawDataset(NAMES, LABELS, (("", row) for row in rows))
+    )
     made = image_set(found, look, {"train": ["b", "c"], "val": ["a"], "test": []}, "mine")
     training = rows[[1, 4, 3]].reshape(-1, 3) / 255
     np.testing.assert_allclose(made.mean, training.mean(0), rtol=1e-6)
-    np.testing.assert_allclose(made.deviation, training.std(0), rtol=1e-6)
+    np.testing.assert_allclose(made.std, training.std(0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("file", ["a-v1.npy", "a-v1.json"])
@@ -136,7 +138,7 @@ def test_a_large_file_is_compared_where_it_may_have_changed(tmp_path: Path, monk
     monkeypatch.setattr(cache, "ALWAYS_CHECKED", 0)
     load(tmp_path)
     path, read = tmp_path / "a-v1.npy", []
-    monkeypatch.setattr(cache, "digest", lambda file: read.append(1) or decoding.digest(file))
+    monkeypatch.setattr(cache, "sha256_of_file", lambda file: read.append(1) or decoding.sha256_of_file(file))
     with caplog.at_level(logging.INFO):
         check(load(tmp_path, never))
         assert not read
@@ -158,7 +160,7 @@ def test_a_large_changed_file_in_a_cache_that_may_not_be_written_is_compared(tmp
     def refuse(path: Path, content: str) -> None:
         raise OSError(30, "Read-only file system", str(path))
 
-    monkeypatch.setattr(cache.whole_files, "write", refuse)
+    monkeypatch.setattr(cache.whole_files, "atomic_write", refuse)
     check(load(tmp_path, never))
     assert (tmp_path / "a-v1.json").read_bytes() == before
 
@@ -181,7 +183,7 @@ def test_an_array_of_another_kind_is_made_again(tmp_path: Path, caplog: pytest.L
 def test_those_that_start_together_prepare_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made, together = [], threading.Barrier(4, timeout=20)
 
-    def once(stack: ExitStack) -> Contents:
+    def once(stack: ExitStack) -> RawDataset:
         made.append(1)
         time.sleep(0.2)
         return contents(stack)
@@ -200,8 +202,8 @@ def test_those_that_start_together_prepare_once(tmp_path: Path, caplog: pytest.L
 KILLED = """
 import os, sys, time
 from pathlib import Path
-from metarun.data.look import Look
-from metarun.data.prepare import Contents, prepared
+from metarun.data.cache import RawDataset, load_or_build_cache
+from metarun.data.image_spec import ImageSpec
 import numpy as np
 
 def images():
@@ -209,7 +211,7 @@ def images():
     print("begun", flush=True)
     time.sleep(60)
 
-prepared(Path(sys.argv[1]), "a", Look(4, 1), "here", lambda _: Contents(["b"], [0, 0], images()))
+load_or_build_cache(Path(sys.argv[1]), "a", ImageSpec(4, 1), "here", lambda _: RawDataset(["b"], [0, 0], images()))
 """
 
 
@@ -265,7 +267,7 @@ def test_room_is_taken_where_the_file_system_cannot_reserve_it(tmp_path: Path, m
 
 
 def test_a_failed_listing_leaves_nothing_and_keeps_its_own_error(tmp_path: Path) -> None:
-    def broken(_: ExitStack) -> Contents:
+    def broken(_: ExitStack) -> RawDataset:
         raise ZeroDivisionError("a listing")
 
     with pytest.raises(ZeroDivisionError, match="a listing"):
@@ -274,8 +276,8 @@ def test_a_failed_listing_leaves_nothing_and_keeps_its_own_error(tmp_path: Path)
 
 
 def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    def damaged(_: ExitStack) -> Contents:
-        return Contents(["a"], [0, 0], [("first", picture(1)), ("second", b"no picture")])
+    def damaged(_: ExitStack) -> RawDataset:
+        return RawDataset(["a"], [0, 0], [("first", picture(1)), ("second", b"no picture")])
 
     with pytest.raises(UserError, match=r"^second: cannot be read as an image .not a picture of a known format"):
         load(tmp_path, damaged)
@@ -283,9 +285,9 @@ def test_a_picture_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 def test_pictures_that_cannot_be_read_are_left_out_on_request(tmp_path: Path, caplog) -> None:
-    def damaged(_: ExitStack) -> Contents:
+    def damaged(_: ExitStack) -> RawDataset:
         images = [(f"file {i}", b"no picture" if i in (1, 2) else picture(i)) for i in range(6)]
-        return Contents(NAMES, LABELS, images)
+        return RawDataset(NAMES, LABELS, images)
 
     for what in (damaged, never):  # told at every start
         caplog.clear()
@@ -311,16 +313,16 @@ def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
 import resource
 from pathlib import Path
 import numpy as np
-from metarun.data.look import Look
-from metarun.data.prepare import Contents, prepared
+from metarun.data.cache import RawDataset, load_or_build_cache
+from metarun.data.image_spec import ImageSpec
 
 one = np.zeros((512, 512), np.uint8)
-look = Look(512, 1)
+spec = ImageSpec(512, 1)
 held = next(int(line.split()[1]) for line in Path("/proc/self/status").open() if line.startswith("VmData"))
 limit = held * 2**10 + 300 * 2**20
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 images = (("", one + i % 200) for i in range(2048))
-found = prepared(Path({str(tmp_path)!r}), "a", look, "", lambda _: Contents(["b"], [0] * 2048, images))
+found = load_or_build_cache(Path({str(tmp_path)!r}), "a", spec, "", lambda _: RawDataset(["b"], [0] * 2048, images))
 assert found.images.nbytes == 2**29
 assert found.images[::100, 0, 5, 5].tolist() == [i % 200 for i in range(0, 2048, 100)]
 """
@@ -331,4 +333,4 @@ def test_pictures_are_decoded_from_files(tmp_path: Path) -> None:
     for i in range(6):
         Image.fromarray(picture(i)).save(tmp_path / f"{i}.png")
     files = [tmp_path / f"{i}.png" for i in range(6)]
-    check(load(tmp_path / "cache", lambda _: Contents(NAMES, LABELS, ((str(file), file) for file in files))))
+    check(load(tmp_path / "cache", lambda _: RawDataset(NAMES, LABELS, ((str(file), file) for file in files))))

@@ -129,7 +129,7 @@ def test_turned_in_tasks_no_task_holds_a_class_twice() -> None:
     source.check("val", shape)
     with pytest.raises(UserError, match=r"ways=8: the val split .* has 7 classes; 7 is the most"):
         source.check("val", TaskShape(8, 2, 3))
-    chosen, quarters = source.choose(0, "val", 0, 4000, shape)
+    chosen, quarters = source.draw_classes(0, "val", 0, 4000, shape)
     assert all(len(set(row)) == 7 for row in chosen.tolist())
     table = np.zeros((7, 4), int)  # each class at each turn, over 4000 tasks: uniform, and each by itself
     np.add.at(table, (chosen.ravel() - 15, quarters.ravel()), 1)
@@ -138,12 +138,12 @@ def test_turned_in_tasks_no_task_holds_a_class_twice() -> None:
     whole, part = source.draw(3, "val", 0, 9, shape), source.draw(3, "val", 4, 2, shape)
     assert all(torch.equal(one[4:6], other) for one, other in zip(whole, part, strict=True))
     for image, label in zip(whole.support_data[0], whole.support_target[0], strict=True):
-        assert upright(image, int(source.choose(3, "val", 0, 1, shape)[1][0, label]))
+        assert upright(image, int(source.draw_classes(3, "val", 0, 1, shape)[1][0, label]))
 
 
 def test_turned_classes_are_drawn_as_ever() -> None:
     """Numbers of a run that was made before there was a choice."""
-    chosen, quarters = ImageTaskSampler(numbered_images(rotations=True), CPU).choose(
+    chosen, quarters = ImageTaskSampler(numbered_images(rotations=True), CPU).draw_classes(
         5, "test", 2, 2, TaskShape(4, 2, 3)
     )
     assert (chosen.tolist(), quarters.tolist()) == (

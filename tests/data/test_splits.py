@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from metarun.data.splits import divide, published
+from metarun.data.splits import published_splits, split_classes
 from metarun.data.task_sampler import SPLITS
 from metarun.errors import UserError
 
@@ -21,7 +21,7 @@ SIZES = {
 
 @pytest.mark.parametrize(("dataset", "split"), SIZES)
 def test_published_divisions_have_their_sizes_and_share_no_class(dataset: str, split: str) -> None:
-    parts = published(dataset)[split]
+    parts = published_splits(dataset)[split]
     names = [name for part in SPLITS for name in parts[part]]
     assert tuple(len(parts[part]) for part in SPLITS) == SIZES[dataset, split]
     assert len(set(names)) == len(names)
@@ -30,18 +30,18 @@ def test_published_divisions_have_their_sizes_and_share_no_class(dataset: str, s
 def test_cub_is_divided_by_the_rule_of_closerlook() -> None:
     """Class number i (from 0) trains where it is even; the others validate and test in turn."""
     for part, rest in (("train", {0, 2}), ("val", {1}), ("test", {3})):
-        assert {(int(name[:3]) - 1) % 4 for name in published("cub")["closerlook"][part]} == rest
+        assert {(int(name[:3]) - 1) % 4 for name in published_splits("cub")["closerlook"][part]} == rest
 
 
 def test_a_file_of_ones_own(tmp_path: Path) -> None:
     parts = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(parts))
-    assert divide("cub", str(path), "abcde", None) == (parts, "cub-mine-2/1/1")
+    assert split_classes("cub", str(path), "abcde", None) == (parts, "cub-mine-2/1/1")
     with pytest.raises(
         UserError, match=r"1 of its classes \(2/1/1\) are not there, first 'd'; the files hold 3 classes"
     ):
-        divide("cub", str(path), "abc", None)
+        split_classes("cub", str(path), "abc", None)
 
 
 @pytest.mark.parametrize(
@@ -59,24 +59,24 @@ def test_a_wrong_file_of_ones_own_is_told(tmp_path: Path, content: str, message:
     path = tmp_path / "mine.json"
     path.write_text(content)
     with pytest.raises(UserError, match=message):
-        divide("cub", str(path), "abcd", None)
+        split_classes("cub", str(path), "abcd", None)
     with pytest.raises(UserError, match="cannot be read"):
-        divide("cub", str(tmp_path / "none.json"), "abcd", None)
+        split_classes("cub", str(tmp_path / "none.json"), "abcd", None)
 
 
 def test_an_unknown_division_is_told_with_the_nearest() -> None:
     with pytest.raises(
         UserError, match=r"dataset\.split=rawi: choose one of ravi, vinyals, or .*; did you mean 'ravi'\?"
     ):
-        divide("miniimagenet", "rawi", [], None)
+        split_classes("miniimagenet", "rawi", [], None)
 
 
 def test_the_files_own_division_stands_in_where_they_name_classes_otherwise() -> None:
     given = {part: [f"{part}/{i}" for i in range(size)] for part, size in zip(SPLITS, (64, 16, 20), strict=True)}
     names = [name for part in given.values() for name in part]
-    assert divide("miniimagenet", "ravi", names, given) == (given, "miniimagenet-ravi-as-given-64/16/20")
+    assert split_classes("miniimagenet", "ravi", names, given) == (given, "miniimagenet-ravi-as-given-64/16/20")
     with pytest.raises(UserError, match=r"dataset\.split=vinyals: .* not there.*the files hold 64/16/20"):
-        divide("miniimagenet", "vinyals", names, given)
+        split_classes("miniimagenet", "vinyals", names, given)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
@@ -84,4 +84,4 @@ def test_a_division_with_a_byte_order_mark_is_read(tmp_path: Path, encoding: str
     parts = {"train": ["é", "b"], "val": ["c"], "test": ["d"]}
     path = tmp_path / "mine.json"
     path.write_text(json.dumps(parts, ensure_ascii=False), encoding=encoding)
-    assert divide("cub", str(path), "ébcd", None) == (parts, "cub-mine-2/1/1")
+    assert split_classes("cub", str(path), "ébcd", None) == (parts, "cub-mine-2/1/1")

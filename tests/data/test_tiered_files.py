@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from metarun.data.formats.tiered import PNG, npz_files, pngs
+from metarun.data.formats.tiered import PNG, iterate_pngs, npz_files
 from metarun.data.task_sampler import SPLITS
 from tests.helpers.image_forms import protocol2, protocol4, protocol5, put, python2
 from tests.helpers.small_forms import LABELS, Exploit, folder_of, listed_pngs, npz, pictures, png, read, refusal
@@ -27,7 +27,7 @@ def test_png_pickles(dumps: Callable[[Any], bytes], tmp_path: Path) -> None:
     wanted = [png(picture) for picture in pictures()]
     for listed in (listed_pngs(), wanted, np.array(wanted, object)):
         put(tmp_path / "images.pkl", dumps(listed))
-        assert list(pngs(tmp_path / "images.pkl")) == wanted
+        assert list(iterate_pngs(tmp_path / "images.pkl")) == wanted
 
 
 @pytest.mark.parametrize("protocol", [2, 4, 5])
@@ -40,7 +40,7 @@ def test_png_pickles_are_streamed(protocol: int, tmp_path: Path) -> None:
         pickle.dump(array, file, protocol)
     lengths = []
     tracemalloc.start()
-    for found in pngs(path):
+    for found in iterate_pngs(path):
         lengths.append(len(found))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -118,7 +118,7 @@ def test_npz_is_streamed(tmp_path: Path) -> None:
     assert found is not None
     tracemalloc.start()
     with ExitStack() as stack:
-        total = sum(1 for _ in found.contents(stack).images)
+        total = sum(1 for _ in found.read(stack).images)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert total == count + 2 * len(LABELS)

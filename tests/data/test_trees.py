@@ -29,7 +29,7 @@ def fill(folder: Path, parts: dict[str, str] | None = None) -> Path:
 def check(form: FoundFormat | None, pictures: int = 8) -> None:
     assert form is not None
     with ExitStack() as stack:
-        found = form.contents(stack)
+        found = form.read(stack)
         assert found.splits == {split: list(names) for split, names in CLASSES.items()}
         assert len(list(found.images)) == pictures
 

@@ -14,18 +14,18 @@ from PIL import Image
 from metarun.checkpointing.state import CheckpointState
 from metarun.config.groups import CifarFs, Folder, Glyphs, Maml, Mlp, Sinusoid
 from metarun.config.schema import Settings
-from metarun.data import IMAGES, DataPaths, load
+from metarun.data import IMAGE_DATASETS, DataPaths, load
 from metarun.data.image_spec import ImageSpec, decode_image
-from metarun.data.preprocessing import Likeness
+from metarun.data.preprocessing import ImagePreprocessing
 from metarun.engine.eval_preprocessing import preprocessing_for_eval_dataset, preprocessing_from_checkpoint
 from metarun.errors import UserError
 from tests.helpers import small_data
 
 CPU = torch.device("cpu")
-PICTURES = Likeness(9, channels=1, inverted=True, normalise=True, mean=[0.25], deviation=[0.5])
+PICTURES = ImagePreprocessing(9, channels=1, inverted=True, normalise=True, mean=[0.25], deviation=[0.5])
 
 
-def content(dataset: Any, pictures: Likeness | None = PICTURES) -> CheckpointState:
+def content(dataset: Any, pictures: ImagePreprocessing | None = PICTURES) -> CheckpointState:
     return CheckpointState(Settings(dataset=dataset, backbone=Mlp(), method=Maml()), {}, {}, pictures=pictures)
 
 
@@ -37,11 +37,11 @@ def test_pictures_look_like_those_that_were_learned(tmp_path: Path) -> None:
     options = {"root": str(tmp_path / "own"), "size": 64, "grey": False, "seed": 0, "normalise": False, "augment": []}
     found: Any = load("folder", places, CPU, like, **options)
     assert found.input_shape == (1, 9, 9) and found.normalise
-    assert (found.set.mean, found.set.deviation) == ((0.25,), (0.5,))
+    assert (found.image_set.mean, found.image_set.std) == ((0.25,), (0.5,))
     file = tmp_path / "own" / "class 3" / "1.png"
-    number = found.set.names.index("class 3")
+    number = found.image_set.names.index("class 3")
     expected = decode_image(file, ImageSpec(9, 1, inverted=True))
-    np.testing.assert_array_equal(found.set.images[found.set.first[number] + 1], expected)
+    np.testing.assert_array_equal(found.image_set.images[found.image_set.first[number] + 1], expected)
     assert expected.mean() != np.asarray(Image.open(file)).mean()
     own: Any = load("folder", places, CPU, **options)  # is kept beside it
     assert own.input_shape == (3, 64, 64) and not own.normalise
@@ -65,4 +65,4 @@ def test_a_checkpoint_that_does_not_say() -> None:
 
 
 def test_every_data_set_of_pictures_can_be_brought_into_another_form() -> None:
-    assert all("look" in inspect.signature(read).parameters for read in IMAGES.values())
+    assert all("spec" in inspect.signature(read).parameters for read in IMAGE_DATASETS.values())

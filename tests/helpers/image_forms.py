@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from metarun.data.splits import published
+from metarun.data.splits import published_splits
 from metarun.data.task_sampler import SPLITS
 
 DIVISION = {"miniimagenet": "ravi", "tieredimagenet": "ren", "cub": "closerlook"}
@@ -41,7 +41,7 @@ def picture(number: int, index: int, size: int) -> np.ndarray:
 
 
 def names_of(dataset: str) -> Names:
-    return published(dataset)[DIVISION[dataset]]
+    return published_splits(dataset)[DIVISION[dataset]]
 
 
 def classes(names: Names) -> Iterator[tuple[str, int, int, str]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from metarun.data.splits import published
+from metarun.data.splits import published_splits
 from metarun.data.task_sampler import SPLITS
 
 EACH = 2  # pictures of a class
@@ -18,9 +18,9 @@ SHAPE = ["queries=1", "eval.queries=1"]  # of tasks that they are enough for
 def write(data_dir: Path) -> None:
     """CUB and mini- and tieredImageNet as image files, CIFAR-100 as its pickles, and `pictures` of one's own."""
     for dataset, split in (("miniimagenet", "ravi"), ("tieredimagenet", "ren")):
-        for part, names in published(dataset)[split].items():
+        for part, names in published_splits(dataset)[split].items():
             pictures(data_dir / dataset / part, names)
-    birds = published("cub")["closerlook"]
+    birds = published_splits("cub")["closerlook"]
     pictures(data_dir / "CUB_200_2011" / "images", [name for part in SPLITS for name in birds[part]])
     pictures(data_dir / "pictures", [f"class {i}" for i in range(25)], each=5)
     cifar(data_dir / "cifar-100-python")
@@ -34,7 +34,7 @@ def pictures(folder: Path, names: list[str], each: int = EACH) -> None:
 
 
 def cifar(folder: Path) -> None:
-    names = sorted(name for part in published("fc100")["oreshkin"].values() for name in part)
+    names = sorted(name for part in published_splits("fc100")["oreshkin"].values() for name in part)
     rows = np.random.default_rng(0).integers(0, 256, (100, 3072), dtype=np.uint8)
     half = {"data": rows, "fine_labels": list(range(100))}
     folder.mkdir(parents=True)

@@ -110,7 +110,7 @@ def read(kind: str, folder: Path) -> tuple[list[str], list[int], list[tuple[str,
     found = FINDERS[kind](folder)
     assert found is not None
     with ExitStack() as stack:
-        contents = found.contents(stack)
+        contents = found.read(stack)
         pairs = list(zip(contents.labels, contents.images, strict=True))  # as they are prepared
         return list(contents.names), [int(label) for label, _ in pairs], [image for _, image in pairs]
 

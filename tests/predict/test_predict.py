@@ -47,7 +47,7 @@ from tests.helpers.crafted import changed
 pytestmark = pytest.mark.usefixtures("alone")
 
 SIZE = 4  # pixels of the pictures that crafted checkpoints take
-FORM = preprocessing.Likeness(SIZE, channels=1, inverted=False, normalise=True, mean=[0.5], deviation=[0.5])
+FORM = preprocessing.ImagePreprocessing(SIZE, channels=1, inverted=False, normalise=True, mean=[0.5], deviation=[0.5])
 
 
 def command(*arguments: str) -> int:
@@ -95,7 +95,7 @@ def crafted(
         inner_learning_rate=0.5,
     )
     settings = replace(settings, **changes)
-    learner = build_learner(settings, preprocessing.empty_source_like(FORM, torch.device("cpu")), torch.device("cpu"))
+    learner = build_learner(settings, preprocessing.empty_sampler(FORM, torch.device("cpu")), torch.device("cpu"))
     theta, phi = (
         {name: torch.zeros_like(tensor) if zero else tensor.detach() for name, tensor in part.items()}
         for part in learner.method.parameters
@@ -189,9 +189,9 @@ def test_a_training_checkpoint_says_what_its_pictures_look_like(glyphs: Settings
     source = build_context(replace(glyphs, checkpoint=None)).source
     form = store.load(Path(str(glyphs.checkpoint))).pictures
     assert form is not None
-    like = preprocessing.empty_source_like(form, torch.device("cpu"))
-    assert like.input_shape == source.input_shape and like.set.look == ImageSpec(28, 1, inverted=True)
-    assert preprocessing.image_spec(like) == preprocessing.image_spec(source)
+    like = preprocessing.empty_sampler(form, torch.device("cpu"))
+    assert like.input_shape == source.input_shape and like.image_set.spec == ImageSpec(28, 1, inverted=True)
+    assert preprocessing.image_preprocessing(like) == preprocessing.image_preprocessing(source)
 
 
 # --- labels ------------------------------------------------------------------------------------------------
@@ -362,7 +362,7 @@ def parameters(method: str, ways: int) -> Parameters:
     settings = Settings(
         backbone=Mlp(hidden=[6]), method=CONFIG_GROUPS["method"][method](), ways=ways, use_second_order=False
     )
-    like = preprocessing.empty_source_like(FORM, torch.device("cpu"))
+    like = preprocessing.empty_sampler(FORM, torch.device("cpu"))
     learned = build_learner(settings, like, torch.device("cpu")).method.parameters
     return Parameters(*({name: torch.randn(tensor.shape) for name, tensor in part.items()} for part in learned))
 

@@ -58,7 +58,7 @@ def settings(tmp_path: Path) -> Settings:
 def test_its_gradient_is_that_of_an_ordinary_classifier(settings: Settings, backbone: object) -> None:
     """Of the mean over mini-batches, each normalised by itself; looped and vectorised."""
     work = build_context(replace(settings, backbone=backbone))
-    assert work.source.training_classes < CLASSES  # type: ignore[attr-defined]
+    assert work.source.num_training_classes < CLASSES  # type: ignore[attr-defined]
     images, labels = minibatches(work.source, 0, 4, 2, 5)  # type: ignore[arg-type]
     model = work.learner.model
     loss = torch.stack([F.cross_entropy(model(x), y) for x, y in zip(images, labels, strict=True)]).mean()

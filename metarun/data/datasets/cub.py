@@ -6,11 +6,9 @@ from functools import partial
 from pathlib import Path
 
 from metarun.data.datasets.published import PublishedDataset, published_class_folders
-from metarun.data.datasets.published import load as load_known
 from metarun.data.formats.arrays import hdf5_files
-from metarun.data.formats.detect import DataPaths, FoundFormat
+from metarun.data.formats.detect import FoundFormat
 from metarun.data.formats.image_folders import json_lists
-from metarun.data.image_set import ImageSet
 from metarun.data.image_spec import ImageSpec
 
 ADDRESS = "https://data.caltech.edu/records/65de6-vp158"
@@ -22,21 +20,12 @@ def bird_folders(folder: Path) -> FoundFormat | None:
     return next(filter(None, map(partial(published_class_folders, dataset="cub"), places)), None)
 
 
-KNOWN = PublishedDataset(
-    dataset="cub",
-    look=ImageSpec(size=84, channels=3),
+CUB = PublishedDataset(
+    name="cub",
+    spec=ImageSpec(size=84, channels=3),
     folders=("CUB_200_2011", "CUB-200-2011", "CUB", "cub", "cubirds200", "filelists/CUB"),
-    finders=(bird_folders, json_lists, hdf5_files),
+    detectors=(bird_folders, json_lists, hdf5_files),
     archives=("CUB_200_2011",),
     remedy=f"CUB_200_2011.tgz from {ADDRESS}, unpacked or not; or {{base,val,novel}}.json; or "
     "{train,val,test}_data.hdf5 and _labels.json (download=true does not fetch it)",
 )
-
-
-def load(places: DataPaths, split: str, look: ImageSpec | None = None) -> ImageSet:
-    """CUB-200-2011, from any form below data_dir: uint8 [11788, 3, 84, 84].
-
-    Raises:
-        UserError: files are missing or damaged; cache_dir cannot be written.
-    """
-    return load_known(KNOWN, places, split, look)

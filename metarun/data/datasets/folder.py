@@ -11,29 +11,43 @@ from metarun.config.paths import dataset_root as existing_root
 from metarun.data.cache import file_fingerprints, fingerprint, load_or_build_cache
 from metarun.data.decoding import Manifest
 from metarun.data.formats.detect import DataPaths, FoundFormat
-from metarun.data.formats.image_folders import by_split, of_listing, of_parts, one_each
-from metarun.data.formats.listing import LeftOut, class_listing, entries_of, files_below, is_folder, is_picture, visible
-from metarun.data.formats.tables import csv_rows, existing
+from metarun.data.formats.image_folders import listing_format, names_by_split, single_names, split_format
+from metarun.data.formats.listing import (
+    LeftOut,
+    class_listing,
+    entries_of,
+    files_below,
+    is_folder,
+    is_picture,
+    list_visible,
+)
+from metarun.data.formats.tables import csv_rows, first_existing
 from metarun.data.image_set import ImageSet, image_set
 from metarun.data.image_spec import ImageSpec
 from metarun.data.random_numbers import permutation_list
-from metarun.data.splits import sizes
+from metarun.data.splits import format_sizes
 from metarun.data.task_sampler import SPLITS
 from metarun.errors import UserError, relative_to_cwd
 
 log = logging.getLogger(__name__)
 
-DEALT = ("train", "val", "test", "train", "train")  # the splits of the classes, where the folder does not divide them
-HELD_OUT = ("train", "val", "train", "train")  # those of its training classes, where it has none to validate
-NAMED = 5  # folders that a message lists
+DEAL_ORDER = (
+    "train",
+    "val",
+    "test",
+    "train",
+    "train",
+)  # the splits of the classes, where the folder does not divide them
+VAL_DEAL_ORDER = ("train", "val", "train", "train")  # those of its training classes, where it has none to validate
+MAX_LISTED = 5  # folders that a message lists
 
 
-def load(places: DataPaths, root: str, size: int, grey: bool, seed: int, look: ImageSpec | None = None) -> ImageSet:
+def load(paths: DataPaths, root: str, size: int, grey: bool, seed: int, spec: ImageSpec | None = None) -> ImageSet:
     """Pictures below `root`: uint8 [N, 3 or 1, size, size]. Those that cannot be read are left out with a warning.
 
     Args:
         root: CLASS/*, GROUP/CLASS/*, {train,val,test}/CLASS/*, or a CSV file with the columns path,label[,split].
-        look: of the pictures, instead of `size` and `grey`.
+        spec: of the pictures, instead of `size` and `grey`.
         seed: of the division of the classes, where there is none on disk.
 
     Raises:
@@ -41,20 +55,20 @@ def load(places: DataPaths, root: str, size: int, grey: bool, seed: int, look: I
             classes, or cache_dir cannot be written.
     """
     place = existing_root(root)
-    look = look or ImageSpec(size, 1 if grey else 3)
+    spec = spec or ImageSpec(size, 1 if grey else 3)
     try:
-        form = find(place)
-        stamp = fingerprint(form.name, look, *file_fingerprints(form.files), *form.left_out)
+        form = detect_format(place)
+        stamp = fingerprint(form.name, spec, *file_fingerprints(form.files), *form.left_out)
     except OSError as error:
         raise UserError(f"dataset.root={root}: {error.filename} cannot be read ({error.strerror})") from error
-    ready = load_or_build_cache(places.cache_dir, f"folder-{stamp}", look, place, form.contents, skip_unreadable=True)
+    ready = load_or_build_cache(paths.cache_dir, f"folder-{stamp}", spec, place, form.read, skip_unreadable=True)
     warn_of_case(ready.manifest.names)
-    parts, how = divided(ready.manifest, seed)
-    found = image_set(ready, look, parts, f"{place.resolve().stem}-{how}-{sizes(parts)}")
+    parts, how = resolve_splits(ready.manifest, seed)
+    found = image_set(ready, spec, parts, f"{place.resolve().stem}-{how}-{format_sizes(parts)}")
     return replace(found, any_size=True)
 
 
-def find(place: Path) -> FoundFormat:
+def detect_format(place: Path) -> FoundFormat:
     """The pictures of a CSV file, or of class folders, or of split folders of those.
 
     Raises:
@@ -64,17 +78,17 @@ def find(place: Path) -> FoundFormat:
     if place.is_file():
         return csv_file(place)
     left_out: LeftOut = []
-    folders = {entry.name: entry for entry in visible(place) if is_folder(entry)}
-    found = by_split(folders)
+    folders = {entry.name: entry for entry in list_visible(place) if is_folder(entry)}
+    found = names_by_split(folders)
     named = [name for names in found.values() for name in names]
     if not named:
-        return of_classes(place, left_out)
+        return class_folders(place, left_out)
     inside = {name: entries_of(Path(entry.path), []) for name, entry in folders.items()}
     nested = [n for n in folders if any(is_folder(e) and files_below(Path(e.path), []) for e in inside[n])]
     direct = [n for n in folders if any(map(is_picture, inside[n]))]
     others = [n for n in folders if n in {*nested, *direct} and n not in named]
     if others and set(named) <= set(direct):  # a class may be called "train"
-        return of_classes(place, left_out)
+        return class_folders(place, left_out)
     flat = [name for name in named if name in direct and name not in nested]
     if flat:
         raise UserError(
@@ -82,31 +96,31 @@ def find(place: Path) -> FoundFormat:
             "put them there, or give the folder of one split, and its classes are divided"
         )
     if others and set(found) != set(SPLITS):
-        mixed = ", ".join(map(repr, [*named, *others][:NAMED]))
+        mixed = ", ".join(map(repr, [*named, *others][:MAX_LISTED]))
         raise UserError(f"{place}: holds folders of splits and others ({mixed}); give one that holds either")
-    split_names = one_each(place, found)
+    split_names = single_names(place, found)
     require_splits(place, split_names.values(), found)
     parts = {split: class_listing(place / name, left_out) for split, name in split_names.items()}
     left_out += [(str(place / name), "lies beside the folders of the splits") for name in others]
-    tell_groups(place, [label for part in parts.values() for label in part])
-    return of_parts("split folders", parts, place, left_out=left_out)
+    warn_of_groups(place, [label for part in parts.values() for label in part])
+    return split_format("split folders", parts, place, left_out=left_out)
 
 
-def of_classes(place: Path, left_out: LeftOut) -> FoundFormat:
+def class_folders(place: Path, left_out: LeftOut) -> FoundFormat:
     listing = class_listing(place, left_out)
     if not listing:
-        lists = [entry.name for entry in visible(place) if entry.name.lower().endswith((".csv", ".tsv"))]
+        lists = [entry.name for entry in list_visible(place) if entry.name.lower().endswith((".csv", ".tsv"))]
         hint = f", or give its list of pictures, dataset.root={relative_to_cwd(place / lists[0])}" if lists else ""
         raise UserError(
             f"dataset.root={relative_to_cwd(place)}: holds no class folders with pictures in them; "
             "put each class in its own"
             f"{hint}"
         )
-    tell_groups(place, list(listing))
-    return of_listing("class folders", listing, place, left_out=left_out)
+    warn_of_groups(place, list(listing))
+    return listing_format("class folders", listing, place, left_out=left_out)
 
 
-def tell_groups(place: Path, labels: Sequence[str]) -> None:
+def warn_of_groups(place: Path, labels: Sequence[str]) -> None:
     grouped = [label for label in labels if "/" in label]
     if grouped:
         what = "%s: holds folders of class folders; its %d classes are named by both, as %r"
@@ -119,17 +133,17 @@ def csv_file(path: Path) -> FoundFormat:
     if not rows:
         raise UserError(f"{path}: lists no pictures")
     names = list(dict.fromkeys(row.split for row in rows))
-    found = by_split(names)
+    found = names_by_split(names)
     require_splits(path, names, found)
-    split_of = {name: split for split, name in one_each(path, found).items()}
+    split_of = {name: split for split, name in single_names(path, found).items()}
     parts: dict[str, dict[str, list[Path]]] = {split: {} for split in found or [""]}
     for row in rows:
         places = [path.parent / Path(text).expanduser() for text in (row.path, row.path.replace("\\", "/"))]
         listing = parts[split_of.get(row.split, "")]
-        listing.setdefault(row.label, []).append(existing(places, path, row.path))
+        listing.setdefault(row.label, []).append(first_existing(places, path, row.path))
     if not found:
-        return of_listing("a CSV", parts[""], path, lists=[path])
-    return of_parts("a CSV with splits", parts, path, [path])
+        return listing_format("a CSV", parts[""], path, lists=[path])
+    return split_format("a CSV with splits", parts, path, [path])
 
 
 def require_splits(place: Path, names: Iterable[str], found: Mapping[str, Sequence[str]]) -> None:
@@ -143,7 +157,7 @@ def require_splits(place: Path, names: Iterable[str], found: Mapping[str, Sequen
         )
 
 
-def deal(ready: Manifest, names: Sequence[str], pattern: Sequence[str], seed: int) -> dict[str, list[str]]:
+def deal_classes(ready: Manifest, names: Sequence[str], pattern: Sequence[str], seed: int) -> dict[str, list[str]]:
     """The classes dealt out to the splits of `pattern` in turn, those of most pictures first, equals in random order.
 
     Where classes of too few pictures are left out, those that stay are the first ones: they are in the same splits,
@@ -155,7 +169,7 @@ def deal(ready: Manifest, names: Sequence[str], pattern: Sequence[str], seed: in
     return {split: sorted(parts[split]) for split in SPLITS if split in parts}
 
 
-def divided(manifest: Manifest, seed: int) -> tuple[dict[str, list[str]], str]:
+def resolve_splits(manifest: Manifest, seed: int) -> tuple[dict[str, list[str]], str]:
     """The classes of each split, and how they were divided. Raises UserError for fewer than three to divide."""
     given = manifest.splits
     if given is None:
@@ -165,13 +179,13 @@ def divided(manifest: Manifest, seed: int) -> tuple[dict[str, list[str]], str]:
                 f"dataset.root: {able} classes cannot train, validate and test; to sort pictures into a few classes "
                 "of your own, use a trained network: mode=predict"
             )
-        return deal(manifest, manifest.names, DEALT, seed), f"seed{seed}"
+        return deal_classes(manifest, manifest.names, DEAL_ORDER, seed), f"seed{seed}"
     if "val" in given:
         return given, "as-given"
     if len(given["train"]) < 2:
         raise UserError("dataset.root: holds no val part, and one training class, of which none can be held out for it")
     log.warning("dataset.root: holds no val part; every fourth training class validates, by dataset.seed=%d", seed)
-    held = deal(manifest, given["train"], HELD_OUT, seed)
+    held = deal_classes(manifest, given["train"], VAL_DEAL_ORDER, seed)
     return {**held, "test": given["test"]}, f"as-given-val-seed{seed}"
 
 

@@ -10,14 +10,14 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from metarun.data.cache import Contents, fingerprint, load_or_build_cache
+from metarun.data.cache import RawDataset, fingerprint, load_or_build_cache
 from metarun.data.datasets.glyph_drawing import SIZE, STEPS, Character, HandStyle, StrokeSet, draw
 from metarun.data.formats.detect import DataPaths
 from metarun.data.image_set import ImageSet, image_set
 from metarun.data.image_spec import ImageSpec
 
 VERSION = 1  # raised whenever the same seed would give other pictures: it names the cached file
-LOOK = ImageSpec(SIZE, 1, inverted=True)
+SPEC = ImageSpec(SIZE, 1, inverted=True)
 DRAWINGS = 20  # of each character
 CHARACTERS = 25  # of each alphabet
 ALPHABETS = {"train": 40, "val": 6, "test": 16}
@@ -27,10 +27,10 @@ HEADINGS = {0: 0.3, 1: 0.1, 2: 0.35, 3: 0.15, 6: 0.1}  # in eighths of a circle 
 KINDS = {"line": 1.2, "arc": 1.2, "ring": 0.5, "hook": 1.2, "wave": 0.5, "corner": 1.2, "zigzag": 0.3}  # how common
 
 
-def load(places: DataPaths, seed: int, look: ImageSpec = LOOK) -> ImageSet:
+def load(paths: DataPaths, seed: int, spec: ImageSpec = SPEC) -> ImageSet:
     """1000/150/400 characters of 40/6/16 alphabets, 20 drawings each: uint8 [31000, 1, 28, 28], ink = 255.
 
-    Or in another look.
+    Or in another spec.
 
     Raises:
         UserError: cache_dir cannot be written.
@@ -41,22 +41,24 @@ def load(places: DataPaths, seed: int, look: ImageSpec = LOOK) -> ImageSet:
     bounds = np.cumsum([0, *ALPHABETS.values()]) * CHARACTERS
     parts = {part: names[begin:end] for part, begin, end in zip(ALPHABETS, bounds[:-1], bounds[1:], strict=True)}
 
-    def contents(_: ExitStack) -> Contents:
-        drawings = (255 - picture for number in range(sum(ALPHABETS.values())) for picture in alphabet(seed, number))
+    def contents(_: ExitStack) -> RawDataset:
+        drawings = (
+            255 - picture for number in range(sum(ALPHABETS.values())) for picture in draw_alphabet(seed, number)
+        )
         images = ((f"glyph {i}", drawing) for i, drawing in enumerate(drawings))
-        return Contents(names, np.repeat(np.arange(len(names)), DRAWINGS), images)
+        return RawDataset(names, np.repeat(np.arange(len(names)), DRAWINGS), images)
 
-    name = f"glyphs-{VERSION}-seed{seed}" + ("" if look == LOOK else f"-{fingerprint(look)}")
-    found = load_or_build_cache(places.cache_dir, name, look, f"seed {seed}", contents)
+    name = f"glyphs-{VERSION}-seed{seed}" + ("" if spec == SPEC else f"-{fingerprint(spec)}")
+    found = load_or_build_cache(paths.cache_dir, name, spec, f"seed {seed}", contents)
     sizes = "/".join(str(len(part)) for part in parts.values())
-    return image_set(found, look, parts, f"glyphs-{sizes}-seed{seed}")
+    return image_set(found, spec, parts, f"glyphs-{sizes}-seed{seed}")
 
 
-def alphabet(seed: int, number: int) -> np.ndarray:
+def draw_alphabet(seed: int, number: int) -> np.ndarray:
     """All drawings of one alphabet, character after character: uint8 [CHARACTERS * DRAWINGS, SIZE, SIZE]."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
     stock = invent_strokes(rng)
-    characters = choose([invent_character(rng) for _ in range(4 * CHARACTERS)], stock)
+    characters = select_distinct([invent_character(rng) for _ in range(4 * CHARACTERS)], stock)
     return np.concatenate([draw(character, stock, HandStyle(), rng, DRAWINGS) for character in characters])
 
 
@@ -106,7 +108,7 @@ def invent_character(rng: np.random.Generator) -> Character:
     )
 
 
-def choose(candidates: list[Character], stock: StrokeSet) -> list[Character]:
+def select_distinct(candidates: list[Character], stock: StrokeSet) -> list[Character]:
     """The CHARACTERS least alike of the candidates: each next one is the farthest from those already taken."""
     still = HandStyle(*[0.0] * 12, pen=(1.0, 1.0))
     rng = np.random.default_rng(0)  # draws nothing that shows

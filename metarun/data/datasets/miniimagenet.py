@@ -5,19 +5,16 @@ from __future__ import annotations
 from functools import partial
 
 from metarun.data.datasets.published import PublishedDataset, published_class_folders
-from metarun.data.datasets.published import load as load_known
 from metarun.data.formats.arrays import cache_pickles, category_pickles, hdf5_files
-from metarun.data.formats.detect import DataPaths
 from metarun.data.formats.image_folders import csv_lists, json_lists, split_folders
-from metarun.data.image_set import ImageSet
 from metarun.data.image_spec import ImageSpec
 
 NAMES = ("mini-imagenet", "mini_imagenet", "miniimagenet", "miniImageNet", "miniImagenet", "mini_imagenet_full_size")
-KNOWN = PublishedDataset(
-    dataset="miniimagenet",
-    look=ImageSpec(size=84, channels=3),
+MINI_IMAGENET = PublishedDataset(
+    name="miniimagenet",
+    spec=ImageSpec(size=84, channels=3),
     folders=(*NAMES, "filelists/miniImagenet"),
-    finders=(
+    detectors=(
         *(cache_pickles, hdf5_files, category_pickles, csv_lists, json_lists, split_folders),
         partial(published_class_folders, dataset="miniimagenet"),
     ),
@@ -27,12 +24,3 @@ KNOWN = PublishedDataset(
     "images/*.jpg and {train,val,test}.csv; {train,val,test}/CLASS/*.jpg; CLASS/*.jpg "
     "(it has no lasting public address, so download=true does not fetch it)",
 )
-
-
-def load(places: DataPaths, split: str, look: ImageSpec | None = None) -> ImageSet:
-    """mini-ImageNet, from any form below data_dir: uint8 [60000, 3, 84, 84].
-
-    Raises:
-        UserError: files are missing or damaged; cache_dir cannot be written.
-    """
-    return load_known(KNOWN, places, split, look)

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from metarun.data.cache import Contents, fingerprint, load_or_build_cache
+from metarun.data.cache import RawDataset, fingerprint, load_or_build_cache
 from metarun.data.datasets.omniglot_splits import BACKGROUND, EVALUATION, SPLITS, characters
 from metarun.data.formats.detect import DataPaths
-from metarun.data.formats.omniglot import Drawing, Reader, find
+from metarun.data.formats.omniglot import Drawing, DrawingReader, find_drawings
 from metarun.data.image_set import ImageSet, image_set
 from metarun.data.image_spec import ImageSpec
 from metarun.errors import UserError, relative_to_cwd
@@ -19,12 +19,12 @@ from metarun.errors import UserError, relative_to_cwd
 log = logging.getLogger(__name__)
 
 VERSION = 1  # raised whenever the same files would give other pixels: it names the cached file
-LOOK = ImageSpec(size=28, channels=1, inverted=True)
+SPEC = ImageSpec(size=28, channels=1, inverted=True)
 DRAWINGS = 20  # of each character
 
 
 def load(
-    places: DataPaths, split: str, rotations: bool, rotations_of: str = "classes", look: ImageSpec = LOOK
+    paths: DataPaths, split: str, rotations: bool, rotations_of: str = "classes", spec: ImageSpec = SPEC
 ) -> ImageSet:
     """Omniglot from its archives or folders below data_dir: uint8 [N, 1, 28, 28], ink = 255.
 
@@ -32,12 +32,12 @@ def load(
         split: "vinyals", "maml" or "lake"; see `omniglot_splits`.
         rotations: passed on; the sampler turns a class, which stays in its character's split.
         rotations_of: "classes", each turn is a class; "tasks": a task draws different characters and turns each.
-        look: of the pictures, for a network that learned others.
+        spec: of the pictures, for a network that learned others.
 
     Raises:
         UserError: files are missing, damaged or not to be fetched; cache_dir cannot be written.
     """
-    drawings = known(find(places.data_dir, places.download))
+    drawings = known_drawings(find_drawings(paths.data_dir, paths.download))
     parts = SPLITS[split]()
     names, labels, count = np.unique([d.name for d in drawings], return_inverse=True, return_counts=True)
     if (count < DRAWINGS).any():
@@ -49,26 +49,26 @@ def load(
     lacking = [name for part in parts.values() for name in part if name not in there]
     if lacking:
         raise UserError(
-            f"data_dir={relative_to_cwd(places.data_dir)}: dataset.split={split} needs "
+            f"data_dir={relative_to_cwd(paths.data_dir)}: dataset.split={split} needs "
             f"{len(lacking)} characters that are not there, "
             f"first {lacking[0]!r}; put back the missing folders or the whole archives"
         )
 
-    def contents(stack: ExitStack) -> Contents:
-        reader = stack.enter_context(Reader())
+    def contents(stack: ExitStack) -> RawDataset:
+        reader = stack.enter_context(DrawingReader())
         images = ((str(drawing.source / drawing.member), reader.read(drawing)) for drawing in drawings)
-        return Contents(names.tolist(), labels, images)
+        return RawDataset(names.tolist(), labels, images)
 
-    other = () if look == LOOK else (look,)
+    other = () if spec == SPEC else (spec,)
     stamp = fingerprint(VERSION, *other, *(f"{drawing.name}/{drawing.file} {drawing.stamp}" for drawing in drawings))
-    found = load_or_build_cache(places.cache_dir, f"omniglot-{stamp}", look, places.data_dir, contents)
+    found = load_or_build_cache(paths.cache_dir, f"omniglot-{stamp}", spec, paths.data_dir, contents)
     sizes = "/".join(str(len(part)) for part in parts.values())
     distinct = rotations and rotations_of == "tasks"
     turned = "-rotated-in-tasks" if distinct else "-rotated" if rotations else ""
-    return replace(image_set(found, look, parts, f"omniglot-{split}-{sizes}{turned}", rotations), distinct=distinct)
+    return replace(image_set(found, spec, parts, f"omniglot-{split}-{sizes}{turned}", rotations), distinct=distinct)
 
 
-def known(drawings: list[Drawing]) -> list[Drawing]:
+def known_drawings(drawings: list[Drawing]) -> list[Drawing]:
     """Only drawings of Omniglot's own characters: no split says where others belong."""
     ours = set(characters(BACKGROUND | EVALUATION))
     others = sorted({drawing.name for drawing in drawings} - ours)

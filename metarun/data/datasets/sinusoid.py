@@ -35,7 +35,7 @@ class SinusoidTaskSampler:
     def check(self, split: str, shape: TaskShape, names: Sequence[str] = TaskShape._fields) -> None:
         """Every shape can be filled."""
 
-    def outputs(self, ways: int) -> int:
+    def num_outputs(self, ways: int) -> int:
         return 1
 
     def draw(self, seed: int, split: str, first: int, count: int, shape: TaskShape) -> Task:

@@ -5,20 +5,17 @@ from __future__ import annotations
 from functools import partial
 
 from metarun.data.datasets.published import PublishedDataset, published_class_folders
-from metarun.data.datasets.published import load as load_known
 from metarun.data.formats.arrays import hdf5_files
-from metarun.data.formats.detect import DataPaths
 from metarun.data.formats.image_folders import split_folders
 from metarun.data.formats.tiered import npz_files, png_pickles
-from metarun.data.image_set import ImageSet
 from metarun.data.image_spec import ImageSpec
 
 NAMES = ("tiered-imagenet", "tiered_imagenet", "tieredimagenet", "tieredImageNet", "tieredImagenet")
-KNOWN = PublishedDataset(
-    dataset="tieredimagenet",
-    look=ImageSpec(size=84, channels=3),
+TIERED_IMAGENET = PublishedDataset(
+    name="tieredimagenet",
+    spec=ImageSpec(size=84, channels=3),
     folders=NAMES,
-    finders=(
+    detectors=(
         png_pickles,
         npz_files,
         hdf5_files,
@@ -31,12 +28,3 @@ KNOWN = PublishedDataset(
     "{train,val,test}/CLASS/*.jpg; CLASS/*.jpg "
     "(it has no lasting public address, so download=true does not fetch it)",
 )
-
-
-def load(places: DataPaths, split: str, look: ImageSpec | None = None) -> ImageSet:
-    """tieredImageNet, from any form below data_dir: uint8 [779165, 3, 84, 84].
-
-    Raises:
-        UserError: files are missing or damaged; cache_dir cannot be written.
-    """
-    return load_known(KNOWN, places, split, look)

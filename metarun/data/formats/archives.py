@@ -14,8 +14,8 @@ from io import BufferedIOBase
 from pathlib import Path, PureWindowsPath
 from typing import IO, NamedTuple
 
-from metarun.data.cache import Contents
-from metarun.data.formats.detect import FormatDetector, FoundFormat, find
+from metarun.data.cache import RawDataset
+from metarun.data.formats.detect import FormatDetector, FoundFormat, detect_format
 from metarun.data.formats.pickles import refuse_web_page
 from metarun.data.image_spec import Raw
 from metarun.errors import UserError
@@ -23,12 +23,18 @@ from metarun.utils.safe_files import room
 
 GZIP = b"\x1f\x8b"
 ZIP = b"PK"
-CLASHES = (errno.EEXIST, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.EINVAL)  # the fault of members' names
+NAME_ERRNOS = (
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.ENAMETOOLONG,
+    errno.EINVAL,
+)  # the fault of members' names
 BLOCK = 4096  # bytes that a file or folder takes beside its content
 AGAIN = "delete it and fetch the archive again"
 
 
-def archived(names: Sequence[str], cache_dir: Path, finders: Sequence[FormatDetector]) -> FormatDetector:
+def archive_detector(names: Sequence[str], cache_dir: Path, finders: Sequence[FormatDetector]) -> FormatDetector:
     """A finder of an archive that has one of the names.
 
     Its contents are unpacked below cache_dir, and lie there until the stack that was given for them is closed. They
@@ -39,28 +45,28 @@ def archived(names: Sequence[str], cache_dir: Path, finders: Sequence[FormatDete
         archive = next((folder / name for name in names if (folder / name).is_file()), None)
         if archive is None:
             return None
-        return FoundFormat("an archive", [archive], lambda stack: unpacked(archive, cache_dir, finders, stack))
+        return FoundFormat("an archive", [archive], lambda stack: read_archive(archive, cache_dir, finders, stack))
 
     return finder
 
 
-def unpacked(archive: Path, cache_dir: Path, finders: Sequence[FormatDetector], stack: ExitStack) -> Contents:
+def read_archive(archive: Path, cache_dir: Path, finders: Sequence[FormatDetector], stack: ExitStack) -> RawDataset:
     try:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="unpacked-", dir=cache_dir))
     except OSError as error:
-        raise unwritable(archive, cache_dir, error) from error
+        raise cannot_unpack_error(archive, cache_dir, error) from error
     top = unpack(archive, Path(folder) / "archive")
     try:
-        found = find(list(within(top, 2)), finders)
+        found = detect_format(list(subfolders(top, 2)), finders)
         if found is None:
             raise UserError(f"{archive}: holds no form of the data set that is known here; {AGAIN}, or unpack it")
-        contents = found[1].contents(stack)
+        contents = found[1].read(stack)
     except UserError as error:
-        raise renamed(error, top, archive) from error
-    return contents._replace(images=images_of(contents, top, archive))
+        raise name_archive(error, top, archive) from error
+    return contents._replace(images=iterate_images(contents, top, archive))
 
 
-def within(folder: Path, depth: int) -> Iterator[Path]:
+def subfolders(folder: Path, depth: int) -> Iterator[Path]:
     """The folder, then those in it, then those in them."""
     level = [folder]
     for _ in range(depth):
@@ -69,15 +75,15 @@ def within(folder: Path, depth: int) -> Iterator[Path]:
     yield from level
 
 
-def images_of(contents: Contents, top: Path, archive: Path) -> Iterator[tuple[str, Raw]]:
+def iterate_images(contents: RawDataset, top: Path, archive: Path) -> Iterator[tuple[str, Raw]]:
     try:
         for name, raw in contents.images:
             yield name.replace(str(top), str(archive)), raw
     except UserError as error:
-        raise renamed(error, top, archive) from error
+        raise name_archive(error, top, archive) from error
 
 
-def renamed(error: UserError, top: Path, archive: Path) -> UserError:
+def name_archive(error: UserError, top: Path, archive: Path) -> UserError:
     """The same mistake, said of the archive, as what was unpacked is gone when a person reads it."""
     return UserError(str(error).replace(str(top), str(archive)))
 
@@ -114,9 +120,9 @@ def unpack(archive: Path, into: Path) -> Path:
     except UserError:
         raise
     except Exception as error:  # damaged bytes make their readers say anything
-        if isinstance(error, OSError) and error.errno not in (None, *CLASHES):
-            raise unwritable(archive, into.parent, error) from error
-        raise damaged(archive, error) from error
+        if isinstance(error, OSError) and error.errno not in (None, *NAME_ERRNOS):
+            raise cannot_unpack_error(archive, into.parent, error) from error
+        raise damaged_error(archive, error) from error
     return into
 
 
@@ -172,11 +178,11 @@ class LastReadFile:
     """A file that keeps what was read from it last, and reads no more than `most` bytes at a time."""
 
     def __init__(self, file: BufferedIOBase, most: int = 2**24) -> None:
-        self.file, self.last, self.most = file, b"", most
+        self.file, self.last, self.max_read = file, b"", most
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= self.most:
+        if not 0 <= size <= self.max_read:
             raise ValueError(f"a header of {size} bytes")
         self.last = self.file.read(size)
         return self.last
@@ -212,12 +218,12 @@ def is_unsafe_path(name: str) -> bool:
     return bool(path.anchor) or ".." in path.parts
 
 
-def damaged(archive: Path, error: Exception) -> UserError:
+def damaged_error(archive: Path, error: Exception) -> UserError:
     cause = " ".join(str(error).split()) or type(error).__name__
     return UserError(f"{archive}: not a whole tar or zip archive ({cause}); {AGAIN}")
 
 
-def unwritable(archive: Path, folder: Path, error: OSError) -> UserError:
+def cannot_unpack_error(archive: Path, folder: Path, error: OSError) -> UserError:
     cause = error.strerror or error
     return UserError(
         f"cache_dir: cannot unpack {archive} into {folder} ({cause}); choose another folder with cache_dir=FOLDER"

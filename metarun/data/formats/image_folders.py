@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from metarun.data.cache import Contents
+from metarun.data.cache import RawDataset
 from metarun.data.formats.arrays import raise_user_error
 from metarun.data.formats.detect import FoundFormat
-from metarun.data.formats.listing import LeftOut, Listing, classes_in, is_folder, once, visible
-from metarun.data.formats.tables import csv_rows, existing, json_rows
+from metarun.data.formats.listing import LeftOut, Listing, classes_in, deduplicate, is_folder, list_visible
+from metarun.data.formats.tables import csv_rows, first_existing, json_rows
 from metarun.data.task_sampler import SPLITS
 from metarun.errors import UserError
 from metarun.utils.safe_files import read_text
@@ -29,21 +29,21 @@ SPLIT_NAMES = {  # in any case, of folders, lists and a CSV's values alike
 
 def split_folders(folder: Path) -> FoundFormat | None:
     """{train,val,test}/CLASS/*."""
-    found = by_split(entry.name for entry in visible(folder) if is_folder(entry))
+    found = names_by_split(entry.name for entry in list_visible(folder) if is_folder(entry))
     if len(found) < len(SPLITS):
         return None
-    parts = {split: classes_in(folder / name) for split, name in one_each(folder, found).items()}
-    return of_parts("train, val and test folders", parts, folder)
+    parts = {split: classes_in(folder / name) for split, name in single_names(folder, found).items()}
+    return split_format("train, val and test folders", parts, folder)
 
 
 def csv_lists(folder: Path) -> FoundFormat | None:
     """{train,val,test}.csv of `filename,label` or `class_name,image_name`, with the files in images/."""
-    return of_lists("CSV lists", folder, "csv", csv_list)
+    return lists_format("CSV lists", folder, "csv", csv_list)
 
 
 def json_lists(folder: Path) -> FoundFormat | None:
     """CloserLookFewShot's {base,val,novel}.json of `label_names`, `image_names`, `image_labels`."""
-    return of_lists("JSON lists", folder, "json", json_list)
+    return lists_format("JSON lists", folder, "json", json_list)
 
 
 def listed_folders(folder: Path, images: str, lists: str) -> FoundFormat | None:
@@ -52,16 +52,16 @@ def listed_folders(folder: Path, images: str, lists: str) -> FoundFormat | None:
     if not all(file.is_file() for file in files) or not (folder / images).is_dir():
         return None
     listing = classes_in(folder / images)
-    splits = {split: words(file) for split, file in zip(SPLITS, files, strict=True)}
+    splits = {split: read_class_names(file) for split, file in zip(SPLITS, files, strict=True)}
     for file, names in zip(files, splits.values(), strict=True):
         lacking = [name for name in names if name not in listing]
         if lacking:
             raise UserError(f"{file}: lists {lacking[0]!r}, but {folder / images / lacking[0]} holds no pictures")
     wanted = {name: listing[name] for names in splits.values() for name in names}
-    return of_listing("class folders and lists of classes", wanted, folder, splits, files)
+    return listing_format("class folders and lists of classes", wanted, folder, splits, files)
 
 
-def words(file: Path) -> list[str]:
+def read_class_names(file: Path) -> list[str]:
     with raise_user_error(file, "a list of class names"):
         return read_text(file).split()
 
@@ -69,14 +69,14 @@ def words(file: Path) -> list[str]:
 # --- what they are made of ---------------------------------------------------------------------------------
 
 
-def by_split(names: Iterable[str]) -> dict[str, list[str]]:
+def names_by_split(names: Iterable[str]) -> dict[str, list[str]]:
     """Split -> those of the names that mean it, in the order of SPLITS; other names are passed over."""
     names = list(names)
     found = {s: [n for n in names if n.strip().casefold() in known] for s, known in SPLIT_NAMES.items()}
     return {split: known for split, known in found.items() if known}
 
 
-def one_each(place: Path, found: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def single_names(place: Path, found: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Split -> its only name. Raises UserError where two names mean one split."""
     for split, names in found.items():
         if len(names) > 1:
@@ -84,7 +84,7 @@ def one_each(place: Path, found: Mapping[str, Sequence[str]]) -> dict[str, str]:
     return {split: names[0] for split, names in found.items()}
 
 
-def of_parts(
+def split_format(
     name: str, parts: Mapping[str, Listing], place: Path, lists: Sequence[Path] = (), left_out: LeftOut | None = None
 ) -> FoundFormat:
     """A form that divides its classes itself.
@@ -104,20 +104,22 @@ def of_parts(
                     "give one folder of all classes, and they are divided"
                 )
             whole[label] = files
-    return of_listing(name, whole, place, {split: list(listing) for split, listing in parts.items()}, lists, left_out)
+    return listing_format(
+        name, whole, place, {split: list(listing) for split, listing in parts.items()}, lists, left_out
+    )
 
 
-def of_lists(name: str, folder: Path, ending: str, read: Callable[[Path, Path], Listing]) -> FoundFormat | None:
+def lists_format(name: str, folder: Path, ending: str, read: Callable[[Path, Path], Listing]) -> FoundFormat | None:
     """A list of files for each split, read by `read`, which is given the list's path and the folder."""
-    stems = [Path(e.name).stem for e in visible(folder) if e.name.endswith(f".{ending}")]
-    found = by_split(stems)
+    stems = [Path(e.name).stem for e in list_visible(folder) if e.name.endswith(f".{ending}")]
+    found = names_by_split(stems)
     if len(found) < len(SPLITS):
         return None
-    lists = {split: folder / f"{stem}.{ending}" for split, stem in one_each(folder, found).items()}
-    return of_parts(name, {s: read(path, folder) for s, path in lists.items()}, folder, list(lists.values()))
+    lists = {split: folder / f"{stem}.{ending}" for split, stem in single_names(folder, found).items()}
+    return split_format(name, {s: read(path, folder) for s, path in lists.items()}, folder, list(lists.values()))
 
 
-def of_listing(
+def listing_format(
     name: str,
     listing: Listing,
     place: Path,
@@ -126,12 +128,12 @@ def of_listing(
     left_out: LeftOut | None = None,
 ) -> FoundFormat:
     """A form of picture files, each taken once. Raises UserError where one stands in two classes."""
-    listing = once(listing, place)
+    listing = deduplicate(listing, place)
     files = [file for paths in listing.values() for file in paths]
 
-    def contents(_: ExitStack) -> Contents:
+    def contents(_: ExitStack) -> RawDataset:
         labels = np.repeat(np.arange(len(listing)), [len(paths) for paths in listing.values()])
-        return Contents(list(listing), labels, ((str(file), file) for file in files), splits, left_out or ())
+        return RawDataset(list(listing), labels, ((str(file), file) for file in files), splits, left_out or ())
 
     return FoundFormat(name, [*lists, *files], contents, left_out or ())
 
@@ -141,7 +143,7 @@ def csv_list(path: Path, folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for row in csv_rows(path):
         images = folder / "images"
-        file = existing([images / row.path, images / row.label / row.path, folder / row.path], path, row.path)
+        file = first_existing([images / row.path, images / row.label / row.path, folder / row.path], path, row.path)
         found.setdefault(row.label, []).append(file)
     return found
 
@@ -151,5 +153,5 @@ def json_list(path: Path, folder: Path) -> dict[str, list[Path]]:
     for name, label, _ in json_rows(path):  # these lists hold whole paths of the machine that they were written on
         tails = [folder.joinpath(*Path(name).parts[-n:]) for n in (4, 3, 2, 1)]
         images = folder / "images" / label / Path(name).name
-        found.setdefault(label, []).append(existing([Path(name), folder / name, *tails, images], path, name))
+        found.setdefault(label, []).append(first_existing([Path(name), folder / name, *tails, images], path, name))
     return found

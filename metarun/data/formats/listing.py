@@ -26,14 +26,14 @@ Listing = Mapping[str, Sequence[Path]]  # class name -> its files
 LeftOut = list[tuple[str, str]]  # a file or folder, and why
 
 
-def visible(folder: Path | os.DirEntry) -> list[os.DirEntry]:
+def list_visible(folder: Path | os.DirEntry) -> list[os.DirEntry]:
     """All entries but hidden ones and those that are left by other programs, sorted by name."""
     with os.scandir(folder) as entries:
         found = [e for e in entries if not e.name.startswith(".") and e.name.lower() not in NOT_PICTURES]
     return sorted(found, key=lambda entry: entry.name)
 
 
-def spelt(name: str) -> str:
+def normalise_unicode(name: str) -> str:
     """A folder's name with accents spelt in one way, as file systems differ."""
     return unicodedata.normalize("NFC", name)
 
@@ -52,14 +52,14 @@ def files_below(folder: Path, left_out: LeftOut | None = None) -> list[Path]:
                 found += files_below(path, left_out)
             elif left_out is not None:
                 left_out.append((entry.path, "a link to a folder, which is not followed here"))
-        elif left_out is None or readable(path, left_out):
+        elif left_out is None or is_readable(path, left_out):
             found.append(path)
     return sorted(found)
 
 
 def entries_of(folder: Path, left_out: LeftOut | None) -> list[os.DirEntry]:
     try:
-        return visible(folder)
+        return list_visible(folder)
     except OSError as error:
         if left_out is None:
             raise
@@ -67,7 +67,7 @@ def entries_of(folder: Path, left_out: LeftOut | None) -> list[os.DirEntry]:
         return []
 
 
-def readable(path: Path, left_out: LeftOut) -> bool:
+def is_readable(path: Path, left_out: LeftOut) -> bool:
     """Whether a regular file is there, which may be another's problem to open."""
     try:
         check_regular(path, path.stat().st_mode)
@@ -86,18 +86,18 @@ def classes_in(folder: Path) -> dict[str, list[Path]]:
 
     Two folders whose names differ in their Unicode form only are one class. Raises OSError for an unreadable folder.
     """
-    found = [(entry.name, files_below(Path(entry.path))) for entry in visible(folder) if is_folder(entry)]
-    return merged(found, folder)
+    found = [(entry.name, files_below(Path(entry.path))) for entry in list_visible(folder) if is_folder(entry)]
+    return merge_classes(found, folder)
 
 
-def merged(found: Sequence[tuple[str, Sequence[Path]]], folder: Path) -> dict[str, list[Path]]:
+def merge_classes(found: Sequence[tuple[str, Sequence[Path]]], folder: Path) -> dict[str, list[Path]]:
     """The files of each name, as `spelt`; a warning says where two folders become one class."""
     listing: dict[str, list[Path]] = {}
     for name, files in found:
         if files:
-            if spelt(name) in listing:
+            if normalise_unicode(name) in listing:
                 log.warning("%s: two folders %r differ in their Unicode form only; they are one class", folder, name)
-            listing.setdefault(spelt(name), []).extend(files)
+            listing.setdefault(normalise_unicode(name), []).extend(files)
     return dict(sorted(listing.items()))
 
 
@@ -112,7 +112,7 @@ def class_listing(folder: Path, left_out: LeftOut) -> dict[str, list[Path]]:
         OSError: `folder` cannot be read.
     """
     folders, groups, classes = [], [], []
-    for entry in visible(folder):
+    for entry in list_visible(folder):
         if is_folder(entry):
             folders.append(entry)
             inside = entries_of(Path(entry.path), [])  # what cannot be read is noted below
@@ -128,7 +128,7 @@ def class_listing(folder: Path, left_out: LeftOut) -> dict[str, list[Path]]:
             "the pictures of each class into one folder, all at the same depth"
         )
     if not groups:
-        return merged([(entry.name, files_below(Path(entry.path), left_out)) for entry in folders], folder)
+        return merge_classes([(entry.name, files_below(Path(entry.path), left_out)) for entry in folders], folder)
     found: list[tuple[str, list[Path]]] = []
     for entry in folders:
         if entry in groups:
@@ -136,7 +136,7 @@ def class_listing(folder: Path, left_out: LeftOut) -> dict[str, list[Path]]:
             found += [(f"{entry.name}/{name}", files) for name, files in inner.items()]
         else:
             found.append((entry.name, files_below(Path(entry.path), left_out)))
-    return merged(found, folder)
+    return merge_classes(found, folder)
 
 
 def is_folder(entry: os.DirEntry) -> bool:
@@ -152,7 +152,7 @@ def is_picture(entry: os.DirEntry) -> bool:
     return Path(entry.name).suffix.lower() in SUFFIXES and not is_folder(entry)
 
 
-def once(listing: Listing, place: Path | str) -> dict[str, list[Path]]:
+def deduplicate(listing: Listing, place: Path | str) -> dict[str, list[Path]]:
     """The listing with each file once, by whatever names it is reached: links, hard links, `./`, letters' case.
 
     A file that stands in its class twice is told.
@@ -165,7 +165,7 @@ def once(listing: Listing, place: Path | str) -> dict[str, list[Path]]:
     twice: list[Path] = []
     for label, files in listing.items():
         for file in files:
-            key = identity(file)
+            key = file_identity(file)
             if key not in seen:
                 seen[key] = label, file
                 found[label].append(file)
@@ -184,7 +184,7 @@ def once(listing: Listing, place: Path | str) -> dict[str, list[Path]]:
     return found
 
 
-def identity(file: Path) -> object:
+def file_identity(file: Path) -> object:
     """What is the same for all names of a file."""
     try:
         status = file.stat()

@@ -15,15 +15,15 @@ from metarun.data.cache import file_fingerprints
 from metarun.data.datasets.omniglot_splits import BACKGROUND, EVALUATION
 from metarun.data.download import fetch
 from metarun.data.formats.arrays import raise_user_error
-from metarun.data.formats.listing import is_folder, visible
+from metarun.data.formats.listing import is_folder, list_visible
 from metarun.data.formats.pickles import refuse_web_page
-from metarun.data.formats.torchmeta import FILE, open_groups
+from metarun.data.formats.torchmeta import HDF5_NAME, open_groups
 from metarun.data.image_spec import Raw
 from metarun.errors import UserError, relative_to_cwd
 from metarun.utils.safe_files import LIST_BYTES
 
-TOPS = ("images_background", "images_evaluation")
-PLACES = ("omniglot-py", ".", "omniglot")  # below data_dir
+HALF_NAMES = ("images_background", "images_evaluation")
+FOLDERS = ("omniglot-py", ".", "omniglot")  # below data_dir
 ADDRESS = "https://github.com/brendenlake/omniglot/raw/master/python"
 MD5 = {
     "images_background": "68d2efa1b9178cc56df9314c21c6e718",
@@ -42,7 +42,7 @@ class Drawing:
     stamp: str  # changes when the file does: its CRC, or path, size and time of change
 
 
-def find(data_dir: Path, download: bool) -> list[Drawing]:
+def find_drawings(data_dir: Path, download: bool) -> list[Drawing]:
     """Every drawing below data_dir, sorted by class and file.
 
     Raises:
@@ -58,20 +58,20 @@ def find(data_dir: Path, download: bool) -> list[Drawing]:
 def search(data_dir: Path, download: bool) -> list[Drawing]:
     if data_dir.is_file():
         raise UserError(f"data_dir={relative_to_cwd(data_dir)}: a file; give the folder that data sets lie in")
-    halves = {top: locate(data_dir, top) for top in TOPS}
+    halves = {top: locate(data_dir, top) for top in HALF_NAMES}
     missing = [top for top, path in halves.items() if path is None]
-    bare = next((place for place in PLACES if holds_alphabets(data_dir / place)), None)
-    if len(missing) == len(TOPS) and bare is not None:
+    bare = next((place for place in FOLDERS if holds_alphabets(data_dir / place)), None)
+    if len(missing) == len(HALF_NAMES) and bare is not None:
         return sorted(in_folder((data_dir / bare).resolve()))
     if missing and (path := locate_hdf5(data_dir)):
         return sorted(in_hdf5(path))
     if missing and download:
         for top in missing:
-            fetch(f"{ADDRESS}/{top}.zip", MD5[top], data_dir / PLACES[0])
-        halves = {top: locate(data_dir, top) for top in TOPS}
+            fetch(f"{ADDRESS}/{top}.zip", MD5[top], data_dir / FOLDERS[0])
+        halves = {top: locate(data_dir, top) for top in HALF_NAMES}
         missing = [top for top, path in halves.items() if path is None]
     if missing:
-        raise UserError(absent(data_dir, missing))
+        raise UserError(not_found_message(data_dir, missing))
     found = []
     for top, path in halves.items():
         assert path is not None
@@ -85,7 +85,7 @@ def search(data_dir: Path, download: bool) -> list[Drawing]:
 
 def locate(data_dir: Path, top: str) -> Path | None:
     """The archive or the folder of one half, or None."""
-    for place in PLACES:
+    for place in FOLDERS:
         folder = data_dir / place
         if (folder / f"{top}.zip").is_file():
             return folder / f"{top}.zip"
@@ -96,17 +96,17 @@ def locate(data_dir: Path, top: str) -> Path | None:
 
 def locate_hdf5(data_dir: Path) -> Path | None:
     """Torchmeta's file of both halves, or None."""
-    return next(filter(Path.is_file, (data_dir / place / FILE for place in PLACES)), None)
+    return next(filter(Path.is_file, (data_dir / place / HDF5_NAME for place in FOLDERS)), None)
 
 
 def holds_alphabets(folder: Path) -> bool:
     return any((folder / alphabet).is_dir() for alphabet in (*BACKGROUND, *EVALUATION))
 
 
-def absent(data_dir: Path, missing: list[str]) -> str:
+def not_found_message(data_dir: Path, missing: list[str]) -> str:
     if not data_dir.is_dir():
         return f"data_dir={relative_to_cwd(data_dir)}: no such folder; {remedy(data_dir, missing)}"
-    places = ", ".join(str(data_dir / place) for place in PLACES)
+    places = ", ".join(str(data_dir / place) for place in FOLDERS)
     what = " and ".join(f"{top}.zip or {top}/" for top in missing)
     place = relative_to_cwd(data_dir)
     return f"data_dir={place}: Omniglot's {what} not found (looked in {places}); {remedy(data_dir, missing)}"
@@ -114,7 +114,7 @@ def absent(data_dir: Path, missing: list[str]) -> str:
 
 def remedy(data_dir: Path, tops: list[str]) -> str:
     archives = " and ".join(f"{top}.zip" for top in tops)
-    return f"give download=true, or put {archives} from {ADDRESS} in {data_dir / PLACES[0]}"
+    return f"give download=true, or put {archives} from {ADDRESS} in {data_dir / FOLDERS[0]}"
 
 
 def in_archive(path: Path, top: str) -> Iterator[Drawing]:
@@ -142,9 +142,9 @@ def open_archive(path: Path) -> zipfile.ZipFile:
 
 def in_folder(folder: Path) -> Iterator[Drawing]:
     """The drawings <alphabet>/<character>/<file>.png of one folder; hidden files are passed over."""
-    for alphabet in filter(is_folder, visible(folder)):
-        for character in filter(is_folder, visible(alphabet)):
-            for file in visible(character):
+    for alphabet in filter(is_folder, list_visible(folder)):
+        for character in filter(is_folder, list_visible(alphabet)):
+            for file in list_visible(character):
                 if file.name.endswith(".png") and file.is_file():
                     name = f"{alphabet.name}/{character.name}"
                     (stamp,) = file_fingerprints([Path(file.path)])
@@ -160,10 +160,10 @@ def in_hdf5(path: Path) -> Iterator[Drawing]:
             yield from (Drawing(name, f"{i:02}", path, place, stamp) for i in range(len(found)))
 
 
-class Reader:
+class DrawingReader:
     """Where a drawing's bytes are, or they themselves out of an archive, which it keeps open while it is entered."""
 
-    def __enter__(self) -> Reader:
+    def __enter__(self) -> DrawingReader:
         self.stack = ExitStack()
         self.archives: dict[Path, zipfile.ZipFile] = {}
         self.groups: dict[Path, dict[str, Any]] = {}
@@ -173,7 +173,7 @@ class Reader:
         self.stack.close()
 
     def read(self, drawing: Drawing) -> Raw:
-        if drawing.source.name == FILE:
+        if drawing.source.name == HDF5_NAME:
             if drawing.source not in self.groups:
                 self.groups[drawing.source] = open_groups(drawing.source, 3, self.stack)
             with raise_user_error(drawing.source, "a whole HDF5 file"):

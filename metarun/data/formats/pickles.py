@@ -20,8 +20,8 @@ import numpy as np
 from metarun.errors import UserError
 from metarun.utils.safe_files import open_regular
 
-READS = 2**21  # of an operation or its argument: the most in a data file are 10**6, and none makes over 100 bytes
-NAMES = (
+MAX_READS = 2**21  # of an operation or its argument: the most in a data file are 10**6, and none makes over 100 bytes
+OPCODE_NAMES = (
     *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT"),
     *("BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"),
     *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
@@ -29,17 +29,17 @@ NAMES = (
     *("EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET"),
     *("LONG_BINGET", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD", "BYTEARRAY8"),
 )
-OPERATIONS = [getattr(pickle, name)[0] for name in NAMES]
+OPCODES = [getattr(pickle, name)[0] for name in OPCODE_NAMES]
 
 
-PYTHONS: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]
+PythonUnpickler: Any = pickle._Unpickler  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Refused(pickle.UnpicklingError):
     """The pickle holds what no data file needs."""
 
 
-class Stand:
+class AllowedGlobal:
     """Stands for a name of Python's: it can be called, if at all, and holds nothing that a pickle could change."""
 
     __slots__ = ("_call",)
@@ -100,7 +100,7 @@ class Array(np.ndarray):
         super().__setstate__((1, shape, dtype.dtype, fortran, content if of_objects else bytes(content)))  # pyright: ignore[reportArgumentType]
 
 
-ARRAY = Stand()
+ARRAY = AllowedGlobal()
 
 
 def reconstruct(kind: Any, shape: Any, code: Any) -> Array:
@@ -135,14 +135,14 @@ def no_bytes(*arguments: Any) -> bytes:
 
 
 CORE = ("numpy.core", "numpy._core")
-ADMITTED: dict[tuple[str, str], Stand] = {  # all that the field's data files need
+ALLOWED_GLOBALS: dict[tuple[str, str], AllowedGlobal] = {  # all that the field's data files need
     ("numpy", "ndarray"): ARRAY,
-    ("numpy", "dtype"): Stand(Dtype),
-    ("_codecs", "encode"): Stand(encode),
-    **{(name, "bytes"): Stand(no_bytes) for name in ("builtins", "__builtin__")},
-    **{(f"{core}.multiarray", "_reconstruct"): Stand(reconstruct) for core in CORE},
-    **{(f"{core}.multiarray", "scalar"): Stand(scalar) for core in CORE},
-    **{(f"{core}.numeric", "_frombuffer"): Stand(from_buffer) for core in CORE},
+    ("numpy", "dtype"): AllowedGlobal(Dtype),
+    ("_codecs", "encode"): AllowedGlobal(encode),
+    **{(name, "bytes"): AllowedGlobal(no_bytes) for name in ("builtins", "__builtin__")},
+    **{(f"{core}.multiarray", "_reconstruct"): AllowedGlobal(reconstruct) for core in CORE},
+    **{(f"{core}.multiarray", "scalar"): AllowedGlobal(scalar) for core in CORE},
+    **{(f"{core}.numeric", "_frombuffer"): AllowedGlobal(from_buffer) for core in CORE},
 }
 
 
@@ -155,7 +155,7 @@ class Bounded:
 
     def read(self, size: int) -> bytes:
         self.reads += 1
-        if not 0 <= size <= self.left or self.reads > READS:
+        if not 0 <= size <= self.left or self.reads > MAX_READS:
             raise EOFError("it is cut short, or has more steps than a data file needs")
         self.left -= size
         return self.file.read(size)
@@ -166,15 +166,15 @@ class Bounded:
         return line
 
 
-class Unpickler(PYTHONS):
+class Unpickler(PythonUnpickler):
     """Python's own, of OPERATIONS alone. The one in C takes memory for as many memos as a pickle says that it has."""
 
-    dispatch: ClassVar[dict[int, Any]] = {code: PYTHONS.dispatch[code] for code in OPERATIONS}
+    dispatch: ClassVar[dict[int, Any]] = {code: PythonUnpickler.dispatch[code] for code in OPCODES}
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in ADMITTED:
+        if (module, name) not in ALLOWED_GLOBALS:
             raise Refused(f"it asks for {module[:80]}.{name[:80]}, which no data file needs")
-        return ADMITTED[module, name]
+        return ALLOWED_GLOBALS[module, name]
 
     def load_frame(self) -> None:
         self.read(8)  # its size; what is in it is read as if it were in none
@@ -184,7 +184,7 @@ class Unpickler(PYTHONS):
 
     def load_reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack[-1]
-        if type(function) is not Stand or type(arguments) is not tuple:
+        if type(function) is not AllowedGlobal or type(arguments) is not tuple:
             raise Refused("it calls what is no function of a data file")
         self.stack[-1] = function(*arguments)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from metarun.data.formats.listing import spelt
+from metarun.data.formats.listing import normalise_unicode
 from metarun.errors import UserError
 from metarun.utils.safe_files import read_json, read_text
 
@@ -42,7 +42,7 @@ def csv_rows(path: Path) -> list[Row]:
             lines.seek(start.end())
         begin = lines.tell()
         header = lines.readline()
-        columns, delimiter = columns_of(path, header)
+        columns, delimiter = find_columns(path, header)
         lines.seek(begin)
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         next(reader)
@@ -59,11 +59,11 @@ def csv_rows(path: Path) -> list[Row]:
         lacking = [header.strip().split(delimiter)[columns[name]] for name in ("path", "label") if not values[name]]
         if lacking:
             raise UserError(f"{path}: line {number} lacks a value for {', '.join(lacking)}: {delimiter.join(row)}")
-        found.append(Row(values["path"], spelt(values["label"]), values.get("split", "")))
+        found.append(Row(values["path"], normalise_unicode(values["label"]), values.get("split", "")))
     return found
 
 
-def columns_of(path: Path, header: str) -> tuple[dict[str, int], str]:
+def find_columns(path: Path, header: str) -> tuple[dict[str, int], str]:
     """The place of each column that is there, and the delimiter. Raises UserError where none or several could be."""
     wanted = f"must name a column of pictures ({', '.join(COLUMNS['path'])}) and one of classes "
     wanted += f"({', '.join(COLUMNS['label'])})"
@@ -73,12 +73,12 @@ def columns_of(path: Path, header: str) -> tuple[dict[str, int], str]:
         plain = [re.sub(r"[ -]+", "_", name.casefold()) for name in names]
         places = {kind: [i for i, name in enumerate(plain) if name in known] for kind, known in COLUMNS.items()}
         if places["path"] and places["label"]:
-            return {k: one_column(path, k, places[k], names, plain) for k in COLUMNS if places[k]}, delimiter
+            return {k: choose_column(path, k, places[k], names, plain) for k in COLUMNS if places[k]}, delimiter
         most = max(most, names, key=len)
     raise UserError(f"{path}: its first line {wanted}, found {most}")
 
 
-def one_column(path: Path, kind: str, places: Sequence[int], names: Sequence[str], plain: Sequence[str]) -> int:
+def choose_column(path: Path, kind: str, places: Sequence[int], names: Sequence[str], plain: Sequence[str]) -> int:
     """The column that bears the first of the known names, or the only one that bears any."""
     first = [i for i in places if plain[i] == COLUMNS[kind][0]]
     found = first or places
@@ -104,7 +104,7 @@ def json_rows(path: Path) -> list[Row]:
         ) from error
 
 
-def existing(candidates: Iterable[Path], lists: Path, name: str) -> Path:
+def first_existing(candidates: Iterable[Path], lists: Path, name: str) -> Path:
     """The first of the candidates that is a file."""
     places = list(candidates)
     found = next((path for path in places if path.is_file()), None)
