@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from test_sampler import CPU, image_numbers, numbered_images
 
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.data.minibatches import minibatches
+from tests.data.test_sampler import CPU, image_numbers, numbered_images
 
 
 @pytest.mark.parametrize("rotations", [False, True])
