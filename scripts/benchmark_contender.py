@@ -21,16 +21,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+ROOT = Path(__file__).parents[1]  # that modules of scripts are found from
 STARTS = {  # module and function that make each; a module is only imported in the process that needs it
-    "metarun": ("benchmark_metarun", "start"),
-    "eager loop": ("benchmark_peers", "eager"),
-    "eager loop in float64": ("benchmark_peers", "eager_in_float64"),
-    "higher": ("benchmark_peers", "with_higher"),
-    "learn2learn": ("benchmark_peers", "with_learn2learn"),
-    "JAX": ("benchmark_jax", "start"),
-    "JAX, scanned": ("benchmark_jax", "scanned"),
-    "bare convolutions": ("benchmark_floor", "convolutions"),
-    "matrix product": ("benchmark_floor", "product"),
+    "metarun": ("scripts.benchmark_metarun", "start"),
+    "eager loop": ("scripts.benchmark_peers", "eager"),
+    "eager loop in float64": ("scripts.benchmark_peers", "eager_in_float64"),
+    "higher": ("scripts.benchmark_peers", "with_higher"),
+    "learn2learn": ("scripts.benchmark_peers", "with_learn2learn"),
+    "JAX": ("scripts.benchmark_jax", "start"),
+    "JAX, scanned": ("scripts.benchmark_jax", "scanned"),
+    "bare convolutions": ("scripts.benchmark_floor", "convolutions"),
+    "matrix product": ("scripts.benchmark_floor", "product"),
 }
 SIDES = ("support_data", "support_target", "query_data", "query_target")
 MEASURED = 3  # steps whose peak of memory is taken
@@ -209,12 +210,13 @@ def start(name: str, label: str, device: str, problem: Path, words: list[str]) -
     }  # float32, and no more than it needs
     with log.open("w") as printed:
         process = subprocess.Popen(
-            [sys.executable, __file__],
+            [sys.executable, "-m", "scripts.benchmark_contender"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=printed,
             text=True,
             env={**os.environ, **on_gpu},
+            cwd=ROOT,
         )
     handle = Handle(label, process, log)
     handle.say({"name": name, "device": device, "problem": str(problem), "words": words})
@@ -222,5 +224,5 @@ def start(name: str, label: str, device: str, problem: Path, words: list[str]) -
 
 
 if __name__ == "__main__":
-    sys.modules["benchmark_contender"] = sys.modules["__main__"]  # one module, however it is imported
+    sys.modules["scripts.benchmark_contender"] = sys.modules["__main__"]  # one module, however it is imported
     serve()

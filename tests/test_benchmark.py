@@ -19,7 +19,7 @@ SMALL = (*PICTURES, "meta_batch=2", "inner_loop=2", "inner_learning_rate=0.1", "
 @pytest.fixture(autouse=True)
 def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of each contender
-    monkeypatch.setattr("benchmark.ROUND", 0.01)
+    monkeypatch.setattr("scripts.benchmark.ROUND", 0.01)
 
 
 def test_metarun_and_the_eager_loop_agree_in_second_order(tmp_path: Path) -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_runner import small, tensors
 from torch import Tensor
 
 from metarun import Init
@@ -24,6 +23,7 @@ from metarun.methods import METHODS, Tensors
 from metarun.runner import run
 from tests.helpers.laws import largest_relative_error
 from tests.helpers.problems import Tanh, regression_tasks
+from tests.helpers.small_runs import small, tensors
 
 STEPS, TASKS = 4, 3
 

@@ -183,7 +183,7 @@ def test_a_stopped_evaluation_keeps_what_it_has_found(
         done.append(folder)
         return test(team, folder, *rest)
 
-    monkeypatch.setattr(runner, "test", stopping)
+    monkeypatch.setattr(runner, "run_final_test", stopping)
     with pytest.raises(
         RunInterrupted, match=r"SIGTERM: stopped in the final test, 1 finished ones are in .*results.csv"
     ):

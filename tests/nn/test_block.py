@@ -105,7 +105,7 @@ def test_a_block_is_its_parts(
 
     def parts(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         with monkeypatch.context() as context:
-            context.setattr(fused, "may_fit", lambda x: False)
+            context.setattr(fused, "may_be_supported", lambda x: False)
             return function(x, w, b)
 
     require_same(function, parts)
@@ -157,7 +157,7 @@ def test_the_loops_do_it_whatever_lies_between_the_pictures(monkeypatch: pytest.
     """As between a support set's, where they are drawn together with the query set's."""
     model, taken = Block("batch", pool=True, slope=0.0), []
     normalised = fused.fused_batch_norm
-    monkeypatch.setattr(fused, "normalised", lambda *given: taken.append(given) or normalised(*given))
+    monkeypatch.setattr(fused, "fused_batch_norm", lambda *given: taken.append(given) or normalised(*given))
     x = torch.randn(6, *SHAPE[1:]).double()[::2]
     assert not x.is_contiguous()
     torch.testing.assert_close(model(x), model(x.contiguous()))

@@ -84,7 +84,7 @@ def test_single_precision_where_the_mean_is_a_hundred_deviations() -> None:
 
 def test_threads_share_the_channels(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = derivatives(lambda x, w, b: ours(x, w, b, True, 0.0))
-    monkeypatch.setattr(fused, "WORTH_SHARING", 0)
+    monkeypatch.setattr(fused, "MIN_ELEMENTS_FOR_THREADS", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     shared = derivatives(lambda x, w, b: ours(x, w, b, True, 0.0))
     assert all(torch.equal(*pair) for pair in zip(alone, shared, strict=True))
@@ -167,7 +167,7 @@ def behind(node: Any, name: str) -> Any:
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="a system without forks")
 def test_a_fork_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "WORTH_SHARING", 0)
+    monkeypatch.setattr(fused, "MIN_ELEMENTS_FOR_THREADS", 0)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     x, weight, bias = inputs()
     expected = ours(x, weight, bias, True, 0.0)

@@ -303,7 +303,7 @@ def test_queries_are_labelled_in_lots_where_each_is_by_itself(norm: str, monkeyp
     whole = predict(run_file, "support=known", "query=new")
     lots: list[int] = []
     run_lot = predict_module.outputs
-    monkeypatch.setattr(predict_module, "LOT", 3)
+    monkeypatch.setattr(predict_module, "QUERY_BATCH", 3)
     monkeypatch.setattr(predict_module, "outputs", lambda *given: lots.append(len(given[2])) or run_lot(*given))
     parts = predict(run_file, "support=known", "query=new")
     assert lots == ([3, 3, 2] if norm == "layer" else [8])
