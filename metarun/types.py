@@ -1,14 +1,26 @@
-"""A few-shot task, the unit that samplers draw and the meta-learner adapts to."""
+"""The data types that the whole package shares: tasks and named parameters."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from torch import Tensor
+
+Tensors = dict[str, Tensor]  # parameter name -> tensor, as `nn.Module.named_parameters` names them
+
+
+class Parameters(NamedTuple):
+    """All that the outer optimizer learns."""
+
+    theta: Tensors  # adapted to each task by the inner loop
+    phi: Tensors  # learned across tasks only
+
 
 class Task(NamedTuple):
-    """Support set to adapt on, query set to judge by; a meta-batch of tasks has one more leading axis.
+    """One few-shot task: a support set to adapt to and a query set to evaluate on.
 
-    The samplers give tensors; a person's own objectives may take anything.
+    A meta-batch is a `Task` whose tensors have one more leading axis, [tasks, ...]. Samplers give tensors; objectives
+    passed to `metarun.Init` may take any tree of tensors.
     """
 
     support_data: Any  # [ways * shots, ...]

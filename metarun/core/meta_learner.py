@@ -1,12 +1,12 @@
-"""The meta-learner: adapt to a task, judge what came out, differentiate both. Pure functions of tensors.
+"""The inner loop on a task, the meta-gradient of a meta-batch, and evaluation, as pure functions of tensors.
 
-    adapt          theta_0 = begin(theta);  theta_{k+1} = update(theta_k, grad L_support(theta_k))
-    task loss      L_query(theta_K), or what the method's meta-objective makes of theta_0..theta_K
-    meta-gradient  mean over tasks of each task's gradient
+    inner loop     theta_0 = begin(theta);  theta_{k+1} = update(theta_k, grad L_support(theta_k)),  k = 0..K-1
+    task loss      L_query(theta_K), or the method's meta-objective of theta_0 .. theta_K
+    meta-gradient  mean over tasks of the task loss's gradient by the parameters
 
-Tasks are vectorised as vmap(grad(task loss)) or looped over; both give the same gradient. The gradient is
-never taken outside the vmap, where torch's norms are silently wrong. The loop differentiates with torch's
-tape, which on a CPU takes three quarters of the time that torch.func takes for a convolutional network.
+Tasks are either vectorised, as vmap(grad(task loss)), or looped over; both give the same gradient. The gradient is
+taken inside the vmap, because torch's norm layers are silently wrong when it is taken outside. The loop uses autograd,
+which for a convolutional network on a CPU takes three quarters of the time of torch.func.
 """
 
 from __future__ import annotations
@@ -32,23 +32,24 @@ from metarun.core.forward import (
 )
 from metarun.core.objectives import Objective
 from metarun.core.second_order import exact_kernels
-from metarun.methods import Parameters, Tensors
-from metarun.types import Task
+from metarun.types import Parameters, Task, Tensors
 
-Loss = Callable[[Tensors], Tensor]  # of theta, on one side of a task
+Loss = Callable[[Tensors], Tensor]  # theta -> scalar loss on the support or the query set
 
 
-# --- the gradient of a support loss, on torch.func or on the tape ------------------------------------------
+# --- the gradient of a support loss, by torch.func or by autograd ------------------------------------------
 
-# loss, theta, whether the gradient has a graph of its own, and the objective that the loss is of
+# (loss, theta, whether the gradient is itself differentiable, the loss's objective for error messages) -> gradient
 Gradient = Callable[[Loss, Tensors, bool, Objective], Tensors]
 
 
 def functional_gradient(loss: Loss, theta: Tensors, graph: bool, objective: Objective) -> Tensors:
-    return grad(loss)(theta)  # where nothing above it is differentiated, torch.func records nothing
+    """The gradient by torch.func; `graph` is not needed, since torch.func records only what an outer grad asks for."""
+    return grad(loss)(theta)
 
 
 def autograd_gradient(loss: Loss, theta: Tensors, graph: bool, objective: Objective) -> Tensors:
+    """The gradient by autograd. Raises UserError if the loss does not depend on theta."""
     with torch.enable_grad():
         if not all(tensor.requires_grad for tensor in theta.values()):
             theta = {name: tensor.detach().requires_grad_() for name, tensor in theta.items()}
@@ -57,7 +58,7 @@ def autograd_gradient(loss: Loss, theta: Tensors, graph: bool, objective: Object
 
 
 def with_zeros(gradients: Iterable[Tensor | None], tensors: Iterable[Tensor]) -> list[Tensor]:
-    """Zeros for the gradient by a tensor that nothing depends on."""
+    """The gradients, with zeros in place of None."""
     pairs = zip(gradients, tensors, strict=True)
     return [torch.zeros_like(tensor) if gradient is None else gradient for gradient, tensor in pairs]
 
@@ -66,17 +67,20 @@ def with_zeros(gradients: Iterable[Tensor | None], tensors: Iterable[Tensor]) ->
 
 
 class TaskLearner:
-    """The meta-learner on one task: what a method's meta-objective is made of."""
+    """The meta-learner on one task, which a method's meta-objective is computed with.
+
+    noise: [method.noise(inner_loop)], uniform in [0, 1).
+    """
 
     def __init__(self, learner: MetaLearner, task: Task, noise: Tensor, gradient: Gradient) -> None:
         self.learner, self.task, self.noise, self.gradient = learner, task, noise, gradient
         self.inner_loop = learner.inner_loop
-        self.loss_weights: Tensor | None = None  # of a multi-step loss, one for each inner step
-        self.fixed: Any = None  # by the method's begin, for this task
-        self.measures: Metrics = {}  # of the query loss that was asked for last
+        self.loss_weights: Tensor | None = None  # [inner_loop], weights of a multi-step loss
+        self.fixed: Any = None  # per-task state from the method's begin
+        self.measures: Metrics = {}  # metrics of the last call of query_loss
 
     def support_gradient(self, theta: Tensors, phi: Tensors, graph: bool, taken: int = 0) -> Tensors:
-        """Of the inner objective, after `taken` steps; without a graph, nothing flows back to theta or phi."""
+        """The support loss's gradient by theta after `taken` inner steps; differentiable by theta and phi if `graph`."""
         if not graph:
             theta, phi = tree_map(torch.detach, (theta, phi))
 
@@ -86,6 +90,7 @@ class TaskLearner:
         return self.gradient(loss, theta, graph, self.learner.inner_objective)
 
     def support_loss(self, theta: Tensors, phi: Tensors, taken: int = 0) -> Tensor:
+        """The inner objective on the support set at theta, reached after `taken` inner steps: a scalar."""
         learner, data, target = self.learner, self.task.support_data, self.task.support_target
 
         def weights(theta: Tensors) -> Tensors:
@@ -94,11 +99,12 @@ class TaskLearner:
         return evaluate_objective(learner, learner.inner_objective, theta, weights, data, target)[0]
 
     def inner_step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
+        """theta after inner step `number` (from 0)."""
         gradient = self.support_gradient(theta, phi, self.learner.use_second_order, number)
         return self.learner.method.update(theta, gradient, phi, self.fixed, number)
 
     def initial_parameters(self, parameters: Parameters) -> Tensors:
-        """theta_0, with all that stays fixed from there on."""
+        """Returns theta_0, and sets `fixed`, the method's state for this task."""
         theta, phi = parameters
         theta, self.fixed = self.learner.method.begin(
             theta, phi, lambda t: self.support_gradient(t, phi, graph=False), self.noise
@@ -106,35 +112,35 @@ class TaskLearner:
         return theta
 
     def inner_steps(self, theta: Tensors, phi: Tensors, numbers: Iterable[int]) -> list[Tensors]:
-        """theta, and what it becomes at each of the steps."""
+        """Returns theta and the parameters after each of the inner steps in `numbers`."""
         trajectory = [theta]
         for number in numbers:
             trajectory.append(self.inner_step(trajectory[-1], phi, number))
         return trajectory
 
     def adapt(self, parameters: Parameters, steps: int | None = None) -> list[Tensors]:
-        """theta_0 .. theta_K, or only those of the first `steps`."""
+        """The iterates theta_0 .. theta_K of the inner loop, or of its first `steps` steps."""
         numbers = range(self.inner_loop if steps is None else steps)
         return self.inner_steps(self.initial_parameters(parameters), parameters.phi, numbers)
 
     def adapt_final(self, parameters: Parameters) -> Tensors:
-        """theta_K alone."""
+        """The adapted parameters theta_K."""
         return self.adapt(parameters)[-1]
 
     def adapted_loss(self, parameters: Parameters) -> Tensor:
-        """The query loss of theta_K, or the multi-step loss."""
+        """The query loss at theta_K, or the multi-step loss if `loss_weights` is set."""
         if self.loss_weights is None:
             return self.query_loss(self.adapt_final(parameters), parameters.phi)
         return self.multi_step_loss(self.adapt(parameters), parameters.phi)
 
     def multi_step_loss(self, trajectory: list[Tensors], phi: Tensors) -> Tensor:
-        """The weighted query losses of theta_1 .. theta_K; what is measured is that of theta_K."""
+        """The weighted sum of the query losses at theta_1 .. theta_K; `measures` are those at theta_K."""
         assert self.loss_weights is not None
         losses = [self.query_loss(theta, phi, taken) for taken, theta in enumerate(trajectory[1:], 1)]
         return self.loss_weights @ torch.stack(losses)
 
     def query_loss(self, theta: Tensors, phi: Tensors, taken: int | None = None) -> Tensor:
-        """Of the outer objective, at theta after `taken` inner steps; None: after all."""
+        """The outer objective on the query set at theta, after `taken` inner steps (None: all); sets `measures`."""
         learner, task = self.learner, self.task
         steps = self.inner_loop if taken is None else taken
 
@@ -150,7 +156,7 @@ TaskLearnerFactory = Callable[[MetaLearner, Task, Tensor, Gradient], TaskLearner
 
 
 def task_loss(
-    kind: TaskLearnerFactory,
+    make_task_learner: TaskLearnerFactory,
     learner: MetaLearner,
     gradient: Gradient,
     parameters: Parameters,
@@ -158,10 +164,10 @@ def task_loss(
     noise: Tensor,
     loss_weights: Tensor | None = None,
 ) -> tuple[Tensor, Metrics]:
-    """The loss that a task contributes to the meta-objective, and what was measured on its query set."""
-    one = kind(learner, task, noise, gradient)
-    one.loss_weights = loss_weights
-    return learner.method.meta_objective(parameters, one), one.measures
+    """The method's meta-objective on one task, a scalar, and the metrics on its query set."""
+    task_learner = make_task_learner(learner, task, noise, gradient)
+    task_learner.loss_weights = loss_weights
+    return learner.method.meta_objective(parameters, task_learner), task_learner.measures
 
 
 # --- a meta-batch ------------------------------------------------------------------------------------------
@@ -173,18 +179,21 @@ def meta_gradient(
     tasks: Task | list[Task],
     noise: Tensor,
     vectorised: bool,
-    kind: TaskLearnerFactory = TaskLearner,
+    make_task_learner: TaskLearnerFactory = TaskLearner,
     loss_weights: Tensor | None = None,
 ) -> tuple[Parameters, Tensor, Metrics]:
-    """Mean gradient over a meta-batch, with each task's loss [tasks] and measures [tasks].
+    """Returns the mean gradient over a meta-batch, each task's loss [tasks] and each task's metrics [tasks].
 
-    tasks: trees of tensors with tasks along their leading axis (a None is the same for all); looped, also a list.
+    tasks: trees of tensors with tasks along their leading axis, or None for all tasks; if looped, also a list of tasks.
     noise: [tasks, method.noise(inner_loop)], uniform in [0, 1).
-    kind: of a task, which says what is kept of its inner loop: `OneTask` unrolls it, `mixed.MixedTask` keeps little.
-    loss_weights: [inner_loop], of a multi-step loss.
+    make_task_learner: `TaskLearner` keeps the graph of the whole inner loop, `CheckpointedTaskLearner` recomputes it.
+    loss_weights: [inner_loop], weights of a multi-step loss.
+
+    Raises:
+        UserError: looped, an objective that does not depend on the weights.
     """
     with exact_kernels(learner.needs) if vectorised or learner.use_second_order else nullcontext():
-        return batch_gradient(learner, parameters, tasks, noise, vectorised, kind, loss_weights)
+        return batch_gradient(learner, parameters, tasks, noise, vectorised, make_task_learner, loss_weights)
 
 
 def batch_gradient(
@@ -193,13 +202,14 @@ def batch_gradient(
     tasks: Task | list[Task],
     noise: Tensor,
     vectorised: bool,
-    kind: TaskLearnerFactory,
+    make_task_learner: TaskLearnerFactory,
     loss_weights: Tensor | None,
 ) -> tuple[Parameters, Tensor, Metrics]:
+    """`meta_gradient` with the kernels that torch's settings choose."""
     parameters = tree_map(torch.detach, parameters)
     if vectorised:
         assert not isinstance(tasks, list)
-        one_task = partial(task_loss, kind, learner, functional_gradient, loss_weights=loss_weights)
+        one_task = partial(task_loss, make_task_learner, learner, functional_gradient, loss_weights=loss_weights)
         one_gradient = torch.func.grad_and_value(one_task, has_aux=True)
         axes = tree_map(lambda leaf: None if leaf is None else 0, tasks)
         gradients, (losses, measures) = vmap(one_gradient, in_dims=(None, axes, 0))(parameters, tasks, noise)
@@ -207,18 +217,20 @@ def batch_gradient(
 
     total = tree_map(torch.zeros_like, parameters)
     leaves = tree_map(lambda tensor: tensor.requires_grad_(), parameters)
-    judged = []
-    each = tasks if isinstance(tasks, list) else unbind_tasks(tasks)
-    for task, own_noise in zip(each, noise, strict=True):
-        loss, measures = task_loss(kind, learner, autograd_gradient, leaves, task, own_noise, loss_weights)
+    results = []
+    task_list = tasks if isinstance(tasks, list) else unbind_tasks(tasks)
+    for task, task_noise in zip(task_list, noise, strict=True):
+        loss, measures = task_loss(
+            make_task_learner, learner, autograd_gradient, leaves, task, task_noise, loss_weights
+        )
         accumulate_gradient(loss, leaves, total, learner.outer_objective)
-        judged.append((loss.detach(), measures))
-    losses, measures = tree_stack(judged)
-    return tree_map(lambda tensor: tensor / len(judged), total), losses, measures
+        results.append((loss.detach(), measures))
+    losses, measures = tree_stack(results)
+    return tree_map(lambda tensor: tensor / len(results), total), losses, measures
 
 
 def accumulate_gradient(loss: Tensor, leaves: Parameters, total: Parameters, objective: Objective) -> None:
-    """Add the gradient of `loss` by each leaf to `total`; a leaf that the loss does not depend on adds nothing."""
+    """Adds the gradient of `loss` by each leaf to `total` in place; leaves that do not affect it are skipped."""
     pairs = [(leaf, part[name]) for tensors, part in zip(leaves, total, strict=True) for name, leaf in tensors.items()]
     gradients = dense_gradients(loss, [leaf for leaf, _ in pairs], len(leaves.theta), objective)
     for (_, accumulated), gradient in zip(pairs, gradients, strict=True):
@@ -227,7 +239,7 @@ def accumulate_gradient(loss: Tensor, leaves: Parameters, total: Parameters, obj
 
 
 def unbind_tasks(tasks: Task) -> Iterator[Task]:
-    """The tasks of trees with tasks along the leading axis of every tensor; a None is the same for all."""
+    """Splits a meta-batch, tensors [tasks, ...], into its tasks; a None leaf is None for every task."""
     leaves, form = tree_flatten(tasks)
     count = next(len(leaf) for leaf in leaves if leaf is not None)
     rows = [[None] * count if leaf is None else leaf for leaf in leaves]
@@ -235,7 +247,7 @@ def unbind_tasks(tasks: Task) -> Iterator[Task]:
 
 
 def tree_stack(results: list[Any]) -> Any:
-    """A list of equal trees of tensors -> one tree with a leading axis."""
+    """Stacks a list of trees of the same structure into one tree of tensors with a new leading axis."""
     return tree_map(lambda *tensors: torch.stack(tensors), *results)
 
 
@@ -245,23 +257,30 @@ def tree_stack(results: list[Any]) -> Any:
 def evaluate_tasks(
     learner: MetaLearner, parameters: Parameters, tasks: Task, noise: Tensor, vectorised: bool
 ) -> tuple[Tensor, Metrics]:
-    """Query loss and measures after each inner step, each [tasks, inner_loop + 1]; keeps no graph."""
+    """Query loss and metrics after 0 .. inner_loop inner steps, each [tasks, inner_loop + 1], without a graph."""
     learner = replace(learner, use_second_order=False)
     parameters = tree_map(torch.detach, parameters)
     gradient = functional_gradient if vectorised else autograd_gradient
 
     def one_task(task: Task, noise: Tensor) -> tuple[Tensor, Metrics]:
-        one = TaskLearner(learner, task, noise, gradient)
-        trajectory = enumerate(one.adapt(parameters))
-        return tree_stack([(one.query_loss(theta, parameters.phi, taken), one.measures) for taken, theta in trajectory])
+        task_learner = TaskLearner(learner, task, noise, gradient)
+        iterates = enumerate(task_learner.adapt(parameters))
+        return tree_stack(
+            [
+                (task_learner.query_loss(theta, parameters.phi, taken), task_learner.measures)
+                for taken, theta in iterates
+            ]
+        )
 
     with exact_kernels(learner.needs) if vectorised else nullcontext():
         return vmap_or_loop(one_task, tasks, noise, vectorised)
 
 
 def vmap_or_loop(one_task: Callable[[Task, Tensor], Any], tasks: Task, noise: Tensor, vectorised: bool) -> Any:
-    """What a function finds for each task, a tree of tensors, with a leading axis of tasks; keeps no graph."""
+    """Applies `one_task` to every task; returns its trees of tensors stacked along a leading axis, without a graph."""
     with torch.no_grad():
         if vectorised:
             return vmap(one_task)(tasks, noise)
-        return tree_stack([one_task(task, own) for task, own in zip(unbind_tasks(tasks), noise, strict=True)])
+        return tree_stack(
+            [one_task(task, task_noise) for task, task_noise in zip(unbind_tasks(tasks), noise, strict=True)]
+        )

@@ -13,7 +13,7 @@ from torch import nn
 
 from metarun.errors import UserError, did_you_mean
 from metarun.methods.anil_boil import anil, boil
-from metarun.methods.base import Method, Parameters, Tensors, split_parameters
+from metarun.methods.base import Method, split_parameters
 from metarun.methods.l2f import attenuate
 from metarun.methods.layers import resolved
 from metarun.methods.maml import maml
@@ -22,6 +22,7 @@ from metarun.methods.mtnet import add_t_layers
 from metarun.methods.pretrain import pretrain
 from metarun.methods.warpgrad import warp
 from metarun.nn.norm import norm_parameters
+from metarun.types import Parameters, Tensors
 
 __all__ = ["METHODS", "Method", "Parameters", "Tensors", "compose", "prepare"]
 

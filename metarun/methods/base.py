@@ -1,6 +1,6 @@
-"""What a method is: a few small pure functions, which the meta-learner calls. MAML's are the defaults.
+"""The `Method` contract: a few pure functions that the meta-learner calls, with MAML's as defaults.
 
-Two kinds of parameters: theta adapts to a task, phi is learned only across tasks.
+theta denotes the parameters that adapt to a task, phi those that are learned across tasks only.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,90 +16,83 @@ from torch.nn.parameter import is_lazy
 
 from metarun.errors import UserError
 from metarun.nn.norm import norm_parameters
-
-Tensors = dict[str, Tensor]
-
-
-class Parameters(NamedTuple):
-    """All that the outer optimiser learns, by name."""
-
-    theta: Tensors
-    phi: Tensors
+from metarun.types import Parameters, Tensors
 
 
 class TaskLearnerProtocol(Protocol):
-    """What a meta-objective can ask of one task."""
+    """The operations on one task that a meta-objective may use; `core.meta_learner.TaskLearner` implements them."""
 
     inner_loop: int  # K, the number of inner steps
-    loss_weights: Tensor | None  # of a multi-step loss, one for each inner step
+    loss_weights: Tensor | None  # [K], weights of the multi-step loss; None: only theta_K is evaluated
 
     def adapt(self, parameters: Parameters, steps: int | None = None) -> list[Tensors]:
-        """theta_0 .. theta_K of the inner loop, or only those of its first `steps`."""
+        """The iterates theta_0 .. theta_K of the inner loop, or of its first `steps` steps."""
         ...
 
     def adapt_final(self, parameters: Parameters) -> Tensors:
-        """theta_K alone."""
+        """The adapted parameters theta_K."""
         ...
 
     def adapted_loss(self, parameters: Parameters) -> Tensor:
-        """The query loss of theta_K, or the multi-step loss."""
+        """The query loss at theta_K, or the multi-step loss if `loss_weights` is set: a scalar."""
         ...
 
     def multi_step_loss(self, trajectory: list[Tensors], phi: Tensors) -> Tensor:
-        """Of a trajectory theta_0 .. theta_K: the query losses of theta_1 .. theta_K, weighted."""
+        """The weighted sum of the query losses at theta_1 .. theta_K, given theta_0 .. theta_K: a scalar."""
         ...
 
     def inner_step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
-        """The inner step of that number (from 0) from theta, with its own gradient whatever theta's graph."""
+        """The parameters after inner step `number` (from 0) from theta; computes the support gradient itself."""
         ...
 
     def query_loss(self, theta: Tensors, phi: Tensors, taken: int | None = None) -> Tensor:
-        """The outer objective on the query set, at theta after `taken` inner steps; None: after all."""
+        """The outer objective on the query set at theta, reached after `taken` inner steps (None: all K): a scalar."""
         ...
 
 
 def default_begin(
     theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor
 ) -> tuple[Tensors, Any]:
-    """A task starts from theta itself, and nothing is fixed for it."""
+    """Returns theta itself as the task's starting point, and no per-task state."""
     return theta, None
 
 
 def weights(theta: Tensors, phi: Tensors) -> Tensors:
-    """The network runs on theta and phi as they are."""
+    """Returns theta and phi unchanged, as the weights that the network runs with."""
     return {**theta, **phi}
 
 
 def meta_objective(parameters: Parameters, task: TaskLearnerProtocol) -> Tensor:
-    """The query loss after the last inner step, or after each."""
+    """The query loss after the last inner step, or the multi-step loss."""
     return task.adapted_loss(parameters)
 
 
 def no_noise(steps: int) -> int:
+    """Returns 0: the method draws no random numbers."""
     return 0
 
 
 def default_summaries(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
-    """Nothing but what every run shows."""
+    """Returns no summaries of the method's own."""
     return {}
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method, prepared for one model. What is not given is MAML's.
+    """A meta-learning method, prepared for one model. Fields that are not given are MAML's.
 
-    parameters      of the model and of what the method added to it, divided into theta and phi
-    update          theta, its gradient, phi, what begin fixed, number of the step -> the next theta
-    begin           theta, phi, gradient of the support loss (without a graph), noise -> the task's starting theta,
-                    and whatever stays fixed for this task
-    weights         theta, phi -> the weights that the network runs with
-    meta_objective  parameters, one task -> the task's loss
-    offline         theta_k, phi, one task, k -> the loss that phi descends from a stored iterate; instead of a
-                    meta-objective, see `metarun/core/offline.py`
-    leap            offline: the initialisation follows the tasks' trajectories, or stays
-    noise           number of inner steps -> how many uniform numbers in [0, 1) a task is given
-    shown           what begin is given -> what people see of the method in TensorBoard, by "what/of which layer":
-                    scalars as curves of their mean over tasks, larger tensors as the distribution of one task
+    parameters      the model's parameters and those that the method added to it, divided into theta and phi
+    update          (theta, support gradient, phi, per-task state, step number from 0) -> the next theta
+    begin           (theta, phi, gradient, noise) -> (the task's starting theta, per-task state); `gradient(theta)` is
+                    the gradient of the support loss, without a graph; noise: [noise(inner_loop)]
+    weights         (theta, phi) -> the weights that the network runs with, by name
+    meta_objective  (parameters, task learner) -> the task's contribution to the outer loss, a scalar
+    offline         (theta_k, phi, task learner, k) -> the look-ahead loss that phi descends at a stored iterate, a
+                    scalar; replaces meta_objective, see `metarun/core/offline.py`
+    leap            offline only: whether theta_0 follows the tasks' trajectories or stays as it is
+    noise           number of inner steps -> how many uniform random numbers in [0, 1) `begin` needs for a task
+    shown           (arguments of begin) -> summaries for TensorBoard by "quantity/layer": a scalar is drawn as the
+                    curve of its mean over tasks, a larger tensor as a histogram for one task
     """
 
     parameters: Parameters
@@ -114,12 +107,12 @@ class Method:
 
 
 def split_parameters(model: nn.Module, across: Iterable[str] | None = None) -> Parameters:
-    """A model's parameters: those named in `across` (the affine of norm layers, unless told) are phi, the rest theta.
+    """Divides a model's trainable parameters into theta and phi; frozen ones (requires_grad=False) are in neither.
 
-    What is frozen (requires_grad=False) is neither.
+    across: names of the parameters that go to phi; by default the affine parameters of norm layers.
 
     Raises:
-        UserError: a lazy module without shapes.
+        UserError: a lazy module has not been initialised.
     """
     for name, module in model.named_modules():
         if any(is_lazy(held) for held in (*module._parameters.values(), *module._buffers.values()) if held is not None):
@@ -136,34 +129,34 @@ def split_parameters(model: nn.Module, across: Iterable[str] | None = None) -> P
 
 
 def require_adapting(parameters: Parameters, model: nn.Module, method: str) -> None:
-    """Raises UserError where no parameter of the model adapts; it says what is frozen and what learned across tasks."""
+    """Raises UserError if theta is empty; the message names the frozen parameters and those in phi."""
     if parameters.theta:
         return
     frozen = [name for name, tensor in model.named_parameters() if not tensor.requires_grad]
     parts = {"frozen (requires_grad=False)": frozen, "learned across tasks only": list(parameters.phi)}
-    told = [
+    reasons = [
         f"{len(names)} are {what}: {', '.join(names[:3])}{', ...' * (len(names) > 3)}"
         for what, names in parts.items()
         if names
     ]
     raise UserError(
-        f"{method}: no parameter of the model adapts to a task ({'; '.join(told) or 'it has none'}); the inner loop "
+        f"{method}: no parameter of the model adapts to a task ({'; '.join(reasons) or 'it has none'}); the inner loop "
         "needs weights with requires_grad=True that are neither the affine of norm layers nor named in `across`"
     )
 
 
 def widest(tensors: Tensors) -> torch.dtype:
-    """The type that holds what every one of the tensors holds."""
+    """The dtype to which the dtypes of all the tensors promote."""
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
 
 
 def attach(model: nn.Module, name: str, module: nn.Module) -> Tensors:
-    """Add what a method learns across tasks to the model, as its part `name`; its parameters by their full names.
+    """Adds `module`, which a method learns across tasks, to the model as attribute `name`.
 
-    Each tensor of it has the type and the device of the layer that it serves.
+    Returns its parameters by their full names, "name.inner".
 
     Raises:
-        UserError: the model has such a part already, as one that has been prepared before.
+        UserError: the model has that attribute already, because a method was prepared on it before.
     """
     if hasattr(model, name):
         raise UserError(f"the model has a part {name!r} already: a method prepares a model once; give it a fresh one")
@@ -172,7 +165,7 @@ def attach(model: nn.Module, name: str, module: nn.Module) -> Tensors:
 
 
 class FlatParameterDict(nn.Module):
-    """Parameters under names that may hold dots, which torch's own containers do not take."""
+    """Parameters under names that may contain dots, which nn.ParameterDict does not allow: a dot is stored as '/'."""
 
     def __init__(self, tensors: Tensors) -> None:
         super().__init__()
@@ -180,22 +173,23 @@ class FlatParameterDict(nn.Module):
             self.register_parameter(escape_dots(name), nn.Parameter(tensor))
 
     def forward(self, x: Any) -> Any:
-        """Nothing: a model that runs all its children, such as nn.Sequential, runs this too."""
+        """Returns its input: a model that runs all its children, such as nn.Sequential, runs this one too."""
         return x
 
 
 class PassThroughModuleDict(nn.ModuleDict):
-    """Modules that a model holds but does not run: see `Bag.forward`."""
+    """Modules that the model holds but does not run; `forward` returns its input, as in `FlatParameterDict`."""
 
     def forward(self, x: Any) -> Any:
         return x
 
 
 def escape_dots(name: str) -> str:
+    """The name under which a parameter of a submodule can be registered: dots become slashes."""
     return name.replace(".", "/")
 
 
 def require_choice(option: str, value: str, choices: Iterable[str]) -> None:
-    """Raises UserError where the option has another value."""
+    """Raises UserError if the option's value is not among `choices`."""
     if value not in choices:
         raise UserError(f"{option}={value!r}: choose one of {', '.join(choices)}")
