@@ -1,13 +1,13 @@
-"""The same meta-gradient in memory that does not grow with the inner loop, but for one theta a step.
+"""The exact meta-gradient with a checkpointed inner loop: memory grows by one theta per inner step, not by its graph.
 
-    forwards   theta_0 .. theta_K without a graph; a query loss together with its gradient
-    backwards  for k = K-1 .. 0: theta_{k+1} = update(theta_k, grad L_support(theta_k)) once more, with a graph,
-               lambda_k = (d theta_{k+1} / d theta_k)' lambda_{k+1}, and for phi likewise
+    forward   compute theta_0 .. theta_K without a graph, and the query loss together with its gradient
+    backward  for k = K-1 .. 0: recompute theta_{k+1} = update(theta_k, grad L_support(theta_k)) with a graph,
+              lambda_k = (d theta_{k+1} / d theta_k)' lambda_{k+1}, and likewise for phi
 
-A step is an autograd function that keeps what it was given and nothing else: a method's meta-objective may make what
-it likes of the trajectory. The network must give the same twice, so no dropout. Kemaev et al. 2025, arXiv 2505.00793,
-go through a step forward over reverse; on a CPU reverse over reverse takes two thirds of that time for conv4, and it
-is exact where an objective stops a gradient as well.
+Each inner step is an autograd function that saves its inputs only, so that a method's meta-objective may use the
+trajectory in any way. The network must be deterministic, since each step is computed twice: no dropout. Kemaev et al.
+2025, arXiv 2505.00793, differentiate a step in forward-over-reverse mode; on a CPU reverse-over-reverse takes two
+thirds of that time for conv4, and is also exact if an objective stops a gradient.
 """
 
 from __future__ import annotations
@@ -20,19 +20,18 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from metarun.core.forward import independent
+from metarun.core.forward import independent_error
 from metarun.core.meta_learner import Gradient, MetaLearner, TaskLearner, autograd_gradient, with_zeros
-from metarun.methods import Parameters, Tensors
-from metarun.types import Task
+from metarun.types import Parameters, Task, Tensors
 
-Graph = bool  # whether a step's inner gradient is to be differentiated
+Graph = bool  # whether a step is computed with a graph
 Several = tuple[Tensor, ...]
 
 
 class CheckpointedTaskLearner(TaskLearner):
-    """The meta-learner on one task.
+    """A `TaskLearner` that recomputes the inner loop in the backward pass instead of keeping its graph.
 
-    segment: theta is kept each so many steps, from where those between are found again; None: at each step.
+    segment: theta is stored every `segment` inner steps, and the steps between are recomputed; None: at every step.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class CheckpointedTaskLearner(TaskLearner):
         self.vjp = tape_vjp if gradient is autograd_gradient else functional_vjp
 
     def inner_step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
-        if not self.learner.use_second_order:  # the graph is that of the update alone
+        if not self.learner.use_second_order:  # the graph holds the update alone, which is small
             return super().inner_step(theta, phi, number)
         return self.recompute(lambda one, theta, phi: TaskLearner.inner_step(one, theta, phi, number), theta, phi)
 
@@ -61,66 +60,70 @@ class CheckpointedTaskLearner(TaskLearner):
     def recompute(
         self, function: Callable[[CheckpointedTaskLearner, Tensors, Tensors], Tensors], theta: Tensors, phi: Tensors
     ) -> Tensors:
-        """function(this task, theta, phi), of which autograd keeps no more than that, and runs it again."""
+        """Returns function(task learner, theta, phi); autograd saves its inputs only and recomputes it when needed."""
 
         def run(graph: Graph, theta: Tensors, phi: Tensors, fixed: Any, task: Task) -> Tensors:
             learner = self.learner if graph else replace(self.learner, use_second_order=False)
-            one = CheckpointedTaskLearner(learner, task, self.noise, self.gradient)
-            one.fixed = fixed
-            return function(one, theta, phi)
+            task_learner = CheckpointedTaskLearner(learner, task, self.noise, self.gradient)
+            task_learner.fixed = fixed
+            return function(task_learner, theta, phi)
 
         return recomputed(run, self.vjp, theta, phi, self.fixed, self.task)
 
     def query_loss(self, theta: Tensors, phi: Tensors, taken: int | None = None) -> Tensor:
-        """The loss, with its gradient taken at once; it holds no graph of the network."""
+        """The query loss, whose gradient is computed at once, so that the loss keeps no graph of the network."""
         tensors, form = tree_flatten((theta, phi))
 
         def loss(*tensors: Tensor) -> tuple[Several, Any]:
             return (TaskLearner.query_loss(self, *tree_unflatten(tensors, form), taken=taken),), self.measures
 
         with torch.no_grad():
-            (value,), pull, self.measures = self.vjp(loss, *(tensor.detach() for tensor in tensors))
-            gradient = pull((torch.ones_like(value),))
-            del pull
+            (value,), vjp_fn, self.measures = self.vjp(loss, *(tensor.detach() for tensor in tensors))
+            gradient = vjp_fn((torch.ones_like(value),))
+            del vjp_fn  # frees the graph before the gradient is copied
         if all(entry is None for entry in gradient[: len(theta)]):
-            raise independent(self.learner.outer_objective)
+            raise independent_error(self.learner.outer_objective)
         gradient = with_zeros(gradient, tensors)
         return PrecomputedGradient.apply(value, *clone_all(gradient), *tensors)
 
 
-# --- vector-Jacobian products, on torch.func or on the tape -------------------------------------------------
+# --- vector-Jacobian products, by torch.func or by autograd -------------------------------------------------
 
-VjpFn = Callable[[Several], Sequence[Tensor | None]]  # cotangents of all results -> of all tensors; None: no dependence
-Vjp = Callable[..., tuple[Several, VjpFn, Any]]  # function -> (results, what else it found), tensors
+VjpFn = Callable[[Several], Sequence[Tensor | None]]  # cotangents of results -> of tensors (None: independent)
+Vjp = Callable[
+    ..., tuple[Several, VjpFn, Any]
+]  # (function, *tensors) -> (results, its VjpFn, auxiliary output of function)
 
 
 def functional_vjp(function: Callable[..., tuple[Several, Any]], *tensors: Tensor) -> tuple[Several, VjpFn, Any]:
-    results, pull, found = torch.func.vjp(function, *tensors, has_aux=True)  # pyright: ignore[reportAssignmentType]
-    return results, pull, found
+    """The results of `function`, which returns (results, auxiliary output), and its VJP by torch.func."""
+    results, vjp_fn, aux = torch.func.vjp(function, *tensors, has_aux=True)  # pyright: ignore[reportAssignmentType]
+    return results, vjp_fn, aux
 
 
 def tape_vjp(function: Callable[..., tuple[Several, Any]], *tensors: Tensor) -> tuple[Several, VjpFn, Any]:
+    """`functional_vjp` by autograd."""
     with torch.enable_grad():
         leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-        results, found = function(*leaves)
+        results, aux = function(*leaves)
 
-    def pull(cotangents: Several) -> Sequence[Tensor | None]:
+    def vjp_fn(cotangents: Several) -> Sequence[Tensor | None]:
         pairs = [pair for pair in zip(results, cotangents, strict=True) if pair[0].requires_grad]
         if not pairs:
             return [None] * len(leaves)
-        outputs, inwards = zip(*pairs, strict=True)
-        return torch.autograd.grad(outputs, leaves, inwards, allow_unused=True)
+        outputs, grad_outputs = zip(*pairs, strict=True)
+        return torch.autograd.grad(outputs, leaves, grad_outputs, allow_unused=True)
 
-    return tuple(result.detach() for result in results), pull, found
+    return tuple(result.detach() for result in results), vjp_fn, aux
 
 
-# --- autograd functions that keep little --------------------------------------------------------------------
+# --- autograd functions that save their inputs only ---------------------------------------------------------
 
 
 def recomputed(function: Callable[..., Tensors], vjp: Vjp, *arguments: Any) -> Tensors:
-    """function(graph, *arguments): now without a graph, and once more with one when its gradient is asked for.
+    """Returns function(False, *arguments), and calls function(True, *arguments) in the backward pass.
 
-    function: of its arguments alone, since torch.func hands it others of the same form; they are trees.
+    function: takes trees of tensors and must not capture any, since torch.func calls it with other tensors.
     """
     leaves, form = tree_flatten(arguments)
     names: list[str] = []
@@ -135,11 +138,13 @@ def recomputed(function: Callable[..., Tensors], vjp: Vjp, *arguments: Any) -> T
 
 
 def clone_all(tensors: Sequence[Tensor]) -> Several:
-    """Copies of what stays when the memory of what made it is free again: amid that, it would cut it into pieces."""
+    """Clones tensors that outlive the computation that made them, so that they do not fragment its freed memory."""
     return tuple(tensor.clone() for tensor in tensors)
 
 
 class Recomputed(torch.autograd.Function):
+    """run(False, leaves) in the forward pass; the backward pass differentiates run(True, leaves)."""
+
     generate_vmap_rule = True
 
     @staticmethod
@@ -150,32 +155,32 @@ class Recomputed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Several) -> None:
         ctx.run, ctx.vjp, *leaves = inputs
-        ctx.others = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        ctx.constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         ctx.places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         ctx.save_for_backward(*(leaves[place] for place in ctx.places))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        leaves = list(ctx.others)
+        leaves = list(ctx.constants)
         for place, tensor in zip(ctx.places, ctx.saved_tensors, strict=True):
             leaves[place] = tensor.detach()
         wanted = [place for place in ctx.places if ctx.needs_input_grad[2 + place]]
 
-        def of_wanted(*tensors: Tensor) -> tuple[Several, Any]:
+        def run_with_graph(*tensors: Tensor) -> tuple[Several, Any]:
             replaced = dict(zip(wanted, tensors, strict=True))
             return ctx.run(True, [replaced.get(place, leaf) for place, leaf in enumerate(leaves)]), ()
 
         with torch.no_grad():
-            _, pull, _ = ctx.vjp(of_wanted, *(leaves[place] for place in wanted))
+            _, vjp_fn, _ = ctx.vjp(run_with_graph, *(leaves[place] for place in wanted))
             gradients: list[Tensor | None] = [None] * (2 + len(leaves))
-            found = with_zeros(pull(cotangents), [leaves[place] for place in wanted])
-            for place, gradient in zip(wanted, found, strict=True):
+            wanted_grads = with_zeros(vjp_fn(cotangents), [leaves[place] for place in wanted])
+            for place, gradient in zip(wanted, wanted_grads, strict=True):
                 gradients[2 + place] = gradient
         return tuple(gradients)
 
 
 class PrecomputedGradient(torch.autograd.Function):
-    """A value whose gradient by some tensors is known: value, *gradient, *tensors -> value."""
+    """(value, *gradients, *tensors) -> value, a scalar whose gradient by the tensors is given."""
 
     generate_vmap_rule = True
 

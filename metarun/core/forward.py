@@ -1,4 +1,4 @@
-"""The network on one side of a task: the weights that it runs with, and an objective's loss there."""
+"""The network's functional forward pass on a support or query set, and an objective's loss there."""
 
 from __future__ import annotations
 
@@ -16,16 +16,17 @@ from metarun.core.activation_checkpoints import recomputed_by
 from metarun.core.objectives import Objective, State
 from metarun.core.second_order import Needs, needs, substituted
 from metarun.errors import UserError
-from metarun.methods import Method, Tensors
+from metarun.methods import Method
 from metarun.nn.norm import TORCH_NORMS, BatchNormPolicy, Norm, record_batch_stats, use_batch_stats
 from metarun.nn.precision import at_least_float32, autocast
+from metarun.types import Tensors
 
-Metrics = dict[str, Tensor]
+Metrics = dict[str, Tensor]  # name -> scalar, or [tasks, ...] for several tasks
 
 
 @dataclass(frozen=True)
 class MetaLearner:
-    """All that stays fixed while the parameters are learned."""
+    """The model, the method, the objectives and the settings of the inner loop: all that training does not change."""
 
     model: nn.Module
     method: Method
@@ -34,10 +35,10 @@ class MetaLearner:
     inner_loop: int = 5
     use_second_order: bool = True
     norm: BatchNormPolicy = BatchNormPolicy()
-    precision: str = "float32"  # of the network's layers: `engine.precision`
-    # looked up here, not at each forward
-    tied: bool = field(init=False)  # whether a tensor of the model has two names
-    stateful: list[tuple[str, nn.Module]] = field(init=False)  # a buffer that a forward may change: its name, its owner
+    precision: str = "float32"  # of the network's layers, as the key engine.precision
+    # computed once here instead of at each forward pass
+    tied: bool = field(init=False)  # whether a tensor of the model has several names
+    stateful: list[tuple[str, nn.Module]] = field(init=False)  # (name, module) of buffers a forward pass may change
     needs: Needs = field(init=False)
 
     def __post_init__(self) -> None:
@@ -47,13 +48,14 @@ class MetaLearner:
 
 
 def has_tied_tensors(model: nn.Module) -> bool:
+    """Whether a parameter or buffer of the model is registered under several names."""
     parameters, buffers = model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)
     tensors = [id(tensor) for _, tensor in (*parameters, *buffers)]
     return len(set(tensors)) < len(tensors)
 
 
 def stateful_buffers(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Those of all layers but norms, whose buffers `batch_statistics` keeps."""
+    """(Name, owning module) of every buffer outside norm layers, whose buffers `use_batch_stats` protects."""
     return [
         (f"{prefix}.{name}" if prefix else name, module)
         for prefix, module in model.named_modules()
@@ -64,23 +66,26 @@ def stateful_buffers(model: nn.Module) -> list[tuple[str, nn.Module]]:
 
 
 def support_weights(learner: MetaLearner, theta: Tensors, phi: Tensors, taken: int) -> Tensors:
-    """What the network runs with on a support set: what the method makes of theta, after `taken` steps, and phi."""
+    """The weights that the network runs with on a support set after `taken` inner steps, by name."""
     return learner.norm.weights(learner.method.weights(theta, phi), taken, query=False)
 
 
 def query_weights(learner: MetaLearner, theta: Tensors, phi: Tensors, support_data: Any, taken: int) -> Tensors:
-    """The same on a query set, with those statistics of batch norm that are not the set's own."""
+    """The weights that the network runs with on a query set after `taken` inner steps, by name.
+
+    They include batch norm statistics where the policy takes them from the support set or from training tasks.
+    """
     norm = learner.norm
     weights = norm.weights(learner.method.weights(theta, phi), taken, query=True)
     if norm.rule != "support":
         return {**weights, **norm.after(taken)}
-    with record_batch_stats(learner.model) as seen:
+    with record_batch_stats(learner.model) as statistics:
         functional_forward(learner, weights, support_data)
-    return {**weights, **seen}
+    return {**weights, **statistics}
 
 
 def functional_forward(learner: MetaLearner, weights: Tensors, *inputs: Any, **keywords: Any) -> Any:
-    """The network's output on what its forward takes; its buffers stay as they are."""
+    """The network's output with the given weights in place of its parameters; its buffers do not change."""
     output = run_within(learner, learner.model, weights, "", inputs, keywords)
     return at_least_float32(output) if learner.precision == "bfloat16" else output
 
@@ -88,17 +93,17 @@ def functional_forward(learner: MetaLearner, weights: Tensors, *inputs: Any, **k
 def run_within(
     learner: MetaLearner, module: nn.Module, weights: Tensors, prefix: str, inputs: Any, keywords: Any
 ) -> Any:
-    """module(*inputs, **keywords), where the network's weights have their names behind `prefix`."""
+    """Runs module(*inputs, **keywords), of which the network is the submodule `prefix`, with the given weights."""
     buffers = {name: owner._buffers[name.rpartition(".")[2]] for name, owner in learner.stateful}
     tensors = {**{name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}, **weights}
     if prefix:
         tensors = {prefix + name: tensor for name, tensor in tensors.items()}
-    watched = learner.needs.checkpoints and not torch.compiler.is_compiling()
+    recomputes = learner.needs.checkpoints and not torch.compiler.is_compiling()
     with (
         use_batch_stats(learner.model),
         autocast(learner.precision, next(iter(weights.values()))),
         substituted(learner.needs.substitutes) if learner.needs.substitutes else nullcontext(),
-        recomputed_by(partial(run_part, learner, weights)) if watched else nullcontext(),
+        recomputed_by(partial(run_part, learner, weights)) if recomputes else nullcontext(),
     ):
         return functional_call(module, tensors, inputs, keywords, tie_weights=learner.tied)
 
@@ -106,18 +111,18 @@ def run_within(
 def run_part(
     learner: MetaLearner, weights: Tensors, function: Callable[..., Any], *inputs: Any, **keywords: Any
 ) -> Any:
-    """function(*inputs, **keywords), which runs a part of the network, with those weights."""
+    """Runs function(*inputs, **keywords), which calls a part of the network, with the given weights."""
     part = Part(learner.model, function)
     return run_within(learner, part, weights, "model.", inputs, keywords)
 
 
 class Part(nn.Module):
-    """A network of which a function runs a part."""
+    """A module that holds the network and whose forward is `function`, which calls a part of it."""
 
     def __init__(self, model: nn.Module, function: Callable[..., Any]) -> None:
         super().__init__()
         self.model = model
-        self.run = (function,)  # in a tuple, or a function that is a module would become one of its parts
+        self.run = (function,)  # in a tuple, so that a function that is a module is not registered as a submodule
 
     def forward(self, *inputs: Any, **keywords: Any) -> Any:
         return self.run[0](*inputs, **keywords)
@@ -131,7 +136,13 @@ def evaluate_objective(
     data: Any,
     target: Any,
 ) -> tuple[Tensor, Metrics]:
-    """The objective's loss (a scalar) and what it measured, at theta, of which `weights` makes the network's."""
+    """The objective's loss, a scalar, and the metrics that it reports, at theta.
+
+    weights: maps theta to the weights that the network runs with.
+
+    Raises:
+        UserError: the objective does not return a scalar tensor.
+    """
     names = tuple(theta)
 
     def model(*inputs: Any, **keywords: Any) -> Any:
@@ -147,7 +158,7 @@ def evaluate_objective(
 
 
 def by_name(names: tuple[str, ...], weights: Any) -> Tensors:
-    """The weights that adapt, by their names. Raises UserError where they are not a list of as many."""
+    """Maps names to the list `weights` of adapted weights. Raises UserError if it is not a list of that length."""
     if not isinstance(weights, (list, tuple)) or len(weights) != len(names):
         found = f"a list of {len(weights)}" if isinstance(weights, (list, tuple)) else f"a {type(weights).__name__}"
         raise UserError(
@@ -164,20 +175,24 @@ def name_of(objective: Objective) -> str:
 def dense_gradients(
     loss: Tensor, tensors: list[Tensor], weights: int, objective: Objective, graph: bool = False
 ) -> list[Tensor | None]:
-    """Of a loss that the tape has recorded, by each of `tensors`; None where it does not depend on one.
+    """The gradients of `loss` by each of `tensors`, dense; None for a tensor that the loss does not depend on.
+
+    weights: how many of `tensors`, from the first on, are weights that adapt.
+    graph: whether the gradients are differentiable.
 
     Raises:
-        UserError: it depends on none of the first `weights` tensors, the weights that adapt.
+        UserError: the loss depends on none of the weights that adapt.
     """
-    found: tuple[Tensor | None, ...] = ()
+    grads: tuple[Tensor | None, ...] = ()
     if loss.requires_grad:
-        found = torch.autograd.grad(loss, tensors, create_graph=graph, allow_unused=True)
-    if all(gradient is None for gradient in found[:weights]):
-        raise independent(objective)
-    return [gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient for gradient in found]
+        grads = torch.autograd.grad(loss, tensors, create_graph=graph, allow_unused=True)
+    if all(gradient is None for gradient in grads[:weights]):
+        raise independent_error(objective)
+    return [gradient.to_dense() if gradient is not None and gradient.is_sparse else gradient for gradient in grads]
 
 
-def independent(objective: Objective) -> UserError:
+def independent_error(objective: Objective) -> UserError:
+    """The error for an objective whose loss does not depend on the weights that adapt."""
     return UserError(
         f"{name_of(objective)}: does not depend on the weights; "
         "run the network as state.model(state.data, state.updated_weights)"

@@ -80,7 +80,7 @@ class TaskLearner:
         self.measures: Metrics = {}  # metrics of the last call of query_loss
 
     def support_gradient(self, theta: Tensors, phi: Tensors, graph: bool, taken: int = 0) -> Tensors:
-        """The support loss's gradient by theta after `taken` inner steps; differentiable by theta and phi if `graph`."""
+        """The support loss's gradient by theta after `taken` inner steps; differentiable if `graph`."""
         if not graph:
             theta, phi = tree_map(torch.detach, (theta, phi))
 

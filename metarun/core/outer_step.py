@@ -1,4 +1,4 @@
-"""An outer step as one function of tensors, so that it can be compiled whole: the meta-gradient, and Adam upon it."""
+"""One outer step, the meta-gradient and an Adam update, as a function of tensors that can be compiled whole."""
 
 from __future__ import annotations
 
@@ -10,38 +10,39 @@ from torch import Tensor
 
 from metarun.core.forward import MetaLearner
 from metarun.core.meta_learner import meta_gradient
-from metarun.methods import Parameters
-from metarun.types import Task
+from metarun.types import Parameters, Task
 
-FIRST, SECOND, SMALL = 0.9, 0.999, 1e-8  # Adam's own beta_1, beta_2 and epsilon (Kingma and Ba 2015)
+BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-8  # Adam's defaults (Kingma and Ba 2015, Algorithm 1)
 
 
 class AdamState(NamedTuple):
-    """Adam's state of one tensor, as torch.optim.Adam holds it."""
+    """Adam's state for one parameter, under the names of torch.optim.Adam."""
 
-    step: Tensor
-    exp_avg: Tensor
-    exp_avg_sq: Tensor
+    step: Tensor  # scalar
+    exp_avg: Tensor  # first moment, of the parameter's shape
+    exp_avg_sq: Tensor  # second moment, of the parameter's shape
 
 
 def adam_state(optimizer: torch.optim.Adam) -> list[AdamState]:
-    """Of each tensor in the optimiser's order, zero where it has not stepped yet; the optimiser's own, not copies."""
-    tensors = optimizer.param_groups[0]["params"]
-    for tensor in tensors:
+    """The optimizer's state for each of its parameters, not copied; created as zeros before the first step."""
+    params = optimizer.param_groups[0]["params"]
+    for tensor in params:
         if not optimizer.state[tensor]:
             zeros = torch.zeros((), device=tensor.device), torch.zeros_like(tensor), torch.zeros_like(tensor)
             optimizer.state[tensor] = AdamState(*zeros)._asdict()
-    return [AdamState(*(optimizer.state[tensor][name] for name in AdamState._fields)) for tensor in tensors]
+    return [AdamState(*(optimizer.state[tensor][name] for name in AdamState._fields)) for tensor in params]
 
 
 OuterStep = Callable[..., Tensor]
 
 
 def make_outer_step(learner: MetaLearner, metric: str, clip: float | None) -> OuterStep:
-    """A function that changes parameters and moments in place, by a step of Adam on a meta-batch's gradient.
+    """Returns a function that updates parameters and Adam state in place from the gradient of one meta-batch.
 
-    It returns three numbers, [3]: 1, the mean loss and the mean metric of the meta-batch; or, where a loss or an
-    entry of the gradient is not finite, 0 and the same, with parameters and moments as before.
+    The function returns a tensor [3]: 1 if the step was taken, the mean loss, and the mean of `metric`. If a loss or
+    an entry of the gradient is non-finite, the first number is 0 and nothing is updated.
+
+    clip: bound on the absolute value of each entry of the gradient; None: no bound.
     """
 
     def step(
@@ -55,24 +56,24 @@ def make_outer_step(learner: MetaLearner, metric: str, clip: float | None) -> Ou
         gradient, losses, measures = meta_gradient(
             learner, parameters, tasks, noise, vectorised=True, loss_weights=loss_weights
         )
-        entries = [entry for part in gradient for entry in part.values()]
-        sizes = [losses.abs().amax(), *(entry.abs().amax() for entry in entries if entry.numel())]
-        finite = torch.stack(sizes).amax().isfinite()
-        tensors = [tensor for part in parameters for tensor in part.values()]
-        for tensor, entry, held in zip(tensors, entries, state, strict=True):
-            clipped = entry if clip is None else entry.clamp(-clip, clip)
-            adam(tensor, clipped, held, rate, finite)
+        grads = [grad for part in gradient for grad in part.values()]
+        maxima = [losses.abs().amax(), *(grad.abs().amax() for grad in grads if grad.numel())]
+        finite = torch.stack(maxima).amax().isfinite()
+        params = [param for part in parameters for param in part.values()]
+        for param, grad, param_state in zip(params, grads, state, strict=True):
+            clipped = grad if clip is None else grad.clamp(-clip, clip)
+            adam_(param, clipped, param_state, rate, finite)
         return torch.stack([finite.to(losses.dtype), losses.mean(), measures[metric].mean()])
 
     return step
 
 
-def adam(tensor: Tensor, gradient: Tensor, held: AdamState, rate: Tensor, finite: Tensor) -> None:
-    """A step of Adam in place, where `finite` is true."""
-    count = held.step + 1
-    mean = held.exp_avg + (gradient - held.exp_avg) * (1 - FIRST)
-    square = held.exp_avg_sq * SECOND + (1 - SECOND) * gradient * gradient
-    scale = (square / (1 - SECOND**count)).sqrt() + SMALL
-    new = tensor - rate / (1 - FIRST**count) * mean / scale
-    for old, entry in ((held.step, count), (held.exp_avg, mean), (held.exp_avg_sq, square), (tensor, new)):
-        old.copy_(torch.where(finite, entry, old))
+def adam_(param: Tensor, grad: Tensor, state: AdamState, rate: Tensor, finite: Tensor) -> None:
+    """Updates `param` and `state` in place by one step of Adam if `finite`, a boolean scalar, is true."""
+    step = state.step + 1
+    exp_avg = state.exp_avg + (grad - state.exp_avg) * (1 - BETA_1)
+    exp_avg_sq = state.exp_avg_sq * BETA_2 + (1 - BETA_2) * grad * grad
+    scale = (exp_avg_sq / (1 - BETA_2**step)).sqrt() + EPSILON
+    updated = param - rate / (1 - BETA_1**step) * exp_avg / scale
+    for old, new in zip((*state, param), (step, exp_avg, exp_avg_sq, updated), strict=True):
+        old.copy_(torch.where(finite, new, old))
