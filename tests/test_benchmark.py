@@ -22,6 +22,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("scripts.benchmark.ROUND", 0.01)
 
 
+@pytest.mark.slow
 def test_metarun_and_the_eager_loop_agree_in_second_order(tmp_path: Path) -> None:
     work = Work("sine", "sine", SINE)
     wrong = "inner_learning_rate=0.02 engine.tasks=vectorised"
@@ -36,6 +37,7 @@ def test_metarun_and_the_eager_loop_agree_in_second_order(tmp_path: Path) -> Non
     assert ratio(rows[0], rows[0]) == 1 and show(work, rows, 2).count("\n| metarun") == 2
 
 
+@pytest.mark.slow
 def test_convolutions_are_counted_in_first_order(tmp_path: Path) -> None:
     work = Work("conv", "conv", (*SMALL, "use_second_order=false"), pictures=16)
     rows = measure(work, [""], [], 1, "cpu", tmp_path, True)
@@ -53,6 +55,7 @@ def operations(tasks: int, steps: int, support: int, query: int, filters: int, s
     return tasks * (steps * support + query) * (3 * sum(layers) - layers[0])
 
 
+@pytest.mark.slow
 def test_evaluations_agree_and_drawing_has_no_yardstick(tmp_path: Path) -> None:
     rows = measure(Work("judge", "judge", SMALL, "evaluate", 16), [""], [], 1, "cpu", tmp_path, False)
     assert rows[1].difference is not None and rows[1].difference < 1e-4
@@ -62,6 +65,7 @@ def test_evaluations_agree_and_drawing_has_no_yardstick(tmp_path: Path) -> None:
     assert [row.label for row in rows] == ["metarun"] and rows[0].difference is None
 
 
+@pytest.mark.slow
 def test_a_contender_that_cannot_start_says_why(tmp_path: Path) -> None:
     with pytest.raises(Ended, match="meta-batch of 2 tasks"):
         measure(Work("sine", "sine", SINE, "draw"), ["engine.workers=3"], [], 1, "cpu", tmp_path, False)

@@ -115,6 +115,7 @@ def test_every_documented_command_runs(cache: Path, small: Path) -> None:
         GlobalHydra.instance().clear()
 
 
+@pytest.mark.slow
 def test_the_default_run_learns_and_is_resumed_and_evaluated(cache: Path) -> None:
     """40 steps on glyphs, stopped at 20 and resumed, end with the tensors of a run that was not stopped."""
     short = ["eval.tasks=20", "eval.validation_tasks=8", "eval.every=20", "meta_batch=2"]
@@ -133,6 +134,7 @@ def test_the_default_run_learns_and_is_resumed_and_evaluated(cache: Path) -> Non
     assert trained["mean"] > trained["by_step"][0] + 0.1  # adapting helps
 
 
+@pytest.mark.slow
 def test_the_wheel_runs_from_another_folder(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
@@ -198,6 +200,7 @@ def test_the_method_of_the_docs_takes_steps_of_its_length(monkeypatch: pytest.Mo
     assert float(moved.norm()) == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_started_again_skips_what_is_finished(capsys) -> None:
     """Of three jobs one is finished, one stopped half-way and one never began; then all are as in one go."""
     words = ["--multirun", "dataset=sinusoid", "seed=0,1,2", "iterations=40", "eval.every=20", *TINY[1:3]]

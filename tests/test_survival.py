@@ -15,6 +15,7 @@ from scripts.survive_kills import Report, survive_long_enough
 KILLS = 3
 
 
+@pytest.mark.slow
 def test_a_run_survives_kills_and_stops() -> None:
     """One of the three falls into the start-up, the others anywhere behind it."""
 

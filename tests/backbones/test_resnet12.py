@@ -52,6 +52,7 @@ def reference(model: ResNet12, x: Tensor, slope: float, pools: int) -> Tensor:
     return F.linear(F.adaptive_avg_pool2d(x, 1).flatten(1), w["head.weight"], w["head.bias"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("activation", "slope"), [("relu", 0.0), ("leaky_relu", 0.1)])
 @pytest.mark.parametrize("pools", [3, 4])
 def test_it_computes_what_the_papers_code_does(activation: str, slope: float, pools: int) -> None:
@@ -67,6 +68,7 @@ def test_it_takes_the_pictures_of_every_data_set(shape: tuple[int, ...], norm: s
     assert ResNet12(shape, 7, TINY, norm=norm)(torch.randn(2, *shape)).shape == (2, 7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [name for name in CASES if not name.startswith("learn_lr")])
 def test_every_method_learns_all_of_it_vectorised_as_looped(method: str) -> None:
     model = ResNet12((1, 8, 8), 2, (2, 2, 3, 3), "leaky_relu").double()

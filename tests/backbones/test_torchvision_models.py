@@ -61,6 +61,7 @@ def test_grey_is_three_equal_colours() -> None:
     assert torch.equal(grey(x), colours(x.repeat(1, 3, 1, 1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["maml", "l2f", "anil", "boil", "warpgrad"])
 def test_methods_learn_all_of_it_vectorised_as_looped(method: str) -> None:
     torch.manual_seed(2)

@@ -71,6 +71,7 @@ def test_logits_are_averaged() -> None:
     assert accuracy.tolist() == [[1.0]]
 
 
+@pytest.mark.slow
 def test_it_is_the_same_after_a_stop_and_among_processes(tmp_path: Path) -> None:
     run(settings(tmp_path), tmp_path / "whole")
     folder = tmp_path / "stopped"

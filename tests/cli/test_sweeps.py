@@ -103,6 +103,7 @@ def test_a_job_takes_its_share_of_the_machine(
 # --- launchers and sweepers ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_joblib_s_jobs_are_those_of_a_sweep_one_by_one(capfd: pytest.CaptureFixture[str]) -> None:
     """Also: what is finished is skipped, a failure is told once, and a checkpoint's settings reach each job."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher", reason="needs pip install 'metarun[sweep]'")
@@ -125,6 +126,7 @@ def children(process: int) -> list[int]:
     return [int(number) for number in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_joblib_s_jobs_end_with_the_command(number: signal.Signals) -> None:
     """Having saved; the sweep goes on when it is typed again at once."""
@@ -153,6 +155,7 @@ def test_joblib_s_jobs_end_with_the_command(number: signal.Signals) -> None:
     assert f"iterations=1000000, not {step}" in done.stderr  # no lock is in its way
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the job's process in /proc")
 def test_submitit_s_preempted_job_loses_no_step() -> None:
     """SIGUSR2 is what comes before SLURM takes a job's machine away: submitit puts the job into its queue again."""

@@ -193,6 +193,7 @@ def judged(folder: Path) -> dict[str, object]:
     return {key: value for key, value in result.items() if key not in ("seconds", "checkpoint")}
 
 
+@pytest.mark.slow
 def test_running_statistics_are_kept_resumed_and_shared(
     settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

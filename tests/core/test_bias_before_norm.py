@@ -74,6 +74,7 @@ class Small(nn.Module):
         return self.head(conv_norm_act(x, self.convolution, self.norm).mean((2, 3)))
 
 
+@pytest.mark.slow
 def test_the_gradient_is_zero_where_it_is_compiled() -> None:
     """As the C++ compiler is given it, which takes minutes."""
     model = Small()

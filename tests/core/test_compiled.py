@@ -47,6 +47,7 @@ def test_it_is_the_eager_one(method: str, order: bool, caplog: pytest.LogCapture
     torch.testing.assert_close((losses, measures["mse"]), (eager[1], eager[2]["mse"]), rtol=1e-12, atol=0)
 
 
+@pytest.mark.slow
 def test_each_run_of_a_sweep_has_its_own(caplog: pytest.LogCaptureFixture) -> None:
     tasks, noise = regression_tasks(2), torch.rand(2, 0)
     for rate in (0.1, 0.2, 0.3):
@@ -59,6 +60,7 @@ def test_each_run_of_a_sweep_has_its_own(caplog: pytest.LogCaptureFixture) -> No
         assert not compiled.failed and largest_relative_error(found, eager) < 1e-12
 
 
+@pytest.mark.slow
 def test_other_shapes_and_orders_are_compiled_anew(caplog: pytest.LogCaptureFixture) -> None:
     learner = learner_of("maml")
     compiled, parameters = CompiledOuterStep(learner, gradient), learner.method.parameters

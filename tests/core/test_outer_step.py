@@ -94,6 +94,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metarun.core.compiled.aot_compile", lambda function, arguments: function)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_the_eager_one_within_rounding(tmp_path: Path) -> None:
     runs = {}
     for tasks in ("compiled", "vectorised"):

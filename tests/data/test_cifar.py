@@ -283,6 +283,7 @@ def test_a_class_list_without_its_folder_is_named(tmp_path: Path) -> None:
     refused(tmp_path, r"test\.txt: lists 'whale', but .*/data/whale holds no pictures")
 
 
+@pytest.mark.slow
 def test_the_real_data(tmp_path: Path) -> None:
     place = os.environ.get("METARUN_TEST_DATA")
     if not place:

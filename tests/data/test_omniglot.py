@@ -120,6 +120,7 @@ def test_unpacked_folders_are_read_where_people_put_them(tmp_path: Path, place: 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["omniglot", "."])
 def test_torchmetas_file_is_read(tmp_path: Path, place: str) -> None:
     """Its ink is white; its lists of labels are beside it, its archives and folders may be gone."""
@@ -350,6 +351,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return Path(place), tmp_path_factory.mktemp("omniglot")
 
 
+@pytest.mark.slow
 def test_the_real_data(real: tuple[Path, Path], monkeypatch) -> None:
     image_set = omniglot.load(DataPaths(*real, False), "vinyals", True)
     assert image_set.images.shape == (32460, 1, 28, 28)

@@ -215,6 +215,7 @@ load_or_build_cache(Path(sys.argv[1]), "a", ImageSpec(4, 1), "here", lambda _: R
 """
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_neither_blocks_nor_leaves_half_a_file(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "begun\n"
@@ -306,6 +307,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
         load(tmp_path, never)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads its memory from /proc")
 def test_memory_does_not_grow_with_the_set(tmp_path: Path) -> None:
     """A set of 512 MiB is prepared and drawn from by a process that may take only 300 MiB more of its own."""

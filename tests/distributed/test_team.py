@@ -59,6 +59,7 @@ def test_the_result_is_that_of_one_process(tmp_path: Path, workers: int) -> None
     assert store.load(tmp_path / "several").execution["processes"] == workers
 
 
+@pytest.mark.slow
 def test_torchrun_gives_the_result_of_one_process(tmp_path: Path) -> None:
     words = [*COMMAND, "iterations=20", "eval.every=20", f"cache_dir={tmp_path}"]
     for name, start in (("one", []), ("two", ["-m", "torch.distributed.run", "--nproc-per-node", "2"])):
@@ -113,6 +114,7 @@ sys.exit(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="sees in /proc that a process is stopped")
 @pytest.mark.parametrize(
     ("patience", "signals", "status", "words"),

@@ -70,6 +70,7 @@ def test_gradient_has_its_closed_form(steps: int, vectorised: bool, record_prope
     check(record_property, "closed form", "l2f", error, 1e-12)
 
 
+@pytest.mark.slow
 @both_ways
 @pytest.mark.parametrize("network", ["layers", "convolutions"])
 @pytest.mark.parametrize("name", ATTENUATED)

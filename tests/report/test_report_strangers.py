@@ -199,6 +199,7 @@ def test_whatever_stands_in_a_result_a_report_is_made_of_what_can_be_read(tmp_pa
         assert not any(cell.startswith(("=", "@")) for line in made[4].splitlines() for cell in line.split(","))
 
 
+@pytest.mark.slow
 def test_the_whole_report_is_written_beside_a_strangers_names(tmp_path: Path) -> None:
     """Plots as well, of names that are formulas, mathematics and pages."""
     names = ["$\\frac{1}{0}$", "\n\x1b[2J<script>", "=1+1", "a\u202eb\ud800", "&lt;b&gt;|`"]

@@ -36,6 +36,7 @@ def finishes(iterations: int = 40) -> None:
     assert not list(Path("run").rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_every_write_of_a_run_may_fail(capsys: pytest.CaptureFixture[str]) -> None:
     assert command(*SMALL, *RUN, "iterations=20") == 0
     shutil.move("run", "first")
@@ -79,6 +80,7 @@ def limited(size: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(words, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_size_of_files_is_told() -> None:
     assert command(*SMALL, *RUN, "iterations=20") == 0
     whole = store.step_checkpoint_path(Path("run"), 20)
