@@ -145,8 +145,8 @@ def resealed(data: bytes, draw: random.Random) -> bytes:
     else:
         node[key] = draw.choice(ODD)
     held["content"] = json.dumps(content)
-    entries = file_format.described(json.loads(json.dumps(header)), len(rest))[1]
-    held["sha256"] = hashlib.sha256(file_format.digested(held["content"], entries) + rest).hexdigest()
+    entries = file_format.parse_header(json.loads(json.dumps(header)), len(rest))[1]
+    held["sha256"] = hashlib.sha256(file_format.digest_input(held["content"], entries) + rest).hexdigest()
     return joined(header, rest)
 
 

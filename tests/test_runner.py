@@ -76,7 +76,7 @@ with exclusive_run_dir(Path(sys.argv[1]), lambda: None):
 @pytest.mark.parametrize("content", [None, {}, {"settings": {"dataset": {}, "backbone": {}, "method": {}}}])
 @pytest.mark.parametrize("typed", ["mode=evaluate checkpoint=made", "mode=predict checkpoint=made"])
 def test_a_checkpoint_without_settings_is_told(alone: None, capsys, monkeypatch, typed: str, content: object) -> None:
-    Path("made").write_bytes(file_format.encoded(content, {}))
+    Path("made").write_bytes(file_format.encode(content, {}))
     words = ["metarun", *typed.split(), "support=a", "query=b"]
     monkeypatch.setattr(sys, "argv", words if "predict" in typed else words[:3])
     assert app.main() == 2

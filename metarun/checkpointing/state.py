@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.checkpointing import plain
+from metarun.checkpointing import typed_json
 from metarun.config.schema import Settings
 from metarun.data.preprocessing import ImagePreprocessing
 from metarun.errors import UserError
 from metarun.utils import random_state as generators
 
 Tensors = dict[str, Tensor]
-PARTS = ("theta", "phi", "statistics", "exp_avg", "exp_avg_sq", "adam_steps", "generators")  # those that are tensors
-COUNTS = ("step", "lines", "skipped", "skipped_in_a_row")
+TENSOR_FIELDS = ("theta", "phi", "statistics", "exp_avg", "exp_avg_sq", "adam_steps", "generators")  # dicts of tensors
+COUNT_FIELDS = ("step", "lines", "skipped", "skipped_in_a_row")
 
 
 @dataclass(frozen=True)
 class Validation:
-    """The metric over the validation tasks at an outer step: its mean, and half of the 95 % interval."""
+    """Mean metric over the validation tasks after outer step `step`, and half the width of its 95 % interval."""
 
     step: int
     mean: float
@@ -29,52 +29,57 @@ class Validation:
 
 
 class Weights(NamedTuple):
-    """A network's parameters by their names, and what its norms have found; shapes are those of the network."""
+    """A network's parameters, in its own shapes, and its batch-norm statistics; each by name."""
 
-    theta: Tensors  # what adapts to a task
-    phi: Tensors  # what is learned across tasks only
-    statistics: Tensors = {}  # noqa: RUF012  # batch_norm=per_step: [inner steps + 1, channels] by buffer; or none
+    theta: Tensors  # adapted to each task by the inner loop
+    phi: Tensors  # learned across tasks only
+    statistics: Tensors = {}  # noqa: RUF012  # batch_norm=per_step: [inner steps + 1, channels] by buffer; else empty
 
 
 @dataclass
 class CheckpointState:
-    """A run at an outer step. A run goes on from it; an evaluation or a prediction takes its settings and weights."""
+    """The state of a training run after an outer step.
+
+    Training resumes from all of it; an evaluation or a prediction takes its settings and weights.
+    """
 
     settings: Settings
-    theta: Tensors  # by parameter name, what adapts to a task; floating point, shapes of the network's
-    phi: Tensors  # likewise, what is learned across tasks only
+    theta: Tensors  # parameters that the inner loop adapts, by name; floating point, in the network's shapes
+    phi: Tensors  # parameters that are learned across tasks only; likewise
     statistics: Tensors = field(default_factory=dict)  # batch_norm=per_step: [inner steps + 1, channels] by buffer
-    pictures: ImagePreprocessing | None = None  # the form of the pictures that it learned; None: they are none
+    pictures: ImagePreprocessing | None = (
+        None  # size, channels and normalisation of the training images; None: regression
+    )
 
     step: int = 0  # outer steps done
     best: Validation | None = None
-    top: list[Validation] = field(default_factory=list)  # of an ensemble's members, the best first
+    top: list[Validation] = field(default_factory=list)  # of the ensemble's members, the best first
     last: Validation | None = None
-    validation_due: bool = False  # this step's validation is still to come
-    sums: dict[str, float] = field(default_factory=dict)  # loss, metric, steps since the last line of training
-    lines: int = 0  # of metrics.jsonl
-    skipped: int = 0  # outer steps that were not finite
-    skipped_in_a_row: int = 0
-    seconds: float = 0.0  # of training, over all sittings
-    execution: dict[str, str | int] = field(default_factory=dict)  # what the last bits depend on: device, threads, ...
-    execution_reason: str = ""  # for people
+    validation_due: bool = False  # this step's validation has not been done yet
+    sums: dict[str, float] = field(default_factory=dict)  # loss, metric and steps, since the last training line
+    lines: int = 0  # lines in metrics.jsonl
+    skipped: int = 0  # outer steps without an update, since loss or gradient was not finite
+    skipped_in_a_row: int = 0  # of these, the ones without a finite step since
+    seconds: float = 0.0  # training time over all sittings
+    execution: dict[str, str | int] = field(default_factory=dict)  # device, threads, ...: the last bits depend on them
+    execution_reason: str = ""  # why it is executed so, for people
 
-    exp_avg: Tensors = field(default_factory=dict)  # Adam's moments, by "theta/NAME" and "phi/NAME"; parameters' shapes
-    exp_avg_sq: Tensors = field(default_factory=dict)
-    adam_steps: Tensors = field(default_factory=dict)  # each float32 []
-    generators: Tensors = field(default_factory=dict)  # as `generators.states` gives them
+    exp_avg: Tensors = field(default_factory=dict)  # Adam's first moment by "theta/NAME", "phi/NAME"; parameter's shape
+    exp_avg_sq: Tensors = field(default_factory=dict)  # Adam's second moment, likewise
+    adam_steps: Tensors = field(default_factory=dict)  # Adam's step count, likewise; each float32 []
+    generators: Tensors = field(default_factory=dict)  # random states, as `random_state` returns them
 
     @property
     def weights(self) -> Weights:
         return Weights(self.theta, self.phi, self.statistics)
 
     def validate(self) -> None:
-        """Raises ValueError where a field is not what is documented above."""
-        for part in PARTS:
+        """Raise ValueError if a field is not as documented above."""
+        for part in TENSOR_FIELDS:
             for name, tensor in getattr(self, part).items():
                 if part != "generators" and not tensor.is_floating_point():
                     raise ValueError(f"its {part} {name!r} is of type {tensor.dtype}, must be floating point")
-        for name in COUNTS:
+        for name in COUNT_FIELDS:
             if getattr(self, name) < 0:
                 raise ValueError(f"its {name} is {getattr(self, name)}, must be 0 or more")
         parameters = {f"{part}/{name}": t for part in ("theta", "phi") for name, t in getattr(self, part).items()}
@@ -90,62 +95,60 @@ class CheckpointState:
             generators.check(self.generators)
 
     def parts(self) -> tuple[dict[str, Any], Tensors]:
-        """All that is no tensor as what JSON holds, and the tensors by PART/NAME. Raises ValueError as `validate`."""
-        content = {
-            item.name: plain.to_json(getattr(self, item.name)) for item in fields(self) if item.name not in PARTS
-        }
-        tensors = {f"{part}/{name}": tensor for part in PARTS for name, tensor in getattr(self, part).items()}
-        of_parts(content, tensors)
+        """The fields without tensors as JSON values, and the tensors by FIELD/NAME. Raises ValueError as `validate`."""
+        names = [item.name for item in fields(self) if item.name not in TENSOR_FIELDS]
+        content = {name: typed_json.to_json(getattr(self, name)) for name in names}
+        tensors = {f"{part}/{name}": tensor for part in TENSOR_FIELDS for name, tensor in getattr(self, part).items()}
+        from_parts(content, tensors)
         return content, tensors
 
 
-def of_parts(content: Any, tensors: Tensors) -> CheckpointState:
-    """The inverse of `CheckpointState.parts`. Raises ValueError where it is none."""
-    divided: dict[str, Any] = {part: {} for part in PARTS}
+def from_parts(content: Any, tensors: Tensors) -> CheckpointState:
+    """The inverse of `CheckpointState.parts`. Raises ValueError if `content` and `tensors` are not such parts."""
+    by_field: dict[str, Any] = {part: {} for part in TENSOR_FIELDS}
     for name, tensor in tensors.items():
-        part, _, own = name.partition("/")
-        if part not in divided or not own:
+        part, _, key = name.partition("/")
+        if part not in by_field or not key:
             raise ValueError(f"it holds a tensor that this version does not know, {name[:40]!r}")
-        divided[part][own] = tensor
-    values = plain.fields_from_json(CheckpointState, content, "content", leaving=PARTS)
-    state = CheckpointState(**values, **divided)
+        by_field[part][key] = tensor
+    values = typed_json.fields_from_json(CheckpointState, content, "content", exclude=TENSOR_FIELDS)
+    state = CheckpointState(**values, **by_field)
     state.validate()
     return state
 
 
-def require_same_shapes(tensors: Tensors, saved: Tensors, what: str) -> None:
-    """Whether the model's tensors, which may be without memory ("meta"), could take the saved ones.
+def require_same_shapes(params: Tensors, saved: Tensors, what: str) -> None:
+    """Check that saved tensors have the names and shapes of the model's `params`, which may be on device "meta".
+
+    Args:
+        what: the checkpoint's name in the message.
 
     Raises:
-        UserError: names or shapes differ, as they do for another architecture; names the first few.
+        UserError: names or shapes differ, as they do for another architecture; the message names the first few.
     """
-    if mismatch := describe_state_mismatch(tensors, saved):
+    if mismatch := describe_state_mismatch(params, saved):
         raise UserError(
             f"checkpoint {what}: of another architecture: {mismatch}; "
             "leave out the keys that change backbone, method, ways or data set"
         )
 
 
-def describe_state_mismatch(tensors: Tensors, saved: Tensors) -> str:
-    """How the names and shapes of saved tensors differ from what is wanted, in words; nothing where they do not."""
-    differ = [f"{name} is missing" for name in tensors if name not in saved]
-    differ += [f"{ascii(name)[1:-1]} is unknown" for name in saved if name not in tensors]
+def describe_state_mismatch(params: Tensors, saved: Tensors) -> str:
+    """How the names and shapes of saved tensors differ from those of `params`, in words; empty if they do not."""
+    differ = [f"{name} is missing" for name in params if name not in saved]
+    differ += [f"{ascii(name)[1:-1]} is unknown" for name in saved if name not in params]
     differ += [
-        f"{name} is {list(saved[name].shape)} instead of {list(tensor.shape)}"
-        for name, tensor in tensors.items()
-        if name in saved and saved[name].shape != tensor.shape
+        f"{name} is {list(saved[name].shape)} instead of {list(param.shape)}"
+        for name, param in params.items()
+        if name in saved and saved[name].shape != param.shape
     ]
     more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
     return f"{'; '.join(differ[:3])}{more}"
 
 
-def copy_state_(tensors: Tensors, saved: Tensors, what: str) -> None:
-    """Copy saved tensors into those of the model, in place.
-
-    Raises:
-        UserError: they are of another architecture.
-    """
-    require_same_shapes(tensors, saved, what)
+def copy_state_(params: Tensors, saved: Tensors, what: str) -> None:
+    """Copy saved tensors into the model's `params`, in place. Raises UserError as `require_same_shapes`."""
+    require_same_shapes(params, saved, what)
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            tensor.copy_(saved[name])
+        for name, param in params.items():
+            param.copy_(saved[name])

@@ -1,4 +1,4 @@
-"""The checkpoints of a run folder: written whole or not at all, found, and set aside where they are damaged."""
+"""The checkpoints of a run folder: atomic writes, look-up, and renaming of damaged ones."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from metarun.checkpointing import file_format, plain
+from metarun.checkpointing import file_format, typed_json
 from metarun.config.schema import Settings
 from metarun.errors import UserError, quote_override, relative_to_cwd
 from metarun.utils import files
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from metarun.checkpointing.state import CheckpointState
 
 SUFFIX = ".safetensors"
-EARLIER = "step-*.pt"  # what earlier versions wrote
-Found = TypeVar("Found")
+OLD_CHECKPOINTS = "step-*.pt"  # the checkpoints of earlier versions
+T = TypeVar("T")
 
 
 def save(path: Path, state: CheckpointState) -> None:
-    """Write a checkpoint whole: a reader finds the old file or the new one, never a part.
+    """Write a checkpoint atomically: a reader sees the old file or the new one, never a part.
 
-    The folder that it lies in is made, but not that one's own: a run folder that was deleted stays so.
+    Creates the folder `checkpoints`, but never the run folder: one that was deleted stays deleted.
 
     Raises:
-        UserError: the state cannot be saved, and so could not be loaded.
+        UserError: the state is not valid, and could not be loaded again.
         RunFailure: the disk is full or fails, or the run folder is gone.
     """
     try:
-        data = file_format.encoded(*state.parts())
+        data = file_format.encode(*state.parts())
     except ValueError as error:
         raise UserError(f"checkpoint {relative_to_cwd(path)}: cannot be saved: {error}") from error
     with files.translate_os_errors(path.parent):
@@ -53,12 +53,13 @@ def best_checkpoint_path(folder: Path) -> Path:
 
 
 def prune(folder: Path, keep: int) -> None:
+    """Delete all numbered checkpoints but the last `keep`."""
     for path in list_step_checkpoints(folder)[:-keep]:
         path.unlink()
 
 
 def resolve_checkpoint(place: Path) -> Path:
-    """The checkpoint file that `place` means: itself, or a run folder's best, or its newest.
+    """The checkpoint file that `place` means: itself, or a run folder's best, or else its newest intact one.
 
     Raises:
         UserError: there is none.
@@ -73,9 +74,9 @@ def resolve_checkpoint(place: Path) -> Path:
 
 
 def latest_intact_checkpoint(folder: Path) -> Path:
-    """The last numbered checkpoint of a run folder that is whole. Raises UserError where there is none."""
+    """The newest numbered checkpoint of a run folder that is intact. Raises UserError if there is none."""
     found = list_step_checkpoints(folder)
-    if not found and (earlier := sorted((folder / "checkpoints").glob(EARLIER))):
+    if not found and (earlier := sorted((folder / "checkpoints").glob(OLD_CHECKPOINTS))):
         raise UserError(
             f"{folder}: its checkpoints are of an earlier version of metarun ({earlier[-1].name}), this version reads "
             f"*{SUFFIX}: go on with the version that wrote them, or train again"
@@ -92,14 +93,14 @@ def latest_intact_checkpoint(folder: Path) -> Path:
 
 
 def quarantine_newer_damaged(folder: Path, intact: Path) -> list[Path]:
-    """Rename what is newer than the newest whole checkpoint to NAME.damaged, so that it no longer counts as newest."""
+    """Rename every numbered checkpoint newer than `intact` to NAME.damaged. Returns the new paths."""
     return [
         path.rename(path.with_name(f"{path.name}.damaged")) for path in list_step_checkpoints(folder) if path > intact
     ]
 
 
 def recovery_hint(folder: Path) -> str:
-    """How to go on with a training run that a failing disk has ended: what is whole, and what to type."""
+    """How to resume a training run that a failing disk has ended: which checkpoint is intact, and what to type."""
     if not folder.is_dir():
         return "if it was moved, go on with resume=FOLDER, its new place"
     if not list_step_checkpoints(folder):
@@ -112,7 +113,7 @@ def recovery_hint(folder: Path) -> str:
 
 
 def quarantine_if_damaged(path: Path) -> str | None:
-    """What is wrong with a checkpoint, which is then called NAME.damaged; None where it is whole."""
+    """Rename a damaged checkpoint to NAME.damaged. Returns what is wrong with it; None if it is intact."""
     if not path.exists():
         return f"{relative_to_cwd(path)} is missing"
     error = integrity_error(path)
@@ -122,36 +123,38 @@ def quarantine_if_damaged(path: Path) -> str | None:
 
 
 def integrity_error(path: Path) -> str | None:
-    """What is wrong with the file, or None where its SHA-256 is right; read a piece at a time."""
-    return try_read(path, file_format.content_of)[0]
+    """What is wrong with a checkpoint file; None if its SHA-256 is right. Reads the file in chunks."""
+    return try_read(path, file_format.read_content)[0]
 
 
 def load(place: Path) -> CheckpointState:
-    """Read a checkpoint, as data only: no code in it is run, and it takes no more memory than its file has.
+    """Read a checkpoint file, or that of a run folder (`resolve_checkpoint`).
+
+    The file is data only: nothing in it is executed, and it takes no more memory than the file has bytes.
 
     Raises:
-        UserError: the file is missing, damaged, of another version, or holds what no run does.
+        UserError: the file is missing, damaged, of another version, or not a valid state of a run.
     """
-    from metarun.checkpointing.state import of_parts
+    from metarun.checkpointing.state import from_parts
 
     path = resolve_checkpoint(place)
-    return taken(path, file_format.read, lambda found: of_parts(*found))
+    return read_and_convert(path, file_format.read, lambda found: from_parts(*found))
 
 
 def load_settings(place: Path) -> Settings:
-    """The settings of a checkpoint, without torch. Raises UserError as `load`."""
+    """Read the settings of a checkpoint, without importing torch. Raises UserError as `load`."""
     path = resolve_checkpoint(place)
 
     def settings(content: Any) -> Settings:
         if not isinstance(content, dict):
             raise ValueError("it holds no settings")
-        return plain.from_json(Settings, content.get("settings"), "settings")
+        return typed_json.from_json(Settings, content.get("settings"), "settings")
 
-    return taken(path, file_format.content_of, settings)
+    return read_and_convert(path, file_format.read_content, settings)
 
 
-def taken(path: Path, reader: Callable[[Path], Any], convert: Callable[[Any], Found]) -> Found:
-    """What is read from a checkpoint, converted; both are told as UserError where they fail."""
+def read_and_convert(path: Path, reader: Callable[[Path], Any], convert: Callable[[Any], T]) -> T:
+    """`convert(reader(path))`. Raises UserError, which names the file, if either fails."""
     error, found = try_read(path, reader)
     if error:
         raise UserError(f"checkpoint {path}: {error}")
@@ -161,11 +164,11 @@ def taken(path: Path, reader: Callable[[Path], Any], convert: Callable[[Any], Fo
         raise UserError(f"checkpoint {path}: it is not one that this version of metarun writes: {unfit}") from unfit
 
 
-def try_read(path: Path, reader: Callable[[Path], Found]) -> tuple[str | None, Found | None]:
-    """What is wrong with a file that `reader` reads, or None; and what was read."""
+def try_read(path: Path, reader: Callable[[Path], T]) -> tuple[str | None, T | None]:
+    """(error message, None) if `reader` cannot read the file, else (None, what it returned)."""
     try:
         return None, reader(path)
     except OSError as error:
         return f"cannot be read ({error.strerror or error})", None
-    except file_format.Refused as error:
+    except file_format.FormatError as error:
         return str(error), None

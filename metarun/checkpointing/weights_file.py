@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metarun.checkpointing import file_format
-from metarun.checkpointing.file_format import Refused
+from metarun.checkpointing.file_format import FormatError
 from metarun.errors import UserError
 from metarun.utils.safe_files import open_regular
 
@@ -47,10 +47,10 @@ OPCODES = {  # of pickle's, those that write plain content
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU.
+    """Read the tensors of a file, onto the CPU.
 
     Raises:
-        Refused: it is damaged, of another kind, or holds more than plain weights.
+        FormatError: it is damaged, of another kind, or holds more than plain weights.
         OSError: it cannot be read.
     """
     if path.suffix == ".safetensors":
@@ -62,54 +62,54 @@ def read(path: Path) -> dict[str, Tensor]:
             content = torch.load(file, map_location="cpu", weights_only=True)
         except Exception as error:  # damaged bytes make zips and pickles say anything
             said = " ".join(str(error).split()).rpartition("WeightsUnpickler error: ")[2] or type(error).__name__
-            raise Refused(f"cannot be read as weights alone: {said[:200]!a}") from error
+            raise FormatError(f"cannot be read as weights alone: {said[:200]!a}") from error
     return state_dict(content)
 
 
 def require_stored(file: BinaryIO) -> None:
-    """Raises Refused where a file is no zip of torch.save's, whose parts lie there as they are, each byte in one."""
+    """Raise FormatError if a file is not a zip of torch.save with uncompressed parts that do not overlap."""
     start = file.read(len(LEGACY))
     size = file.seek(0, 2)
     if start == LEGACY:
-        raise Refused("is in torch's old form, bring it into the new: torch.save(torch.load(FILE), FILE)")
+        raise FormatError("is in torch's old form, bring it into the new: torch.save(torch.load(FILE), FILE)")
     if not start.startswith(b"PK") or size < DIRECTORY.size + LOCATOR + END:
-        raise Refused(
+        raise FormatError(
             "cannot be read: cut short, or no file of torch.save; give .safetensors, or what torch.save writes"
         )
     place = file.seek(-(DIRECTORY.size + LOCATOR + END), 2)
     signature, length, begin = DIRECTORY.unpack(file.read(DIRECTORY.size))
     if signature != b"PK\x06\x06" or begin + length != place or length > MOST_DIRECTORY:
-        raise Refused("cannot be read: cut short, damaged, or no file of torch.save")
+        raise FormatError("cannot be read: cut short, damaged, or no file of torch.save")
     try:
         archive = zipfile.ZipFile(file)
         entries = archive.infolist()
         if any(
             entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size for entry in entries
         ):
-            raise Refused("cannot be read: its parts are compressed; torch.save stores them as they are")
+            raise FormatError("cannot be read: its parts are compressed; torch.save stores them as they are")
         if sum(entry.file_size for entry in entries) > size:
-            raise Refused(f"cannot be read: its parts add up to more than its {size} bytes")
+            raise FormatError(f"cannot be read: its parts add up to more than its {size} bytes")
         require_plain(archive)
     except (zipfile.BadZipFile, ValueError, LookupError, UnicodeDecodeError, struct.error) as error:
-        raise Refused(f"cannot be read: cut short or damaged ({str(error)[:80]!a})") from error
+        raise FormatError(f"cannot be read: cut short or damaged ({str(error)[:80]!a})") from error
 
 
 def require_plain(archive: zipfile.ZipFile) -> None:
     """Look through a file's pickle for what torch.load would take memory for, or read beyond a part.
 
     Raises:
-        Refused: it asks for anything but tensors in plain containers, or for a tensor that is larger than its part.
+        FormatError: it asks for anything but tensors in plain containers, or for a tensor that is larger than its part.
     """
     (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
     if archive.getinfo(name).file_size > MOST_PICKLE:
-        raise Refused(f"cannot be read: its {name} has more than {MOST_PICKLE} bytes")
+        raise FormatError(f"cannot be read: its {name} has more than {MOST_PICKLE} bytes")
     memo: dict[Any, Any] = {}
     pushed: list[tuple[str, Any]] = []  # the last operations, without those that only note what was pushed
     for opcode, argument, _ in pickletools.genops(archive.read(name)):
         kind = opcode.name
         if kind not in OPCODES or (kind == "GLOBAL" and argument not in GLOBALS):
             what = argument if kind == "GLOBAL" else kind
-            raise Refused(f"its data.pkl asks for {what!a}, which weights do not need; give a state_dict alone")
+            raise FormatError(f"its data.pkl asks for {what!a}, which weights do not need; give a state_dict alone")
         if kind.endswith("PUT"):
             memo[argument] = pushed[-1] if pushed and pushed[-1][0] in ("GLOBAL", "BINUNICODE") else ("", None)
         elif kind == "BINPERSID":
@@ -121,15 +121,15 @@ def require_plain(archive: zipfile.ZipFile) -> None:
 
 
 def require_within_part(archive: zipfile.ZipFile, data: str, pushed: list[tuple[str, Any]]) -> None:
-    """Raises Refused where a tensor's memory, named by the last operations, is larger than the part it lies in."""
+    """Raises FormatError where a tensor's memory, named by the last operations, is larger than the part it lies in."""
     kinds, values = [kind for kind, _ in pushed], [value for _, value in pushed]
     texts = ["BINUNICODE", "GLOBAL", "BINUNICODE", "BINUNICODE"]
     named = len(kinds) == 7 and kinds[:5] == ["MARK", *texts] and kinds[5] in INTEGERS and kinds[6:] == ["TUPLE"]
     if not named or values[1] != "storage" or values[2] not in STORAGES:
-        raise Refused("its data.pkl names the memory of a tensor otherwise than torch.save does")
+        raise FormatError("its data.pkl names the memory of a tensor otherwise than torch.save does")
     claimed, found = values[5] * STORAGES[values[2]], archive.getinfo(f"{data}/{values[3]}").file_size
     if not 0 <= claimed <= found:
-        raise Refused(f"its data.pkl claims {claimed} bytes for a tensor, its part has {found}")
+        raise FormatError(f"its data.pkl claims {claimed} bytes for a tensor, its part has {found}")
 
 
 def state_dict(content: Any) -> dict[str, Tensor]:
@@ -142,15 +142,15 @@ def state_dict(content: Any) -> dict[str, Tensor]:
             break
         content = inside[0]
     if isinstance(content, dict) and {"format", "theta"} <= content.keys():
-        raise Refused(
+        raise FormatError(
             "is a checkpoint of an earlier version of metarun, which this one does not read: "
             "give a run of this version, or the weights alone, by their names"
         )
     if not isinstance(content, dict):
-        raise Refused("holds no weights by their names; give a state_dict")
+        raise FormatError("holds no weights by their names; give a state_dict")
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, Tensor) or value.layout != torch.strided:
-            raise Refused(
+            raise FormatError(
                 f"holds {ascii(name)[:60]}, which is no tensor of weights; give a file of weights by their names"
             )
     return content

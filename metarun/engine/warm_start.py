@@ -116,7 +116,7 @@ def read(path: Path, what: str) -> tuple[Tensors, Settings | None]:
         return weights_file.read(path), None
     except OSError as error:
         raise UserError(f"{what}: cannot be read ({error.strerror or error})") from error
-    except file_format.Refused as error:
+    except file_format.FormatError as error:
         raise UserError(f"{what}: {error}") from error
 
 

@@ -280,7 +280,7 @@ class Trainer:
         if settings.ensemble > 1 and finite:
             self.top_validations = ensemble.top_k([*self.top_validations, self.last], settings.ensemble, metric)
             if self.last in self.top_validations:
-                self.write_checkpoint(ensemble.path(self.folder, self.step))
+                self.write_checkpoint(ensemble.member_path(self.folder, self.step))
         records.show(self.step, summaries.validation_summaries(self.work, self.step, result))
 
 

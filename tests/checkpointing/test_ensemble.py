@@ -39,7 +39,7 @@ def validations(folder: Path) -> dict[int, float]:
 
 
 def kept(folder: Path) -> list[int]:
-    return [int(path.stem[4:]) for path in ensemble.paths(folder)]
+    return [int(path.stem[4:]) for path in ensemble.member_paths(folder)]
 
 
 def test_the_best_are_kept_and_the_mean_of_their_outputs_is_judged(tmp_path: Path, caplog) -> None:
@@ -53,7 +53,7 @@ def test_the_best_are_kept_and_the_mean_of_their_outputs_is_judged(tmp_path: Pat
     work = build_context(settings(tmp_path))
     said = []
     for step in best:
-        work.load_state_dict(store.load(ensemble.path(tmp_path / "run", step)).weights, "member")
+        work.load_state_dict(store.load(ensemble.member_path(tmp_path / "run", step)).weights, "member")
         said.append(work.ensemble_member_logits("test", 0, 10))  # [tasks, steps + 1, points, 1]
     targets = work.source.draw(EVALUATION_SEED, "test", 0, 10, work.eval_shape).query_target[:, None]
     errors = (torch.stack(said).mean(0) - targets).square().mean((2, 3))
@@ -84,8 +84,8 @@ def test_it_is_the_same_after_a_stop_and_among_processes(tmp_path: Path) -> None
 
 def test_a_lost_member_is_told(tmp_path: Path, caplog) -> None:
     run(settings(tmp_path, iterations=20), tmp_path / "run")
-    ensemble.paths(tmp_path / "run")[0].unlink()
-    ensemble.paths(tmp_path / "run")[0].write_bytes(b"")
+    ensemble.member_paths(tmp_path / "run")[0].unlink()
+    ensemble.member_paths(tmp_path / "run")[0].write_bytes(b"")
     run(settings(tmp_path, iterations=20, resume=str(tmp_path / "run")), tmp_path / "run")
     assert "is missing; the ensemble goes without it" in caplog.text and "cut short" in caplog.text
     assert result(tmp_path / "run")["ensemble"] == 1 and "keeps 1 checkpoints for it" in caplog.text

@@ -142,7 +142,7 @@ def test_any_wrong_value_in_any_place_is_told_in_one_line(tmp_path: Path) -> Non
             for key in way[:-1]:
                 node = node[key]
             node[way[-1]] = value
-            path.write_bytes(file_format.encoded(new, tensors))
+            path.write_bytes(file_format.encode(new, tensors))
             for load in (store.load, store.load_settings):
                 try:
                     load(path)
@@ -192,7 +192,7 @@ def test_a_generator_s_position_beyond_its_words_is_refused(tmp_path: Path) -> N
 
 def sealed(content: Any = None) -> bytes:
     state = CheckpointState(small(Path("x")), {"w": torch.arange(6.0).reshape(2, 3)}, {}, step=3)
-    return file_format.encoded(*state.parts()) if content is None else file_format.encoded(content, {})
+    return file_format.encode(*state.parts()) if content is None else file_format.encode(content, {})
 
 
 def with_header(text: bytes, data: bytes = b"") -> bytes:
@@ -253,10 +253,10 @@ def test_the_most_that_a_header_may_hold_fits_the_memory(tmp_path: Path) -> None
     """The costliest values for their bytes, and text whose letters take four bytes."""
     costly = b'{"":1},' * 75_000
     for text in (b"[" + costly + b"1]", b'["' + b"\\ud83d\\ude00" * 320_000 + b'"]'):
-        assert len(text) < file_format.LARGEST_HEADER
+        assert len(text) < file_format.MAX_HEADER_BYTES
         tracemalloc.start()
         try:
-            file_format.parsed(text)
+            file_format.parse_json(text)
             assert tracemalloc.get_traced_memory()[1] < 60 * 2**20
         finally:
             tracemalloc.stop()

@@ -19,7 +19,7 @@ def changed(path: Path, *places: str, value: Any = None, **tensors: Tensor) -> P
     if places:
         node[places[-1]] = value
     saved.update({name.replace("__", "/"): tensor for name, tensor in tensors.items()})
-    path.write_bytes(file_format.encoded(content, saved))
+    path.write_bytes(file_format.encode(content, saved))
     return path
 
 

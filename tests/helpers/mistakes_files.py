@@ -83,7 +83,7 @@ def checkpoints() -> None:
     torch.save({"weights": torch.ones(2)}, "foreign.pt")
     torch.save(Code(), "code.pt")
     put("pickle.pt", pickle.dumps(Code()))
-    put("bare.safetensors", file_format.encoded({"step": 2}, {}))
+    put("bare.safetensors", file_format.encode({"step": 2}, {}))
     changed(Path("newer.safetensors"), "settings", "colour", value=1)
     torch.save({"format": 2, "theta": {}}, "earlier.pt")
     put("earlier/checkpoints/step-00000002.pt", Path("earlier.pt").read_bytes())
