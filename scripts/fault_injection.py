@@ -7,6 +7,7 @@ ELEMENTS are the sizes of the tensor in the checkpoint (3 and 3000 unless told);
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 from collections import Counter
@@ -16,7 +17,9 @@ from tests.helpers.faults import cut, flip, inject
 
 
 def main() -> int:
-    sizes = [int(word) for word in sys.argv[1:]] or [3, 3000]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("elements", nargs="*", type=int, help="sizes of the tensor in the checkpoint (3 and 3000)")
+    sizes = parser.parse_args().elements or [3, 3000]
     tried: Counter[str] = Counter()
     right: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:

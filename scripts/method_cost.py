@@ -7,6 +7,7 @@ Prints a Markdown table. Times are medians over steps that take turns; memory is
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import subprocess
@@ -57,9 +58,13 @@ def peak_here(words: list[str]) -> None:
 
 
 def main() -> None:
-    words = sys.argv[1:]
-    if words[:1] == ["--peak"]:
-        return peak_here(words[1:])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the same words as metarun takes")
+    parser.add_argument("--peak", action="store_true", help=argparse.SUPPRESS)  # in a process of its own
+    arguments = parser.parse_args()
+    words = arguments.overrides
+    if arguments.peak:
+        return peak_here(words)
     with tempfile.TemporaryDirectory() as folder:
         runs = {name: training([*words, *chosen], folder) for name, chosen in METHODS.items()}
         times: dict[str, list[float]] = {name: [] for name in runs}

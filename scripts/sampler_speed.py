@@ -5,8 +5,8 @@ python -m scripts.sampler_speed [GROUP=CHOICE ...] [KEY=VALUE ...]      the same
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -22,8 +22,11 @@ STEPS = 30
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="the same words as metarun takes")
+    overrides = parser.parse_args().overrides
     with initialize_config_dir(str(app.config_folder()), version_base="1.3"):
-        work = build_context(settings.build(compose("config", sys.argv[1:])))
+        work = build_context(settings.build(compose("config", overrides)))
     shape, batch = work.train_shape, work.settings.meta_batch
     drawing: list[float] = []
     draw = work.source.draw

@@ -5,8 +5,8 @@ python -m scripts.structure [FOLDER]      FOLDER is metarun/ unless given, such 
 
 from __future__ import annotations
 
+import argparse
 import ast
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
@@ -62,7 +62,9 @@ def repeated_names(trees: dict[str, ast.Module]) -> list[str]:
 
 
 def main() -> None:
-    package = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "metarun"
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).parents[1] / "metarun")
+    package = parser.parse_args().folder
     trees = modules(package)
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in package.rglob("*.py")}
     longest_file = max(lines, key=lambda path: lines[path])
