@@ -1,4 +1,4 @@
-"""What a sweep's jobs need besides their settings, whichever sweeper and launcher of Hydra starts them."""
+"""Checks of a sweep, and the set-up of its jobs in the processes of Hydra's launchers."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from metarun.utils import console
 from metarun.utils.signals import end_with_parent
 from metarun.utils.text import LogFormatter
 
-ALL_AT_ONCE = "submitit_local"  # a launcher that starts every job of a sweep together
+ALL_AT_ONCE = "submitit_local"  # launcher that starts all jobs of a sweep at once
 
 
 class CheckpointChoices(metaclass=Singleton):
-    """Choices of groups that a checkpoint brings, put before what is typed.
+    """Group choices of a checkpoint that were added before the overrides of the command line.
 
-    Hydra's launchers hand the instances of its singletons to the processes of their jobs.
+    A singleton, since Hydra's launchers pass the state of its singletons to the processes of their jobs.
     """
 
     def __init__(self) -> None:
         self.choices: list[str] = []
-        self.process: int | None = None  # the command's
+        self.process: int | None = None  # process id of the command
 
 
-left_alone: list[bool] = []  # not empty where the command has ended whose job this process computes
-attending: list[bool] = []  # not empty where it is noticed
+orphaned: list[bool] = []  # not empty if the command has ended and this is a process of one of its jobs
+watching: list[bool] = []  # not empty if this process watches for the end of the command
 
 
 def check_sweep(config: DictConfig) -> None:
@@ -74,12 +74,12 @@ def check_sweeper(hydra: Any, dataset: str | None, mode: str | None) -> None:
 
 
 def choice(hydra: Any, group: str) -> str | None:
-    """Which launcher or sweeper is chosen."""
+    """Name of the chosen `launcher` or `sweeper`; None if unknown."""
     return hydra.runtime.choices.get(f"hydra/{group}")
 
 
 def set_omp_threads(hydra: Any) -> None:
-    """Tell torch, before it is imported, how many of the machine's cores are this job's, where nobody has.
+    """Set OMP_NUM_THREADS to the number of cores of this job, if it is unset; called before torch is imported.
 
     joblib and Ray set OMP_NUM_THREADS for their jobs. Those of submitit's local executor run all at once and take
     hydra.launcher.cpus_per_task each, or one; a job of SLURM takes the cores that it was given.
@@ -91,10 +91,10 @@ def set_omp_threads(hydra: Any) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
 
 
-def attend(hydra: Any) -> None:
-    """What a process of joblib does for a job: its lines have the job's number, and it ends with the command.
+def prepare_job_process(hydra: Any) -> None:
+    """In a process of joblib: prefix log lines with the job's number, and stop the job when the command ends.
 
-    A run that is being trained ends its step and saves.
+    A training run then finishes its outer step and saves a checkpoint.
     """
     if choice(hydra, "launcher") != "joblib" or CheckpointChoices().process in (None, os.getpid()):
         return
@@ -102,26 +102,26 @@ def attend(hydra: Any) -> None:
     for handler in logging.root.handlers:
         if not isinstance(handler, logging.FileHandler):
             handler.setFormatter(LogFormatter(f"job {hydra.job.num}: %(message)s"))
-    if not attending:
-        attending.append(True)
-        end_with_parent(stop_alone)
+    if not watching:
+        watching.append(True)
+        end_with_parent(stop_orphaned_job)
 
 
-def stop_alone() -> None:
-    left_alone.append(True)
+def stop_orphaned_job() -> None:
+    orphaned.append(True)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 def tag_job_error(error: Exception, job: str) -> None:
-    """Note in an error which job it ended, and whether that was told where a person sees it: submitit's write files."""
-    error.__dict__.update(metarun_job=job, metarun_told="SUBMITIT_EXECUTOR" not in os.environ)
+    """Store in the error which job it ended, and whether it was printed; submitit's jobs print to files."""
+    error.__dict__.update(metarun_job=job, metarun_printed="SUBMITIT_EXECUTOR" not in os.environ)
 
 
-def was_told(error: Exception) -> bool:
-    return bool(error.__dict__.get("metarun_told"))
+def was_printed(error: Exception) -> bool:
+    return bool(error.__dict__.get("metarun_printed"))
 
 
 def job_prefix(error: Exception) -> str:
-    """`job 3 (seed=3): ` where the error ended a sweep's job."""
+    """`job 3 (seed=3): ` if the error ended a job of a sweep, else empty."""
     job = error.__dict__.get("metarun_job")
     return f"{job}: " if job else ""

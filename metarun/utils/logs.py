@@ -1,4 +1,4 @@
-"""The log file of a run: held back until the run begins to write, and an end of the run where it cannot be written."""
+"""Log files that are opened when the run begins to write, and whose write errors end the run."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from pathlib import Path
 
 from metarun.utils.files import translate_os_errors
 
-NEVER = 10**9  # records or levels: more than there are
+NEVER = 10**9  # capacity and level that are never reached
 
 
 @contextmanager
-def held() -> Iterator[Callable[[], None]]:
-    """Keep the lines of log files, which Hydra has configured, in memory, and drop them where the block ends.
+def delayed_log_files() -> Iterator[Callable[[], None]]:
+    """Keep records for the root logger's log files in memory until the yielded function is called.
 
-    What is yielded lets them go to their files, which are opened then, not before. One that cannot be written ends
-    the run.
+    That function writes them to the files, which are opened then; later records are written at once. Records still
+    in memory at the end of the block are dropped. A log file that cannot be written ends the run.
     """
     memories = []
     for handler in logging.root.handlers[:]:
         if isinstance(handler, logging.FileHandler):
-            end_run_where_it_fails(handler)
+            raise_on_write_error(handler)
             memories.append(MemoryHandler(NEVER, flushLevel=NEVER, target=handler, flushOnClose=False))
             logging.root.removeHandler(handler)
             logging.root.addHandler(memories[-1])
 
-    def let_go() -> None:
+    def open_files() -> None:
         while memories:
             memory = memories.pop()
             assert isinstance(memory.target, logging.Handler)
@@ -37,22 +37,22 @@ def held() -> Iterator[Callable[[], None]]:
             memory.flush()
 
     try:
-        yield let_go
+        yield open_files
     finally:
         for memory in memories:
             logging.root.removeHandler(memory)
-            memory.buffer.clear()  # which Hydra would flush
+            memory.buffer.clear()  # else Hydra flushes it
 
 
-def end_run_where_it_fails(handler: logging.FileHandler) -> None:
-    """A log file that cannot be written ends the run, instead of printing a traceback for each of its lines."""
+def raise_on_write_error(handler: logging.FileHandler) -> None:
+    """Raise an error if the log file cannot be written, instead of printing a traceback for each record."""
 
     def refuse(record: logging.LogRecord) -> None:
         with translate_os_errors(Path(handler.baseFilename)):
             try:
-                raise  # what logging is handling
+                raise  # the OSError that logging is handling
             finally:
-                with suppress(OSError):  # the same once more, for what is still in its buffer
+                with suppress(OSError):  # closing writes the rest of its buffer
                     handler.close()
 
     handler.handleError = refuse  # type: ignore[method-assign]
