@@ -1,4 +1,4 @@
-"""The exceptions that are told in one line, and how they are worded."""
+"""Exceptions that the command prints on one line, and helpers to word their messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class UserError(Exception):
-    """A mistake in what was typed or in a file that was given.
+    """A mistake of the user, on the command line or in a file.
 
     Its message is one line that names the key or file, what was found, what is allowed and what to do.
     The command line prints it without a traceback and exits with status 2.
@@ -18,7 +18,7 @@ class UserError(Exception):
 
 
 class RunFailure(Exception):
-    """What ended a run and is nobody's mistake: the disk is full or fails, the run folder or a process is gone.
+    """A failure of the machine that ends a run: the disk is full or fails, or the run folder or a process is gone.
 
     Its message is one line that says what could not be done, why, what is intact and how to go on.
     The command line prints it without a traceback and exits with status 1.
@@ -26,19 +26,19 @@ class RunFailure(Exception):
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'X'?` for the choice spelt most like `word`, or nothing where none is alike."""
+    """`; did you mean 'X'?` with the choice closest to `word`; empty if none is close."""
     close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def quote_override(key: str, value: object) -> str:
-    """`key=value` as a shell takes it, quoted for the shell and for Hydra where the value needs it."""
+    """`key=value` to paste into a shell, quoted for the shell and for Hydra if necessary."""
     text = str(value)
     return f"{key}={text}" if re.fullmatch(r"[\w./-]+", text) else shlex.quote(f"{key}='{text}'")
 
 
 def relative_to_cwd(path: Path) -> Path:
-    """A path as a person would type it from the working folder, which may have been deleted."""
+    """`path` relative to the working directory if it is inside; unchanged otherwise, or if it was deleted."""
     try:
         here = Path.cwd()
     except FileNotFoundError:

@@ -1,4 +1,7 @@
-"""Settings that are right one by one and make no sense together: told before any work, and without torch."""
+"""Checks of combinations of keys, before a run begins. Imports no torch.
+
+Each check yields one message for each conflict: the key, what was found, and what to do.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,16 @@ from typing import NamedTuple
 
 from metarun.config.eval_grid import expand_eval_grid
 from metarun.config.groups import OWN_SPLIT, Fomaml, Glyphs, Mlp, Msgd, Mtnet, Omniglot, Pretrain, Sinusoid, Warpgrad
-from metarun.config.network_conflicts import of_batch_norm, of_network, of_warps
+from metarun.config.network_conflicts import check_batch_norm, check_network, check_warps
 from metarun.config.schema import Settings
 from metarun.errors import UserError, did_you_mean
 
 
 class DatasetSize(NamedTuple):
-    """How much a data set holds at the most; what lies on disk may be less, which is told when it is read."""
+    """Largest size of a data set; the files on disk may hold less, which is checked when they are read."""
 
-    classes: tuple[int, int, int]  # for train, val and test
-    images: int  # of a class
+    classes: tuple[int, int, int]  # of train, val and test
+    images: int  # per class
 
 
 SIZES = {  # by data set and `dataset.split`
@@ -33,40 +36,44 @@ SIZES = {  # by data set and `dataset.split`
     ("cub", "closerlook"): DatasetSize((100, 50, 50), 60),
 }
 SPLITS = ("train", "val", "test")
-TURNS = 4  # of a class of Omniglot, each of which counts as one
-ADAPTING = (
+TURNS = 4  # rotations of a character of Omniglot, each a class of its own
+INNER_LOOP_KEYS = (  # keys that need an inner loop
     *("inner_loop", "inner_learning_rate", "use_second_order", "first_order_steps", "eval.inner_loop"),
     *("learn_lr", "multi_step_loss"),
 )
 
 
-def check_key_conflicts(settings: Settings, typed: Sequence[str] = ()) -> None:
-    """Refuse keys that contradict one another, or that are `typed` and would do nothing beside another.
+def check_key_conflicts(settings: Settings, overridden: Sequence[str] = ()) -> None:
+    """Check combinations of keys.
+
+    Args:
+        settings: values that are valid one by one.
+        overridden: names of the keys that the command line sets; those without effect are refused.
 
     Raises:
-        UserError: names the keys, what was found and what to do.
+        UserError: two keys contradict one another, or an overridden key has no effect.
     """
-    faults = (
+    checks = (
         check_order,
-        of_schedule,
-        of_multi_step_loss,
-        of_rates,
-        of_method,
-        of_network,
-        of_batch_norm,
-        of_evaluation,
+        check_schedule,
+        check_multi_step_loss,
+        check_rates,
+        check_method,
+        check_network,
+        check_batch_norm,
+        check_evaluation,
         check_task_size,
-        of_ensemble,
-        of_engine,
+        check_ensemble,
+        check_engine,
     )
-    looks = chain.from_iterable((look(one) for look in faults) for one in expand_eval_grid(settings))
-    for fault in chain(of_typed(settings, typed), *looks):
-        raise UserError(fault)
+    messages = [check(each) for each in expand_eval_grid(settings) for check in checks]
+    for message in chain(check_overridden(settings, overridden), *messages):
+        raise UserError(message)
 
 
-def of_typed(s: Settings, typed: Sequence[str]) -> Iterator[str]:
-    for name in typed:
-        if isinstance(s.method, Pretrain) and name in ADAPTING:
+def check_overridden(s: Settings, overridden: Sequence[str]) -> Iterator[str]:
+    for name in overridden:
+        if isinstance(s.method, Pretrain) and name in INNER_LOOP_KEYS:
             yield f"{name}=: method=pretrain has no inner loop to read it; leave it out"
 
 
@@ -85,7 +92,7 @@ def check_order(s: Settings) -> Iterator[str]:
         )
 
 
-def of_schedule(s: Settings) -> Iterator[str]:
+def check_schedule(s: Settings) -> Iterator[str]:
     if s.outer_learning_rate_end == 0:
         return
     given = f"outer_learning_rate_end={s.outer_learning_rate_end}"
@@ -95,7 +102,7 @@ def of_schedule(s: Settings) -> Iterator[str]:
         yield f"{given}: is above outer_learning_rate={s.outer_learning_rate}, which falls to it; give less"
 
 
-def of_multi_step_loss(s: Settings) -> Iterator[str]:
+def check_multi_step_loss(s: Settings) -> Iterator[str]:
     if s.multi_step_loss == 0 or s.mode != "train":
         return
     given = f"multi_step_loss={s.multi_step_loss}"
@@ -109,7 +116,7 @@ def of_multi_step_loss(s: Settings) -> Iterator[str]:
         yield f"engine.segment={s.engine.segment}: {given} judges every theta, so that each is kept; leave it out"
 
 
-def of_rates(s: Settings) -> Iterator[str]:
+def check_rates(s: Settings) -> Iterator[str]:
     if s.learn_lr is None:
         return
     given = f"learn_lr={s.learn_lr}"
@@ -121,7 +128,7 @@ def of_rates(s: Settings) -> Iterator[str]:
         yield f"{given}: no gradient reaches the rates with method.approximate=true; leave out one of the two"
 
 
-def of_method(s: Settings) -> Iterator[str]:
+def check_method(s: Settings) -> Iterator[str]:
     method = s.method
     if s.mode == "train" and s.inner_loop == 0 and isinstance(method, (Msgd, Mtnet, Warpgrad)):
         yield (
@@ -129,14 +136,14 @@ def of_method(s: Settings) -> Iterator[str]:
             "give one or more, or method=maml"
         )
     if isinstance(method, Pretrain):
-        yield from of_pretraining(s)
+        yield from check_pretraining(s)
     if isinstance(method, Mtnet) and method.full and not method.mask:
         yield "method.full=true: is a form of the mask, and method.mask=false has none; leave out one of the two"
     if isinstance(method, Warpgrad):
-        yield from of_warps(method, s.backbone)
+        yield from check_warps(method, s.backbone)
 
 
-def of_pretraining(s: Settings) -> Iterator[str]:
+def check_pretraining(s: Settings) -> Iterator[str]:
     if isinstance(s.dataset, Sinusoid):
         yield "method=pretrain: learns to tell classes apart, and dataset=sinusoid has none; give one of pictures"
     if s.batch_norm != "transductive":
@@ -152,7 +159,7 @@ def of_pretraining(s: Settings) -> Iterator[str]:
         )
 
 
-def of_evaluation(s: Settings) -> Iterator[str]:
+def check_evaluation(s: Settings) -> Iterator[str]:
     if isinstance(s.method, Pretrain) and s.eval.details:
         yield "eval.details=true: method=pretrain is judged by class means, which are no probabilities; leave it out"
     if not isinstance(s.dataset, Sinusoid):
@@ -164,7 +171,7 @@ def of_evaluation(s: Settings) -> Iterator[str]:
 
 
 def check_task_size(s: Settings) -> Iterator[str]:
-    """What tasks ask of a data set whose size is known."""
+    """Check ways, shots and queries against a data set of known size."""
     data, split = s.dataset, getattr(s.dataset, "split", "")
     if isinstance(data, Omniglot) and data.rotations_of == "tasks":
         given = "dataset.rotations_of=tasks: "
@@ -197,7 +204,7 @@ def check_task_size(s: Settings) -> Iterator[str]:
             )
 
 
-def of_ensemble(s: Settings) -> Iterator[str]:
+def check_ensemble(s: Settings) -> Iterator[str]:
     if s.eval.ensemble > 1 and (s.eval.details or s.eval.ways not in (None, s.ways)):
         other = "eval.details=true" if s.eval.details else f"eval.ways={s.eval.ways}"
         yield f"{other}: is of one network, eval.ensemble={s.eval.ensemble} of several; leave out one of the two"
@@ -209,7 +216,7 @@ def of_ensemble(s: Settings) -> Iterator[str]:
         )
 
 
-def of_engine(s: Settings) -> Iterator[str]:
+def check_engine(s: Settings) -> Iterator[str]:
     engine, method = s.engine, s.method
     if engine.segment is not None and engine.meta_gradient != "mixed":
         yield f"engine.segment={engine.segment}: is read by engine.meta_gradient=mixed only; leave it out, or give both"

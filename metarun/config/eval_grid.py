@@ -1,4 +1,4 @@
-"""Evaluations over lists: `eval.shots=[1,5] eval.split=[val,test]` is four of them, each with settings of its own."""
+"""Expands lists in `eval.*`: `eval.shots=[1,5] eval.split=[val,test]` gives the settings of four evaluations."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ from metarun.config.groups import CONFIG_GROUPS, Folder
 from metarun.config.schema import Settings
 from metarun.errors import UserError
 
-LISTS = ("dataset", "split", "ways", "shots", "inner_loop")  # of `eval`; the last changes fastest
+LISTS = ("dataset", "split", "ways", "shots", "inner_loop")  # keys of `eval` that take lists; the last varies fastest
 
 
 def expand_eval_grid(settings: Settings) -> list[Settings]:
-    """The settings of each evaluation, whose `eval.*` hold one value each, and `dataset` what they are tested on.
+    """Settings of each evaluation: the Cartesian product of the lists, with `dataset` set to the evaluated data set.
 
     Raises:
-        UserError: `eval.dataset` names one that has no default.
+        UserError: `eval.dataset=folder`, which has no default `dataset.root`.
     """
-    lists = [listed(getattr(settings.eval, name)) for name in LISTS]
+    lists = [as_list(getattr(settings.eval, name)) for name in LISTS]
     return [eval_settings(settings, dict(zip(LISTS, values, strict=True))) for values in product(*lists)]
 
 
-def listed(value: Any) -> list[Any]:
+def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
 def eval_settings(settings: Settings, values: dict[str, Any]) -> Settings:
+    """Copy of the settings with one value for each key of `LISTS`."""
     name = values.pop("dataset")
     dataset = settings.dataset if name in (None, settings.dataset.name) else default_dataset(name)
     return replace(settings, dataset=dataset, eval=replace(settings.eval, dataset=None, **values))
 
 
 def default_dataset(name: str) -> Any:
-    """A data set with the values that it has by default."""
+    """Config of a data set with default values."""
     if CONFIG_GROUPS["dataset"][name] is Folder:
-        raise UserError("eval.dataset=folder: its pictures are not known; give dataset=folder dataset.root=FOLDER")
+        raise UserError("eval.dataset=folder: its folder is not known; give dataset=folder dataset.root=FOLDER")
     return CONFIG_GROUPS["dataset"][name]()

@@ -1,4 +1,4 @@
-"""Settings of a network that contradict each other, or its data and method: each a line that says what to do."""
+"""Checks of the keys of a network against each other and against the data set and method; see `conflicts`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from metarun.config.groups import Boil, Conv4, Folder, Mlp, Resnet12, Sinusoid, 
 from metarun.config.schema import Settings
 from metarun.errors import did_you_mean
 
-HALVED = 16  # conv4 halves its input four times
-STAGES = 4  # of resnet12
+HALVED = 16  # smallest input size of conv4, which halves its input four times
+STAGES = 4  # of a ResNet-12
 CONVOLUTIONS = tuple(f"convolutions.{i}" for i in range(3))  # of a stage
 
 
-def of_warps(method: Warpgrad, backbone: object) -> Iterator[str]:
+def check_warps(method: Warpgrad, backbone: object) -> Iterator[str]:
     if method.initialisation != "leap" and method.objective != "trajectory":
         yield (
             f"method.initialisation={method.initialisation}: is read by method.objective=trajectory only, "
@@ -35,7 +35,7 @@ def of_warps(method: Warpgrad, backbone: object) -> Iterator[str]:
         yield "method.after=[]: names no module to put a warp layer behind; null puts one behind each block"
     for name in method.after or ():
         if places and name not in places:
-            yield f"method.after: {name!r} is no module to put a warp layer behind; choose of {', '.join(places)}" + (
+            yield f"method.after: {name!r} is no module to put a warp layer behind; choose from {', '.join(places)}" + (
                 did_you_mean(name, places)
             )
         if (method.after or []).count(name) > 1:
@@ -43,7 +43,7 @@ def of_warps(method: Warpgrad, backbone: object) -> Iterator[str]:
 
 
 def modules(backbone: object) -> list[str]:
-    """The modules of a backbone that a warp layer can follow."""
+    """Names of the modules of a backbone that a warp layer can follow; empty if they are not known without torch."""
     if isinstance(backbone, Conv4):
         blocks = [f"blocks.{i}" for i in range(4)]
         return ["blocks", *blocks, *(f"{block}.convolution" for block in blocks), "head"]
@@ -54,14 +54,14 @@ def modules(backbone: object) -> list[str]:
     return [f"layers.{i}" for i in range(len(backbone.hidden) + 1)] if isinstance(backbone, Mlp) else []
 
 
-def of_network(s: Settings) -> Iterator[str]:
+def check_network(s: Settings) -> Iterator[str]:
     if not isinstance(s.backbone, Mlp) and isinstance(s.dataset, Sinusoid):
         yield (
             f"backbone={choice_name(s.backbone)}: takes pictures, and dataset=sinusoid has points of a curve; "
             "give backbone=mlp"
         )
     if isinstance(s.backbone, Resnet12):
-        yield from of_stages(s.backbone, s.dataset)
+        yield from check_stages(s.backbone, s.dataset)
     if isinstance(s.backbone, Mlp) and not s.backbone.hidden and isinstance(s.method, Boil):
         yield "backbone.hidden=[]: is a head alone, and method=boil adapts all but the head; give hidden layers"
     if isinstance(s.backbone, Conv4) and isinstance(s.dataset, Folder):
@@ -78,7 +78,7 @@ def of_network(s: Settings) -> Iterator[str]:
             )
 
 
-def of_stages(backbone: Resnet12, dataset: object) -> Iterator[str]:
+def check_stages(backbone: Resnet12, dataset: object) -> Iterator[str]:
     filters, least = backbone.filters, 2**backbone.pools
     if len(filters) != STAGES:
         yield f"backbone.filters={filters}: resnet12 has {STAGES} stages; give a number for each, [A,B,C,D]"
@@ -90,12 +90,13 @@ def of_stages(backbone: Resnet12, dataset: object) -> Iterator[str]:
 
 
 def has_batch_norm(s: Settings) -> bool:
-    if isinstance(s.backbone, Torchvision):  # most have, and this one's network is not there yet
+    """Whether the network may have batch norm."""
+    if isinstance(s.backbone, Torchvision):  # most have it; the network is not built yet
         return True
     return getattr(s.backbone, "norm", "") == "batch" or (isinstance(s.method, Warpgrad) and s.method.norm)
 
 
-def of_batch_norm(s: Settings) -> Iterator[str]:
+def check_batch_norm(s: Settings) -> Iterator[str]:
     given = f"batch_norm={s.batch_norm}"
     if s.batch_norm != "transductive" and not has_batch_norm(s):
         norm = getattr(s.backbone, "norm", None)

@@ -1,4 +1,4 @@
-"""Files and folders that a person names: looked at before any work, and without torch."""
+"""Checks of the files and folders that keys name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from metarun.config.schema import Settings
 from metarun.errors import UserError
 
 
-def expanded(place: str) -> Path:
-    """A path in which `~` stands for a home folder. Raises UserError where that is of no user here."""
+def expanded(path: str) -> Path:
+    """The path with `~` and `~USER` expanded. Raises UserError if there is no such user."""
     try:
-        return Path(place).expanduser()
+        return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{place}: {place.split('/')[0]} is the home of no user of this machine") from error
+        raise UserError(f"{path}: {path.split('/')[0]} is the home folder of no user of this machine") from error
 
 
 def check(settings: Settings) -> None:
-    """Refuse paths at which nothing can be, or is.
+    """Check the paths that the settings read.
 
     Raises:
-        UserError: names the key and the path.
+        UserError: a path does not exist or is of the wrong kind; names the key and the path.
     """
     for key in ("data_dir", "cache_dir"):
         place = getattr(settings, key)
@@ -41,26 +41,26 @@ def check(settings: Settings) -> None:
         dataset_root(settings.dataset.root)
     split = getattr(settings.dataset, "split", "")
     if split.endswith(".json") and not expanded(split).is_file():
-        raise UserError(f"dataset.split={split}: no such file; give a JSON file, or the name of a division")
+        raise UserError(f"dataset.split={split}: no such file; give a JSON file, or the name of a split")
 
 
 def absolute(settings: Settings) -> Settings:
-    """The same, with paths that mean the same from any working folder; `~` does as it is."""
+    """Settings with relative paths made absolute, so that they stay valid in another working directory."""
 
-    def whole(place: str | None) -> str | None:
-        return place if place is None or place.startswith("~") else str(Path(place).absolute())
+    def make_absolute(path: str | None) -> str | None:
+        return path if path is None or path.startswith("~") else str(Path(path).absolute())
 
     dataset = settings.dataset
     if isinstance(dataset, Folder):
-        dataset = replace(dataset, root=whole(dataset.root))
+        dataset = replace(dataset, root=make_absolute(dataset.root))
     elif getattr(dataset, "split", "").endswith(".json"):
-        dataset = replace(dataset, split=whole(dataset.split))
-    places = {name: whole(getattr(settings, name)) for name in ("data_dir", "cache_dir", "start")}
-    return replace(settings, dataset=dataset, **places)  # type: ignore[arg-type]
+        dataset = replace(dataset, split=make_absolute(dataset.split))
+    absolute_paths = {name: make_absolute(getattr(settings, name)) for name in ("data_dir", "cache_dir", "start")}
+    return replace(settings, dataset=dataset, **absolute_paths)  # type: ignore[arg-type]
 
 
 def dataset_root(place: str) -> Path:
-    """Of dataset=folder. Raises UserError where nothing is there."""
+    """Path of `dataset.root`. Raises UserError if it does not exist."""
     path = expanded(place)
     if not path.exists():
         raise UserError(
@@ -71,7 +71,7 @@ def dataset_root(place: str) -> Path:
 
 
 def support_folder(place: str) -> Path:
-    """Raises UserError where there is none."""
+    """Path of `support`. Raises UserError if it is not a folder."""
     folder = expanded(place)
     if not folder.is_dir():
         raise UserError(f"support={place}: no such folder; give one that holds a folder of pictures for each class")
@@ -79,7 +79,7 @@ def support_folder(place: str) -> Path:
 
 
 def query_place(place: str) -> Path:
-    """A file or a folder. Raises UserError where there is none."""
+    """Path of an entry of `query`. Raises UserError if it is neither a file nor a folder."""
     path = expanded(place)
     if not path.is_file() and not path.is_dir():
         raise UserError(f"query={place}: no such file or folder; give a folder of pictures, or files as [FILE,FILE]")
@@ -87,7 +87,7 @@ def query_place(place: str) -> Path:
 
 
 def checkpoint(place: str) -> Path:
-    """A checkpoint file or a run folder. Raises UserError where there is none."""
+    """Path of `checkpoint`. Raises UserError if it is neither a file nor a run folder."""
     path = expanded(place)
     if not path.is_file() and not (path / "checkpoints").is_dir():
         raise UserError(f"checkpoint={place}: no such checkpoint file, nor a run folder with checkpoints/ in it")
@@ -95,7 +95,7 @@ def checkpoint(place: str) -> Path:
 
 
 def warm_start_path(place: str) -> Path:
-    """A run folder, a checkpoint or a file of weights to begin with. Raises UserError where there is none."""
+    """Path of `start`. Raises UserError if it is neither a file nor a run folder."""
     path = expanded(place)
     if not path.is_file() and not (path / "checkpoints").is_dir():
         raise UserError(f"start={place}: no such file, nor a run folder with checkpoints/ in it")
@@ -103,7 +103,7 @@ def warm_start_path(place: str) -> Path:
 
 
 def resume_dir(place: object) -> Path:
-    """A run folder to continue. Raises UserError where it is none."""
+    """Path of `resume`. Raises UserError if it is not a run folder."""
     folder = expanded(str(place))
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"resume={place}: no run folder, {folder / 'checkpoints'} does not exist")
