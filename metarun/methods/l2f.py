@@ -21,39 +21,39 @@ from metarun.methods.base import Method, PassThroughModuleDict, Tensors, attach,
 
 
 def attenuate(method: Method, model: nn.Module) -> Method:
-    """The method from an attenuated initialisation."""
+    """Extends a method: each task starts from an attenuated theta. Adds `attenuator`, g_psi, to the model."""
     theta, phi = method.parameters
     size, device = len(theta), next(iter(theta.values())).device
     attenuator = PassThroughModuleDict({"0": nn.Linear(size, size), "2": nn.Linear(size, size)}).to(
         device, widest(theta)
     )
     added = attach(model, "attenuator", attenuator)
-    own = Forgetting(method)
+    attenuated = Attenuated(method)
     parameters = method.parameters._replace(phi={**phi, **added})
-    return replace(method, parameters=parameters, begin=own.begin, shown=own.shown)
+    return replace(method, parameters=parameters, begin=attenuated.begin, shown=attenuated.shown)
 
 
 @dataclass(frozen=True)
-class Forgetting:
-    """The functions of a method that starts from what is attenuated."""
+class Attenuated:
+    """`method` with the initialisation gamma_l theta_l for each tensor l."""
 
     method: Method
 
     def attenuation(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors]) -> Tensor:
-        """gamma, [tensors of theta]."""
+        """gamma in (0, 1), one for each tensor of theta: [len(theta)]."""
         like = phi["attenuator.0.weight"]
-        seen = torch.stack([entry.mean().to(like) for entry in gradient(theta).values()]).detach()
-        hidden = F.linear(seen, like, phi["attenuator.0.bias"]).relu()
+        means = torch.stack([entry.mean().to(like) for entry in gradient(theta).values()]).detach()
+        hidden = F.linear(means, like, phi["attenuator.0.bias"]).relu()
         return F.linear(hidden, phi["attenuator.2.weight"], phi["attenuator.2.bias"]).sigmoid()
 
     def begin(
         self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor
     ) -> tuple[Tensors, Any]:
         gamma = self.attenuation(theta, phi, gradient)
-        kept = {name: gamma[i].to(tensor) * tensor for i, (name, tensor) in enumerate(theta.items())}
-        return self.method.begin(kept, phi, gradient, noise)
+        attenuated = {name: gamma[i].to(tensor) * tensor for i, (name, tensor) in enumerate(theta.items())}
+        return self.method.begin(attenuated, phi, gradient, noise)
 
     def shown(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
         gamma = self.attenuation(theta, phi, gradient)
-        own = {f"gamma/{name}": gamma[i] for i, name in enumerate(theta)}
-        return {**self.method.shown(theta, phi, gradient, noise), **own}
+        gammas = {f"gamma/{name}": gamma[i] for i, name in enumerate(theta)}
+        return {**self.method.shown(theta, phi, gradient, noise), **gammas}

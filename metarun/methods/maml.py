@@ -19,10 +19,14 @@ from metarun.methods.base import Method, Parameters, Tensors, require_adapting, 
 def maml(
     model: nn.Module, inner_learning_rate: float, parameters: Parameters | None = None, name: str = "maml"
 ) -> Method:
-    """Everything adapts but the affine of norm layers, unless `parameters` says otherwise.
+    """MAML on a model.
+
+    Args:
+        parameters: the division into theta and phi; by default the affine parameters of norm layers are phi.
+        name: the method's name, with which an error message begins.
 
     Raises:
-        UserError: nothing adapts; the message begins with `name`.
+        UserError: no parameter of the model adapts.
     """
     parameters = split_parameters(model) if parameters is None else parameters
     require_adapting(parameters, model, name)
@@ -32,4 +36,5 @@ def maml(
 def descend(
     inner_learning_rate: float, theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int
 ) -> Tensors:
+    """One inner step of gradient descent."""
     return {name: tensor - inner_learning_rate * gradient[name] for name, tensor in theta.items()}

@@ -3,9 +3,9 @@
     theta_{k+1} = theta_k - alpha o grad L_support(theta_k)
     minimise over theta_0 and alpha the mean over tasks of L_query(theta_K)
 
-alpha has the shape of theta, is shared by all tasks and steps, and is not bounded: an entry may turn negative.
-The paper takes one step; more are an extension. MAML++ (Antoniou, Edwards, Storkey 2019, arXiv 1810.09502) learns a
-rate for each tensor and step, alpha_{l,k}.
+o is the elementwise product. alpha has the shape of theta, is shared by all tasks and steps, and is not bounded: an
+entry may become negative. The paper takes one step; more are an extension. MAML++ (Antoniou, Edwards, Storkey
+2019, arXiv 1810.09502) learns a rate for each tensor and step, alpha_{l,k}.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from metarun.errors import UserError
 from metarun.methods.base import FlatParameterDict, Method, Tensors, attach, escape_dots, require_choice, widest
 
 ALPHAS = ("element", "tensor", "tensor_step", "scalar")
-PAPER_RANGE = (0.005, 0.1)  # of alpha's first value
+PAPER_RANGE = (0.005, 0.1)  # from which alpha is initialised
 
 
 def learn_inner_rates(
@@ -32,48 +32,48 @@ def learn_inner_rates(
     start: str = "rate",
     steps: int | None = None,
 ) -> Method:
-    """The method with learned inner rates; it is to be prepared with a rate of 1, by which its update then steps.
+    """Extends a method, prepared with an inner learning rate of 1, by learned rates, which multiply its gradients.
 
     Args:
         alpha: a rate for each "element" of theta (Meta-SGD), each "tensor", each tensor and step ("tensor_step",
             MAML++), or one "scalar" for all.
         start: every rate begins at `inner_learning_rate` ("rate"), or at one draw from U[0.005, 0.1] ("random").
-        steps: of "tensor_step": how many have rates of their own; those after them take the last one's.
+        steps: for "tensor_step": how many inner steps have rates of their own; later steps use the last one's.
 
     Raises:
-        UserError: an unknown choice, or "tensor_step" without steps.
+        UserError: an unknown value of alpha or start, or "tensor_step" without steps.
     """
     require_choice("alpha", alpha, ALPHAS)
     require_choice("start", start, ("rate", "random"))
     if alpha == "tensor_step" and not steps:
         raise UserError(f"alpha='tensor_step': needs steps=N, the number of inner steps in training; found {steps}")
     theta, phi = method.parameters
-    first = inner_learning_rate if start == "rate" else float(torch.empty((), device="cpu").uniform_(*PAPER_RANGE))
+    initial = inner_learning_rate if start == "rate" else float(torch.empty((), device="cpu").uniform_(*PAPER_RANGE))
 
     def rate(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         shape = {"element": tensor.shape, "tensor_step": (steps,)}.get(alpha, ())
-        return torch.full(shape, first, dtype=dtype, device=tensor.device)
+        return torch.full(shape, initial, dtype=dtype, device=tensor.device)
 
     rates = {name: rate(tensor, tensor.dtype) for name, tensor in theta.items()}
     if alpha == "scalar":
         name, tensor = next(iter(theta.items()))
         rates = {name: rate(tensor, widest(theta))}
     added = attach(model, "inner_rates", FlatParameterDict(rates))
-    own = Rates(
+    learned = LearnedRates(
         method,
         alpha,
         {name: f"inner_rates.{escape_dots(name if name in rates else next(iter(rates)))}" for name in theta},
     )
     parameters = method.parameters._replace(phi={**phi, **added})
-    return replace(method, parameters=parameters, update=own.update, shown=own.shown)
+    return replace(method, parameters=parameters, update=learned.update, shown=learned.shown)
 
 
 @dataclass(frozen=True)
-class Rates:
-    """The functions of a method with learned rates.
+class LearnedRates:
+    """`method` with its gradients multiplied by learned rates.
 
-    method  without them
-    key     the name of the rate in phi, by that of the parameter
+    alpha  what has a rate of its own, see `learn_inner_rates`
+    key    parameter name -> name of its rate in phi
     """
 
     method: Method
@@ -81,9 +81,10 @@ class Rates:
     key: dict[str, str]
 
     def rate(self, phi: Tensors, name: str, step: int, device: torch.device) -> Tensor:
+        """The rate of parameter `name` at an inner step: of the parameter's shape for "element", else a scalar."""
         rates = phi[self.key[name]]
         if self.alpha == "scalar":
-            return rates.to(device)  # one for layers on several devices
+            return rates.to(device)  # a single rate serves layers on several devices
         return rates[min(step, len(rates) - 1)] if self.alpha == "tensor_step" else rates
 
     def update(self, theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int) -> Tensors:
@@ -92,5 +93,5 @@ class Rates:
 
     def shown(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
         names = {"all": next(iter(theta))} if self.alpha == "scalar" else {name: name for name in theta}
-        own = {f"inner_learning_rate/{told}": phi[self.key[name]] for told, name in names.items()}
-        return {**self.method.shown(theta, phi, gradient, noise), **own}
+        rates = {f"inner_learning_rate/{label}": phi[self.key[name]] for label, name in names.items()}
+        return {**self.method.shown(theta, phi, gradient, noise), **rates}

@@ -23,18 +23,20 @@ from metarun.errors import UserError
 from metarun.methods.base import FlatParameterDict, Method, Tensors, attach, escape_dots
 from metarun.methods.layers import layers, name_left_out, parametrised
 
-FULL_LOGIT_STD = {True: 0.01, False: 0.1}  # of a mask for each weight: with convolutions, without
+FULL_LOGIT_STD = {True: 0.01, False: 0.1}  # initial spread of zeta with full=True: with convolutions, without
 
 
-Maps = dict[str, tuple[str, int]]  # of a weight or bias: the weight whose T acts on it, and the axis of output units
+Maps = dict[str, tuple[str, int]]  # weight or bias -> (the weight whose T or mask acts on it, axis of output units)
 
 
 def add_t_layers(method: Method, model: nn.Module, mask: bool = True, full: bool = False) -> Method:
-    """The method with T layers and masks, on every convolution and linear layer; the log names what adapts without.
+    """Extends a method by T layers and masks on every convolution and linear layer.
+
+    A warning names the layers of other types, which adapt without T and mask.
 
     Args:
-        mask: false is T-net: T without masks.
-        full: a logit for each weight instead of each output unit, and a fresh mask at each inner step.
+        mask: False gives T-net, which has T layers and no masks.
+        full: a logit zeta for each weight instead of each output unit, and a new mask at each inner step.
 
     Raises:
         UserError: no layer to act on; a grouped convolution, whose T would have to be block-diagonal; or a layer whose
@@ -66,33 +68,34 @@ def add_t_layers(method: Method, model: nn.Module, mask: bool = True, full: bool
         model,
         theta.keys() - maps.keys(),
     )
-    own = Transformed(method, maps)
-    transformed = replace(method, parameters=method.parameters._replace(phi={**phi, **added}), weights=own.weights)
+    with_t = Transformed(method, maps)
+    transformed = replace(method, parameters=method.parameters._replace(phi={**phi, **added}), weights=with_t.weights)
     return add_gradient_masks(transformed, model, maps, full) if mask else transformed
 
 
 @dataclass(frozen=True)
 class Transformed:
-    """The functions of a method whose network runs on T W and T b."""
+    """`method` with a network that runs on T W and T b."""
 
     method: Method
     maps: Maps
 
     def weights(self, theta: Tensors, phi: Tensors) -> Tensors:
-        run = self.method.weights(theta, phi)
+        """T W and T b for each layer, T [out, out]; other weights as they are."""
+        weights = self.method.weights(theta, phi)
         for name, (owner, units) in self.maps.items():
-            t, tensor = phi[f"t_layers.{escape_dots(owner)}"], run[name]  # t: [out, out]
+            t, tensor = phi[f"t_layers.{escape_dots(owner)}"], weights[name]
             if tensor.dim() == 1:
-                run[name] = t @ tensor
+                weights[name] = t @ tensor
             else:
                 moved = tensor.transpose(0, units) if units else tensor
                 product = (t @ moved.flatten(1)).view(moved.shape)
-                run[name] = product.transpose(0, units) if units else product
-        return run
+                weights[name] = product.transpose(0, units) if units else product
+        return weights
 
 
 def add_gradient_masks(method: Method, model: nn.Module, maps: Maps, full: bool) -> Method:
-    """The method with masked gradients: of a unit's weights and bias together, or of each weight (`full`)."""
+    """Extends a method by masked gradients: one mask entry per output unit, or per weight and bias entry if `full`."""
     theta, phi = method.parameters
     if full:
         std = FULL_LOGIT_STD[any(theta[name].dim() > 2 for name in maps)]
@@ -105,18 +108,20 @@ def add_gradient_masks(method: Method, model: nn.Module, maps: Maps, full: bool)
             if name == owner
         }
     added = attach(model, "mask_logits", FlatParameterDict(units))
-    own = Masked(method, maps, {name: logit.shape for name, logit in units.items()}, full)
+    masked = Masked(method, maps, {name: logit.shape for name, logit in units.items()}, full)
     parameters = method.parameters._replace(phi={**phi, **added})
-    return replace(method, parameters=parameters, begin=own.begin, shown=own.shown, update=own.update, noise=own.noise)
+    return replace(
+        method, parameters=parameters, begin=masked.begin, shown=masked.shown, update=masked.update, noise=masked.noise
+    )
 
 
 @dataclass(frozen=True)
 class Masked:
-    """The functions of a method with masked gradients.
+    """`method` with its gradients multiplied by masks drawn for each task.
 
-    method  without masks
-    maps    of a weight or bias: whose mask it takes, and the axis that a mask of units lies along
-    shapes  of each mask
+    maps    weight or bias -> (the weight whose mask it takes, the axis of output units)
+    shapes  name of a mask -> its shape
+    full    one mask entry per weight, drawn at each inner step
     """
 
     method: Method
@@ -125,6 +130,7 @@ class Masked:
     full: bool
 
     def draw(self, phi: Tensors, noise: Tensor) -> Tensors:
+        """The masks M by name, from uniform noise [noise(1)]."""
         parts = noise.split([shape.numel() for shape in self.shapes.values()])
         return {
             name: straight_through(phi[f"mask_logits.{escape_dots(name)}"], part.view(shape))
@@ -140,23 +146,24 @@ class Masked:
     def update(self, theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int) -> Tensors:
         before, masks = fixed
         mask = masks[step if self.full else 0]
-        kept = dict(gradient)
+        masked = dict(gradient)
         for name, (owner, units) in self.maps.items():
-            kept[name] = gradient[name] * broadcast_mask(mask[owner], gradient[name], units)
-        return self.method.update(theta, kept, phi, before, step)
+            masked[name] = gradient[name] * broadcast_mask(mask[owner], gradient[name], units)
+        return self.method.update(theta, masked, phi, before, step)
 
     def shown(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
-        """The share that a draw masks on average, P(M = 0)."""
+        """Adds, for each mask, the expected share of masked units or weights: the mean of P(M = 0)."""
         shares = {name: (-phi[f"mask_logits.{escape_dots(name)}"]).sigmoid().mean() for name in self.shapes}
-        own = {f"masked_{'weights' if self.full else 'units'}/{name}": share for name, share in shares.items()}
-        return {**self.method.shown(theta, phi, gradient, noise), **own}
+        masked = {f"masked_{'weights' if self.full else 'units'}/{name}": share for name, share in shares.items()}
+        return {**self.method.shown(theta, phi, gradient, noise), **masked}
 
     def noise(self, steps: int) -> int:
+        """How many uniform random numbers the masks of one task need."""
         return sum(shape.numel() for shape in self.shapes.values()) * (max(steps, 1) if self.full else 1)
 
 
 def straight_through(logit: Tensor, noise: Tensor) -> Tensor:
-    """0 or 1 with P(1) = sigmoid(logit), from uniform noise; backwards the derivative of the soft draw.
+    """Draws 0 or 1 with P(1) = sigmoid(logit) from uniform noise; the gradient is that of the soft sample.
 
     The difference of two Gumbel variables is logistic: the softmax over (logit, 0) is a sigmoid.
     """
@@ -166,7 +173,7 @@ def straight_through(logit: Tensor, noise: Tensor) -> Tensor:
 
 
 def broadcast_mask(mask: Tensor, gradient: Tensor, units: int) -> Tensor:
-    """A mask of output units [out] along that axis of the gradient; one of the gradient's own shape as it is."""
+    """Views a mask [out] so that it broadcasts along axis `units` of the gradient; a mask of its shape is unchanged."""
     if mask.shape == gradient.shape:
         return mask
     return mask.view([-1 if axis == units else 1 for axis in range(gradient.dim())])

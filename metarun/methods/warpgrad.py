@@ -5,8 +5,8 @@ arXiv 1909.00025, equations 11 to 13 and Algorithm 1.
     L(phi) = sum over tasks and iterates theta_k of L_query(theta_k - alpha grad L_support(theta_k; phi); phi)
     J = L(phi) + C(theta_0),   with MAML's objective, or a multi-step loss, as C: Warp-MAML, the few-shot form
 
-The iterates theta_k in L(phi) are detached: each term is differentiated through its one look-ahead step. The
-approximation (equation 12) differentiates only L_query's own phi. C is differentiated by theta_0 alone.
+The iterates theta_k in L(phi) are detached: each term is differentiated through one look-ahead step only. The
+approximation (equation 12) differentiates L_query by phi but not the step. C is differentiated by theta_0 alone.
 """
 
 from __future__ import annotations
@@ -35,12 +35,14 @@ from metarun.methods.base import (
 from metarun.methods.layers import called
 from metarun.nn.norm import Norm, before_norm
 
-CONVOLUTIONS = {  # what warps a convolution's output, transposed or not
+CONVOLUTIONS = {  # types of layers -> type of the convolution that warps their output
     (nn.Conv1d, nn.ConvTranspose1d): nn.Conv1d,
     (nn.Conv2d, nn.ConvTranspose2d): nn.Conv2d,
     (nn.Conv3d, nn.ConvTranspose3d): nn.Conv3d,
 }
-WIDTHS: dict[type[nn.Module] | tuple[type[nn.Module], ...], Callable[[Any], int]] = {  # of outputs, by the layer
+WIDTHS: dict[
+    type[nn.Module] | tuple[type[nn.Module], ...], Callable[[Any], int]
+] = {  # types of layers -> width of their output
     (nn.Linear, nn.Bilinear): lambda module: module.out_features,
     **dict.fromkeys(CONVOLUTIONS, lambda module: module.out_channels),
     (nn.Embedding, nn.EmbeddingBag): lambda module: module.embedding_dim,
@@ -52,10 +54,10 @@ WARPED = tuple(t for types in WIDTHS for t in (types if isinstance(types, tuple)
 
 
 class Warp(nn.Module):
-    """One warp of unchanged width, [batch, channels, ...] -> the same shape: `depth` layers, as the authors' code has.
+    """A warp, [batch, channels, ...] -> the same shape: `depth` layers, as in the authors' code.
 
-    A layer: batch norm with `norm`; a linear map or convolution; ReLU with `activation`; with `residual` the sum with
-    what the layer was given, and behind it once more batch norm with `norm`.
+    Each layer: batch norm if `norm`; a linear map or convolution; ReLU if `activation`; if `residual`, its input is
+    added, followed by another batch norm if `norm`.
     """
 
     def __init__(self, like: nn.Module, depth: int, kernel: int, norm: bool, activation: bool, residual: bool) -> None:
@@ -72,7 +74,7 @@ class Warp(nn.Module):
         self.residual = residual
         self.width = width
         self.axis = -1 if convolution is None else 1 - next(self.maps[0].parameters()).dim()  # of the channels
-        self.ran = False  # whether data has passed through
+        self.ran = False  # whether forward has been called by the model
         self.to(next(like.parameters()))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -86,6 +88,7 @@ class Warp(nn.Module):
         return x
 
     def start_as_identity(self) -> None:
+        """Sets the layers' weights to the identity and their biases to zero."""
         for layer in self.maps:
             for parameter in layer.parameters():
                 if parameter.dim() == 1:
@@ -110,21 +113,21 @@ def warp(
     activation: bool = False,
     residual: bool = False,
 ) -> Method:
-    """The method on a model with warp layers.
+    """Extends a method by warp layers, which are inserted into the model.
 
     Args:
-        after: names of the modules behind which a warp layer stands; by default each of the model's `blocks`, or each
+        after: names of the modules that a warp layer follows; by default each of the model's `blocks`, or else each
             layer but the last: convolutions (transposed too), linear, recurrent and attention layers, embeddings.
-        objective: "warp_maml"; "trajectory", Algorithm 2 with stored iterates, for many inner steps; or "unrolled":
-            everything by backpropagation through the inner loop.
-        initialisation: of "trajectory": it follows the trajectories ("leap"), or stays as it is ("frozen").
+        objective: "warp_maml"; "trajectory", Algorithm 2 with stored iterates, for many inner steps; or "unrolled",
+            backpropagation through the whole inner loop for theta and phi.
+        initialisation: for "trajectory": theta_0 follows the trajectories ("leap") or stays as it is ("frozen").
         approximate: drop the derivative through the look-ahead step (equation 12).
-        start: "reference" is torch's random initialisation, "identity" leaves the model's function as it was.
+        start: "reference" is torch's random initialisation, "identity" leaves the model's function unchanged.
         depth, kernel, norm, activation, residual: of each warp, see `Warp`; by default one linear 3x3 convolution.
 
     Raises:
-        UserError: no place for a warp layer, a name that is no module or stands twice, an even kernel, or a norm
-            in one that is not 2-d; while adapting, a module that is not called or whose output has another width.
+        UserError: no layer that a warp can follow, an unknown or repeated name, an even kernel, or norm=True with a
+            warp that is not 2-d; while adapting, a named module that is not called or whose output has another width.
     """
     require_choice("objective", objective, ("warp_maml", "trajectory", "unrolled"))
     require_choice("initialisation", initialisation, ("leap", "frozen"))
@@ -183,7 +186,7 @@ def update(
     fixed: Any,
     step: int,
 ) -> Tensors:
-    """That of the method without warps. Raises UserError where no data has passed through one of them."""
+    """The update of the method without warps. Raises UserError if the model did not call one of the warp layers."""
     if not torch.compiler.is_compiling():
         dead = [name.replace("/", ".") for name, layer in warps.items() if not layer.ran]
         if dead:
@@ -195,28 +198,29 @@ def update(
 
 
 def ahead(approximate: bool, theta: Tensors, phi: Tensors, task: TaskLearnerProtocol, number: int) -> Tensors:
-    """The look-ahead; approximate: it does not see phi change."""
+    """theta after one look-ahead step, which is not differentiated by phi if `approximate`."""
     return task.inner_step(theta, tree_map(torch.detach, phi) if approximate else phi, number)
 
 
 def look_ahead(approximate: bool, theta: Tensors, phi: Tensors, task: TaskLearnerProtocol, number: int) -> Tensor:
-    """L_query after one step from an iterate, which is detached."""
+    """L_query after one look-ahead step from a detached iterate: a term of L(phi), a scalar."""
     return task.query_loss(ahead(approximate, tree_map(torch.detach, theta), phi, task, number), phi)
 
 
 def warp_maml(approximate: bool, parameters: Parameters, task: TaskLearnerProtocol) -> Tensor:
+    """J = L(phi) + C(theta_0) of one task, a scalar."""
     theta, phi = parameters
-    still = tree_map(torch.detach, phi)
+    detached_phi = tree_map(torch.detach, phi)
     if task.inner_loop == 0:
-        return task.query_loss(task.adapt(parameters)[0], still)
+        return task.query_loss(task.adapt(parameters)[0], detached_phi)
     if task.loss_weights is not None:
-        trajectory = task.adapt(Parameters(theta, still))
+        trajectory = task.adapt(Parameters(theta, detached_phi))
         losses = [look_ahead(approximate, iterate, phi, task, k) for k, iterate in enumerate(trajectory[:-1])]
-        return torch.stack(losses).sum() + task.multi_step_loss(trajectory, still)
+        return torch.stack(losses).sum() + task.multi_step_loss(trajectory, detached_phi)
     last = task.inner_loop - 1
-    trajectory = task.adapt(Parameters(theta, still), last)
+    trajectory = task.adapt(Parameters(theta, detached_phi), last)
     total = sum(look_ahead(approximate, iterate, phi, task, k) for k, iterate in enumerate(trajectory[:-1]))
-    # MAML's loss by theta and the last look-ahead's by phi are derivatives of one value, computed once for both.
+    # C and the last term of L have the same value: one is needed by theta, the other by phi, so it is computed once.
     both = task.query_loss(ahead(approximate, trajectory[-1], phi, task, last), phi)
     return total + both + both.detach()
 
@@ -229,20 +233,20 @@ def shown(
     gradient: Callable[[Tensors], Tensors],
     noise: Tensor,
 ) -> Tensors:
-    """What the method without warps shows, and the norm of each warp layer's parameters."""
-    own = {}
+    """The summaries of the method without warps, and the norm of each warp layer's parameters."""
+    norms = {}
     for name in names:
         prefix = f"warp_layers.{escape_dots(name)}."
         entries = [tensor.flatten() for key, tensor in phi.items() if key.startswith(prefix)]
-        own[f"warp_norm/{name}"] = torch.cat(entries).norm()
-    return {**inner(theta, phi, gradient, noise), **own}
+        norms[f"warp_norm/{name}"] = torch.cat(entries).norm()
+    return {**inner(theta, phi, gradient, noise), **norms}
 
 
 # --- warp layers behind the modules of a model --------------------------------------------------------------
 
 
 def run_warp(name: str, layer: Warp, module: nn.Module, inputs: Any, output: Any) -> Any:
-    """The output of a module, warped: of several the first, of a recurrent network its hidden states as well."""
+    """Forward hook that warps the module's output: the first of a tuple, and a recurrent network's hidden states."""
     warped = partial(warp_output, name, layer)
     if isinstance(module, nn.RNNBase):
         sequence, states = output
@@ -256,13 +260,13 @@ def run_warp(name: str, layer: Warp, module: nn.Module, inputs: Any, output: Any
 
 
 def warp_states(warped: Callable[[Tensor], Tensor], states: Tensor, directions: int) -> Tensor:
-    """Hidden states [layers * directions, ..., width] of a recurrent network, whose outputs join the directions."""
+    """Warps hidden states [layers * directions, ..., width], with the directions joined as in the network's output."""
     joined = torch.cat(states.unflatten(0, (-1, directions)).unbind(1), -1)
     return torch.stack(warped(joined).chunk(directions, -1), 1).flatten(0, 1)
 
 
 def warp_output(name: str, layer: Warp, x: Any) -> Any:
-    """Raises UserError where the module `name` has given what the warp cannot act on."""
+    """Warps a tensor or a packed sequence. Raises UserError if module `name` gave another type or another width."""
     if isinstance(x, PackedSequence):
         return x._replace(data=warp_output(name, layer, x.data))
     if not isinstance(x, Tensor) or x.dim() < -layer.axis or x.shape[layer.axis] != layer.width:
@@ -277,15 +281,16 @@ def warp_output(name: str, layer: Warp, x: Any) -> Any:
 
 
 def warped_modules(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that a warp can follow."""
+    """Name -> module of the layers that a warp can follow."""
     return {name: module for name, module in called(model).items() if isinstance(module, WARPED)}
 
 
 def default_warp_sites(model: nn.Module) -> list[str]:
+    """Names of the modules that warp layers follow by default. Raises UserError if there are none."""
     blocks = getattr(model, "blocks", None)
     if isinstance(blocks, nn.Module):
         return [f"blocks.{name}" for name, _ in blocks.named_children()]
-    found = list(warped_modules(model))[:-1]
-    if not found:
+    names = list(warped_modules(model))[:-1]
+    if not names:
         raise UserError("warpgrad: the model has a single layer or none; warp layers stand between layers")
-    return found
+    return names
