@@ -1,4 +1,4 @@
-"""The job behind a command: train and test, evaluate, or predict; leaves a run folder that explains itself."""
+"""Runs one job from its `Settings`: train and test, evaluate, or predict. Writes everything into its run folder."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ log = logging.getLogger(__name__)
 
 
 def run(settings: Settings, folder: Path, record: Callable[[], object] = lambda: None) -> float | None:
-    """Do what `mode` says; everything it leaves lies in `folder`.
+    """Train and test, evaluate, or predict, as `settings.mode` says; all output goes into `folder`.
 
     Args:
-        record: writes down in `folder` what was typed; called when the command can no longer be refused.
+        record: writes the command into `folder`; called once the command can no longer be refused.
 
     Returns:
         The best validation metric of a training run, for a sweeper (accuracy: higher is better; mse: lower).
 
     Raises:
-        UserError: something that was asked for cannot be had.
-        FloatingPointError: a loss is not finite.
+        UserError: a setting cannot be carried out, or a file is missing or damaged.
+        FloatingPointError: a loss, gradient or result is not finite.
         RunFailure: the disk is full or fails, the folder was deleted, or another process of the run has ended.
         RunInterrupted: a SIGINT or SIGTERM asked for it.
     """
@@ -64,7 +64,7 @@ def run(settings: Settings, folder: Path, record: Callable[[], object] = lambda:
 
 @contextmanager
 def report_disk_failure(folder: Path, mode: str) -> Iterator[None]:
-    """A failing disk ends the run with RunFailure, which says how to go on."""
+    """Turn errors of a full or failing disk into RunFailure, whose message says how to resume."""
     try:
         yield
     except (OSError, RunFailure) as error:
@@ -76,7 +76,7 @@ def report_disk_failure(folder: Path, mode: str) -> Iterator[None]:
 
 
 def train_and_test(settings: Settings, folder: Path, began: float, begin: Callable[[], object]) -> float:
-    """Train, from the beginning or from what is in the folder, and test; returns the best validation metric."""
+    """Train from scratch or the newest intact checkpoint, then test. Returns the best validation metric."""
     resume_from = None
     if settings.resume == AUTO and (folder / RESULT).exists():
         log.info("%s is finished already and skipped", relative_to_cwd(folder))
@@ -107,7 +107,7 @@ def train_and_test(settings: Settings, folder: Path, began: float, begin: Callab
 
 
 def best_validation(folder: Path) -> float:
-    """Of a finished run. Raises UserError where its result cannot be read."""
+    """The best validation metric of a finished run. Raises UserError if its result.json cannot be read."""
     try:
         return float(read_result(folder)["validation"]["mean"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
@@ -118,7 +118,7 @@ def best_validation(folder: Path) -> float:
 
 
 def evaluate(settings: Settings, folder: Path, began: float, begin: Callable[[], object]) -> None:
-    """Every combination of what `eval.*` lists, one after another; all of them are looked at before the first."""
+    """Evaluate a checkpoint for every combination of the lists in `eval.*`; all are checked before the first runs."""
     path = store.resolve_checkpoint(Path(str(settings.checkpoint)).expanduser())
     sources: dict[str, TaskSampler] = {}
     results: list[dict[str, Any]] = []
@@ -150,12 +150,12 @@ def evaluate(settings: Settings, folder: Path, began: float, begin: Callable[[],
 
 
 def evaluation_dir(folder: Path, work: RunContext) -> Path:
-    """Of one evaluation among several: it holds what a run folder does that has been evaluated once."""
+    """The subfolder of one evaluation among several; its content is that of a folder with a single evaluation."""
     ways = f"{work.eval_shape.ways}-way-" if work.source.is_classification else ""
     task = f"{ways}{work.eval_shape.shots}-shot-{work.eval_inner_loop}-steps"
-    place = folder / f"{work.settings.dataset.name}-{work.settings.eval.split}-{task}"
-    return place
+    return folder / f"{work.settings.dataset.name}-{work.settings.eval.split}-{task}"
 
 
 def finished_message(results: list[dict[str, Any]], folder: Path) -> str:
+    """The end of the message of an interrupted evaluation: where the finished ones are; empty if there are none."""
     return f", {len(results)} finished ones are in {relative_to_cwd(folder / RESULTS)}" if results else ""

@@ -47,9 +47,7 @@ class CheckpointState:
     theta: Tensors  # parameters that the inner loop adapts, by name; floating point, in the network's shapes
     phi: Tensors  # parameters that are learned across tasks only; likewise
     statistics: Tensors = field(default_factory=dict)  # batch_norm=per_step: [inner steps + 1, channels] by buffer
-    pictures: ImagePreprocessing | None = (
-        None  # size, channels and normalisation of the training images; None: regression
-    )
+    pictures: ImagePreprocessing | None = None  # size, channels, ... of the training images; None: regression
 
     step: int = 0  # outer steps done
     best: Validation | None = None

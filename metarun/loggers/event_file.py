@@ -1,4 +1,4 @@
-"""TensorBoard's file: scalars, distributions and pictures over steps."""
+"""TensorBoard event files: scalars, histograms and images over steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils.tensorboard.summary import make_histogram
 from metarun.utils.files import AppendOnlyFile, translate_os_errors
 
 FILE_VERSION = "brain.Event:2"
-BINS = 40  # of a distribution
+BINS = 40  # bins of a histogram
 numbers = itertools.count()  # two files of one process and second have their own names
 
 
@@ -27,16 +27,17 @@ class EncodedImage(NamedTuple):
     png: bytes
 
 
-SummaryValue = float | np.ndarray | EncodedImage  # a point of a curve, what makes a distribution, or a picture
+SummaryValue = float | np.ndarray | EncodedImage  # a scalar, the values of a histogram, or an image
 
 
 class EventFileWriter:
-    """Curves in TensorBoard's form, which hides those of earlier files of the folder from step `first` on.
+    """Writes an event file. TensorBoard hides what earlier files of the folder have from step `first` on.
 
-    `first`: None hides nothing.
+    Values are in the file when `add` returns, and a full disk raises RunFailure there. TensorBoard's SummaryWriter
+    writes in a thread: on a full disk it prints a traceback, and an error on closing is lost.
 
-    Each is in the file when `add` returns. TensorBoard's own writer leaves that to a thread: where the disk is full,
-    it prints a traceback, and what it learns while it closes is lost.
+    Args:
+        first: None hides nothing.
     """
 
     def __init__(self, folder: Path, first: int | None) -> None:
@@ -54,7 +55,7 @@ class EventFileWriter:
             raise
 
     def add(self, shown: Mapping[str, SummaryValue], step: int) -> None:
-        """All in one record, by their names, whose first part up to a `/` is the group that they stand in."""
+        """Write values by tag as one record; the part of a tag before the first `/` is its group in TensorBoard."""
         values = [entry for name, value in shown.items() for entry in to_summary_values(name, value)]
         self.write(Event(step=step, summary=Summary(value=values)))
 
@@ -70,7 +71,7 @@ class EventFileWriter:
 
 
 def to_summary_values(name: str, value: SummaryValue) -> Sequence[Summary.Value]:
-    """A value in TensorBoard's form; a distribution leaves out what is not finite."""
+    """Convert a value to TensorBoard's protobuf; a histogram leaves out non-finite values, and is omitted if empty."""
     if isinstance(value, EncodedImage):
         return [Summary.Value(tag=name, image=Summary.Image(colorspace=3, encoded_image_string=value.png))]
     if isinstance(value, np.ndarray):

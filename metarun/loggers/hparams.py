@@ -1,4 +1,4 @@
-"""A run's settings in the form of TensorBoard's table of runs, where they stand beside the curves' last values."""
+"""A run's settings for TensorBoard's HPARAMS table, which shows them beside the last values of the curves."""
 
 from __future__ import annotations
 
@@ -20,11 +20,17 @@ from metarun.loggers.event_file import FILE_VERSION
 from metarun.utils import files
 
 FILE = "events.out.tfevents.0.settings"  # written anew by each sitting: of two such records TensorBoard keeps the first
-LEFT_OUT = ("save.", "engine.", "eval.every", "eval.tasks", "eval.validation_tasks")  # how it is run, not what it is
+LEFT_OUT = (
+    "save.",
+    "engine.",
+    "eval.every",
+    "eval.tasks",
+    "eval.validation_tasks",
+)  # how a run is executed, not what it computes
 
 
 def write_hparams(folder: Path, settings: Settings, seconds: float | None = None) -> None:
-    """Put the run into the table, as running, or as finished after so many seconds.
+    """Write the run's row of the table: as running if `seconds` is None, else as finished after that time.
 
     Raises:
         RunFailure: the disk is full or fails, or the folder is gone.
@@ -54,7 +60,7 @@ def entry(tag: str, content: HParamsPluginData) -> Summary.Value:
 
 
 def hparam_dict(settings: Settings) -> dict[str, Any]:
-    """Every key that says what a run is, by its dotted name; those that are null are left out."""
+    """The settings that define a run, by dotted name, without null ones and those of LEFT_OUT."""
     chosen = {group: choice_name(getattr(settings, group)) for group in CONFIG_GROUPS}
     own = {
         name: value

@@ -1,4 +1,4 @@
-"""What a run leaves for people and programs: metrics.jsonl, TensorBoard scalars, result.json."""
+"""Writes what a run records: metrics.jsonl, TensorBoard event files, result.json."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ NON_METRIC_KEYS = ("step", "split", "seconds")
 
 
 class RunLogger:
-    """One line of metrics.jsonl and the same scalars in TensorBoard for each call.
+    """Writes scalars as lines of metrics.jsonl and as TensorBoard curves, and other summaries to TensorBoard only.
 
-    Whatever stands behind `step`, written by a run that went further before it was killed, is dropped, and so is an
-    end that cannot be read, which a kill or a power cut leaves behind the last `sync`.
+    A resumed run drops the lines after `step`, which it wrote before it was killed, and an unreadable end of the file,
+    which a kill or a power cut leaves after the last `sync`.
     """
 
     def __init__(self, folder: Path, step: int, due: bool, lines: int = 0) -> None:
-        """Go on behind `step`; `due` says that its validation is still to come, `lines` how many there should be.
+        """Open the files of `folder` to append to.
+
+        Args:
+            step: the outer step that the run resumes from; 0 for a new run.
+            due: the validation of `step` has not been done yet.
+            lines: number of lines of metrics.jsonl that the checkpoint counts.
 
         Raises:
             RunFailure: here and in every method: the disk is full or fails, or the folder is gone.
-            UserError: lines are missing, or one that cannot be read stands before others that can.
+            UserError: metrics.jsonl has fewer than `lines` lines, or an unreadable line before readable ones.
         """
         path = folder / METRICS
         kept: list[tuple[bytes, dict[str, Any]]] = []
@@ -57,7 +62,7 @@ class RunLogger:
             self.curves = files.enter_context(closing(EventFileWriter(place, first)))
             self.validation = files.enter_context(closing(EventFileWriter(place / "validation", first)))
             self.files = files.pop_all()
-        for _, entry in kept if due else ():  # which hides the training line of this step as well
+        for _, entry in kept if due else ():  # purging from `step` on hides its training line too
             if entry["step"] == step:
                 self.draw(
                     step, entry["split"], {name: value for name, value in entry.items() if name not in NON_METRIC_KEYS}
@@ -66,22 +71,23 @@ class RunLogger:
             sync_folder(folder)
 
     def write(self, step: int, split: str, seconds: float, **scalars: float) -> None:
+        """Append a line with the scalars of outer step `step`, and add them to TensorBoard's curves."""
         line = {"step": step, "split": split, **scalars, "seconds": round(seconds, 3)}
         self.lines.write(json.dumps(nan_to_none(line), allow_nan=False).encode() + b"\n")
         self.count += 1
         self.draw(step, split, scalars)
 
     def draw(self, step: int, split: str, scalars: dict[str, float]) -> None:
-        """By the same name for each split, in a folder of its own: TensorBoard shows them as one card."""
+        """Add scalars to the split's curves. Each split has a folder, so that TensorBoard overlays the tags."""
         curves = self.validation if split == "val" else self.curves
         curves.add({name: math.nan if value is None else value for name, value in scalars.items()}, step)
 
     def show(self, step: int, shown: Mapping[str, SummaryValue]) -> None:
-        """In TensorBoard only."""
+        """Add scalars, histograms or images to TensorBoard only, by their tags."""
         self.curves.add(shown, step)
 
     def sync(self) -> None:
-        """Bring all lines to the disk: called before a checkpoint, none before it is missing after a power cut."""
+        """Flush everything to the disk. Called before a checkpoint, whose lines then survive a power cut."""
         self.lines.sync()
         self.curves.sync()
         self.validation.sync()
@@ -98,10 +104,10 @@ def is_validation_of(step: int, entry: dict[str, Any]) -> bool:
 
 
 def read_metrics(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
-    """The lines of metrics.jsonl and what they say, up to an end that cannot be read.
+    """Read the raw and the parsed lines of metrics.jsonl, up to an unreadable end.
 
     Raises:
-        UserError: a line that cannot be read stands before others that can.
+        UserError: an unreadable line stands before readable ones.
     """
     try:
         lines = read_bytes(path, LIST_BYTES, links=False).splitlines(keepends=True)
@@ -118,11 +124,12 @@ def read_metrics(path: Path) -> list[tuple[bytes, dict[str, Any]]]:
 
 
 def write_result(folder: Path, result: dict[str, Any]) -> None:
+    """Write result.json atomically, with null for non-finite numbers. Raises RunFailure if the disk fails."""
     whole_files.atomic_write(folder / RESULT, json.dumps(nan_to_none(result), indent=2, allow_nan=False) + "\n")
 
 
 def nan_to_none(value: Any) -> Any:
-    """The same with null for numbers that are not finite, which JSON has no word for."""
+    """A copy of a JSON value with None for every non-finite number, which JSON cannot express."""
     if isinstance(value, dict):
         return {key: nan_to_none(entry) for key, entry in value.items()}
     if isinstance(value, list):
