@@ -1,4 +1,4 @@
-"""The backbones, by the name that `backbone=` takes: functions of `input_shape`, `outputs` and their own keys."""
+"""The backbones by their names in `backbone=`; each is called with `input_shape`, `outputs` and its config keys."""
 
 from collections.abc import Callable
 

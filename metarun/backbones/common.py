@@ -1,4 +1,4 @@
-"""What the backbones for pictures share."""
+"""Input check and initialisation of the image backbones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from metarun.errors import UserError
 
 
 def image_shape(backbone: str, input_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Channels, height and width. Raises UserError where the inputs are no images."""
+    """(channels, height, width) of `input_shape`. Raises UserError if the inputs are not images."""
     if len(input_shape) != 3:
         raise UserError(
             f"backbone={backbone} takes images, the data set has inputs of shape {list(input_shape)}: give backbone=mlp"
@@ -20,7 +20,7 @@ def image_shape(backbone: str, input_shape: Sequence[int]) -> tuple[int, int, in
 
 
 def initialise(model: nn.Module) -> None:
-    """Convolutions and linear layers begin with Glorot's uniform weights and no bias, as in MAML's and L2F's code."""
+    """Initialise convolutions and linear layers: Glorot-uniform weights, zero biases, as in MAML's and L2F's code."""
     for layer in model.modules():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             nn.init.xavier_uniform_(layer.weight)

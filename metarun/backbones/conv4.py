@@ -14,7 +14,7 @@ BLOCKS = 4
 
 
 class Block(nn.Module):
-    """3x3 convolution, norm, ReLU; halves the image by a 2x2 max-pool, or by a stride of 2."""
+    """3x3 convolution, norm, ReLU; the image is halved by a 2x2 max-pool or by a stride of 2."""
 
     def __init__(self, channels: int, filters: int, bias: bool, norm: str, pool: bool) -> None:
         super().__init__()
@@ -27,13 +27,13 @@ class Block(nn.Module):
 
 
 class Conv4(nn.Module):
-    """[batch, channels, height, width] -> [batch, outputs].
+    """Conv-4: images [batch, channels, height, width] -> logits [batch, outputs].
 
-    After max-pools ("pool") the features are flattened; after strided convolutions ("stride") they are averaged
-    over the image, which is the form of MAML's Omniglot network.
+    With downsample="pool" the features are flattened; with "stride" they are averaged over the image, as in MAML's
+    Omniglot network.
 
     Raises:
-        UserError: the input is no image, or too small to be halved four times by pooling.
+        UserError: the input is not an image, or too small to be halved four times by pooling.
     """
 
     def __init__(

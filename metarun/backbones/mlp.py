@@ -1,4 +1,4 @@
-"""Multi-layer perceptron; with hidden widths 40-40 the network of MAML's sinusoid regression."""
+"""Multi-layer perceptron; hidden widths 40-40 are MAML's sinusoid regression network (arXiv 1703.03400, 5.1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class MLP(nn.Module):
-    """[batch, ...] flattened to [batch, features] -> [batch, outputs]; ReLU between the layers, no norm."""
+    """Inputs [batch, ...], flattened to [batch, features], -> [batch, outputs]; ReLU between layers, no norm."""
 
     def __init__(self, input_shape: Sequence[int], outputs: int, hidden: Sequence[int] = (40, 40)) -> None:
         super().__init__()

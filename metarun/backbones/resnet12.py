@@ -1,9 +1,8 @@
-"""ResNet-12, the field's larger network: four stages of three convolutions beside a shortcut, and a linear head.
+"""ResNet-12: four residual stages of three convolutions each, and a linear head.
 
-Mishra et al. 2018 (SNAIL), arXiv 1707.03141, and Oreshkin et al. 2018 (TADAM), arXiv 1805.10123, in the two forms that
-are used: narrow (64-128-256-512, ReLU, max-pools behind the first three stages: the code of L2F, ALFA and MeTAL) and
-wide (64-160-320-640, LeakyReLU, max-pools behind all four: the code of MetaOptNet). Neither of their drop-block nor
-dropout is here.
+Mishra et al. 2018 (SNAIL, arXiv 1707.03141) and Oreshkin et al. 2018 (TADAM, arXiv 1805.10123), in the two common
+forms: narrow (64-128-256-512, ReLU, max-pools after the first three stages: the code of L2F, ALFA and MeTAL) and wide
+(64-160-320-640, LeakyReLU, max-pools after all four: the code of MetaOptNet). Without their DropBlock and dropout.
 """
 
 from __future__ import annotations
@@ -18,35 +17,37 @@ from metarun.errors import UserError
 from metarun.nn.norm import conv_norm_act, norm_layer, pool_and_activate
 
 STAGES = 4
-SLOPES = {"relu": 0.0, "leaky_relu": 0.1}  # of an activation's negative side
+SLOPES = {"relu": 0.0, "leaky_relu": 0.1}  # negative slopes of the activations
 
 
 class Stage(nn.Module):
-    """Three 3x3 convolutions with norms, plus a 1x1 convolution with a norm; activations; a 2x2 max-pool or none."""
+    """Three 3x3 convolutions with norms, plus a 1x1 shortcut with a norm; activation; an optional 2x2 max-pool."""
 
     def __init__(self, channels: int, filters: int, norm: str, slope: float, pool: bool) -> None:
         super().__init__()
         self.slope, self.pool = slope, pool
-        inwards = (channels, filters, filters)
-        self.convolutions = nn.ModuleList(nn.Conv2d(width, filters, 3, padding=1, bias=False) for width in inwards)
-        self.norms = nn.ModuleList(norm_layer(norm, filters) for _ in inwards)
+        in_channels = (channels, filters, filters)
+        self.convolutions = nn.ModuleList(nn.Conv2d(width, filters, 3, padding=1, bias=False) for width in in_channels)
+        self.norms = nn.ModuleList(norm_layer(norm, filters) for _ in in_channels)
         self.shortcut = nn.Conv2d(channels, filters, 1, bias=False)
         self.shortcut_norm = norm_layer(norm, filters)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
-        *inner, (convolution, norm) = zip(self.convolutions, self.norms, strict=True)
-        for each, its_norm in inner:
-            y = conv_norm_act(y, each, its_norm, slope=self.slope)
-        y = norm(convolution(y)) + self.shortcut_norm(self.shortcut(x))
+        *inner, (last_convolution, last_norm) = zip(self.convolutions, self.norms, strict=True)
+        for convolution, norm in inner:
+            y = conv_norm_act(y, convolution, norm, slope=self.slope)
+        y = last_norm(last_convolution(y)) + self.shortcut_norm(self.shortcut(x))
         return pool_and_activate(y, self.pool, self.slope)
 
 
 class ResNet12(nn.Module):
-    """[batch, channels, height, width] -> [batch, outputs]; the last stage's features are averaged over the image.
+    """ResNet-12: images [batch, channels, height, width] -> logits [batch, outputs].
+
+    The last stage's features are averaged over the image.
 
     Raises:
-        UserError: the input is no image, or too small to be halved by `pools` max-pools; not four widths.
+        UserError: the input is not an image, or too small for `pools` max-pools; `filters` does not have four widths.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""torchvision's classifiers by their names there, in the house's way: nothing random, and norms of each batch's own.
+"""torchvision's image classifiers, made deterministic and normalised by each batch's statistics.
 
-Dropout and stochastic depth are taken out, since a network's forward pass draws nothing here; batch norms become
-`Norm`s without running statistics. Parameters keep torchvision's names, so that its files of weights fit.
+Dropout and stochastic depth are removed, because a forward pass must not draw random numbers; batch norms become
+`Norm`s without running statistics. Parameters keep torchvision's names, so that its weight files can be loaded.
 """
 
 from __future__ import annotations
@@ -21,22 +21,25 @@ from metarun.errors import UserError, did_you_mean
 from metarun.nn.norm import Norm, before_norm
 
 COLOURS = 3
-OPTIONS: dict[str, dict[str, Any]] = {  # one output instead of three; and the weights that their papers begin with
+OPTIONS: dict[str, dict[str, Any]] = {  # no auxiliary classifiers; the initialisation of their papers
     name: {"aux_logits": False, "init_weights": True} for name in ("googlenet", "inception_v3")
 }
 
 
 def torchvision_model(input_shape: Sequence[int], outputs: int, network: str = "resnet18") -> nn.Module:
-    """[batch, 1 or 3, height, width] -> [batch, outputs], with random weights; grey is repeated for three colours.
+    """A classifier: images [batch, 1 or 3, height, width] -> logits [batch, outputs], with random weights.
+
+    Grey images are repeated for the three colour channels.
 
     Raises:
-        UserError: torchvision cannot be imported, has no such classifier, or it does not take pictures of this size.
+        UserError: torchvision cannot be imported, has no such classifier, or the classifier does not take images of
+            this size.
     """
     channels, height, width = image_shape("torchvision", input_shape)
     if channels not in (1, COLOURS):
         raise UserError(f"backbone=torchvision takes grey pictures or colours, the data set has {channels} channels")
     models = torchvision_models(network)
-    # RegNets reckon their widths with tensors, which those without memory ("meta") cannot
+    # RegNets compute their widths with tensors, which does not work on the meta device
     with torch.device("cpu") if network.startswith("regnet") else nullcontext():
         model = models.get_model(network, weights=None, num_classes=outputs, **OPTIONS.get(network, {}))
     make_deterministic(model)
@@ -47,7 +50,7 @@ def torchvision_model(input_shape: Sequence[int], outputs: int, network: str = "
 
 
 def torchvision_models(network: str) -> Any:
-    """torchvision.models, which has this classifier. Raises UserError where it has not, or cannot be imported."""
+    """torchvision.models. Raises UserError if it cannot be imported or has no classifier of this name."""
     try:
         from torchvision import models  # takes two seconds
     except (ImportError, OSError, RuntimeError) as error:  # RuntimeError: built for another torch
@@ -66,12 +69,12 @@ def torchvision_models(network: str) -> Any:
 
 
 def weights_url(network: str) -> str:
-    """Where torchvision's own weights of a classifier lie, learned on ImageNet; nothing is downloaded."""
+    """URL of torchvision's ImageNet weights of a classifier; nothing is downloaded."""
     return torchvision_models(network).get_model_weights(network).DEFAULT.url
 
 
 def make_deterministic(module: nn.Module) -> None:
-    """Take out what is random, and put `Norm`s for batch norms, with their affine."""
+    """Remove dropout and stochastic depth, and replace batch norms by `Norm`s with the same affine, in place."""
     from torchvision.ops import StochasticDepth
 
     for name, child in module.named_children():
@@ -84,22 +87,22 @@ def make_deterministic(module: nn.Module) -> None:
         else:
             make_deterministic(child)
     if isinstance(module, nn.Sequential):
-        for one, other in itertools.pairwise(module):
-            if type(one) is nn.Conv2d and isinstance(other, Norm):
-                one.forward = partial(before_norm, one)  # pyright: ignore[reportAttributeAccessIssue]
+        for layer, following in itertools.pairwise(module):
+            if type(layer) is nn.Conv2d and isinstance(following, Norm):
+                layer.forward = partial(before_norm, layer)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def grey_to_rgb(module: nn.Module, inputs: tuple[Tensor, ...]) -> Tensor:
-    """A grey picture as one of three equal colours."""
+    """Forward pre-hook: grey images [batch, 1, height, width] as [batch, 3, height, width]."""
     (x,) = inputs
     return x.expand(-1, COLOURS, -1, -1)
 
 
 def check_input_size(model: nn.Module, network: str, shape: Sequence[int]) -> None:
-    """Whether pictures of this shape go through, tried without memory. Raises UserError where they do not."""
-    tensors = {name: t.to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
+    """Raise UserError if the model does not take inputs of `shape`, by a forward pass on the meta device."""
+    state = {name: t.to("meta") for name, t in (*model.named_parameters(), *model.named_buffers())}
     try:
-        functional_call(model, tensors, (torch.empty(*shape, device="meta"),))
+        functional_call(model, state, (torch.empty(*shape, device="meta"),))
     except (RuntimeError, ValueError, AssertionError, IndexError) as error:
         height, width = shape[-2:]
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,7 @@
-"""Batch norm with the max-pool and the activation behind it, as one operation on a CPU.
+"""Batch norm fused with the max-pool and the activation after it, for CPU tensors.
 
-torch's own operations go through memory some thirty times for its two derivatives, which took more than half the time
-of a convolutional network's outer step; the loops of `kernels` take a tenth of that.
+torch's own operations read and write the activations about thirty times for both derivatives, which took more than half
+the time of a convolutional network's outer step; the numba loops in `metarun.nn.kernels` take a tenth of that.
 """
 
 from __future__ import annotations
@@ -21,31 +21,31 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 log = logging.getLogger(__name__)
 
-MIN_ELEMENTS_FOR_THREADS = 200_000  # elements, from which on threads are quicker than one
+MIN_ELEMENTS_FOR_THREADS = 200_000  # with fewer elements one thread is faster than several
 
 
 @functools.cache
 def kernels() -> ModuleType | None:
-    """The compiled loops; None, and a line in the log, where numba cannot be imported."""
+    """The module of numba kernels. Returns None, and logs a warning once, if numba cannot be imported."""
     try:
         from metarun.nn import kernels
-    except Exception as error:  # beside a numpy that it does not know, numba fails in various ways
+    except Exception as error:  # numba fails in various ways with a numpy version that it does not know
         log.warning("batch norm and max-pool are torch's own, which is slower: %r", error)
         return None
     return kernels
 
 
 def backend_name() -> str:
-    """What computes batch norm where `fits` holds."""
-    found = kernels()
-    return f"numba {found.numba.__version__}" if found else "torch"
+    """The library that computes supported batch norms: "numba <version>" or "torch"."""
+    module = kernels()
+    return f"numba {module.numba.__version__}" if module else "torch"
 
 
 def is_supported(x: Tensor, *affine: Tensor) -> bool:
-    """Whether `pooled`, or `normalised` with that weight and bias, takes x.
+    """Whether `max_pool`, or `fused_batch_norm` with the given weight and bias, can be called with x.
 
-    The loops do not take what torch refuses or converts: no pictures, some of one pixel, other numbers of channels,
-    other types.
+    Inputs that torch's operations refuse or convert are not supported: other than four dimensions, no images, images of
+    one pixel in height or width, an affine of another size, dtype or device.
     """
     return (
         may_be_supported(x)
@@ -57,7 +57,10 @@ def is_supported(x: Tensor, *affine: Tensor) -> bool:
 
 
 def may_be_supported(x: Tensor) -> bool:
-    """Whether a convolution's output for x may; none does as compilers, tracers, torch.func and forward mode see it."""
+    """Whether a convolution of x can have a supported output.
+
+    False under torch.compile, tracing, torch.func transforms and forward-mode AD, which cannot see into the kernels.
+    """
     return (
         not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active()
@@ -71,63 +74,73 @@ def may_be_supported(x: Tensor) -> bool:
 
 
 def fused_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, slope: float) -> Tensor:
-    """leaky_relu(max_pool2d(batch_norm(x), 2)) by x's own statistics; pool: whether there is one; slope 1: no ReLU.
+    """leaky_relu(max_pool2d(batch_norm(x), 2), slope) with the batch's statistics.
 
-    x: [batch, channels, height, width], for which `fits` holds. It can be differentiated twice, but not for several
-    gradients at once (`is_grads_batched`).
+    Differentiable twice, but not for several gradients at once (`is_grads_batched`).
+
+    Args:
+        x: [batch, channels, height, width], for which `is_supported(x, weight, bias)` holds.
+        weight, bias: [channels].
+        pool: whether there is a max-pool.
+        slope: of the leaky ReLU's negative side; 1 means no activation.
+
+    Returns:
+        [batch, channels, height, width], or [batch, channels, height // 2, width // 2] with a pool.
     """
     return FusedBatchNorm.apply(x, weight, bias, eps, pool, slope)
 
 
-def pooled(x: Tensor) -> Tensor:
-    """max_pool2d(x, 2), likewise."""
-    largest = x.new_empty(halved(x))
-    place = torch.empty_like(largest, dtype=torch.int64)
-    run("max_pool", x, (x, x.shape[3]), (place, largest))
-    return x.flatten(2).gather(2, place.flatten(2)).view(place.shape)
+def max_pool(x: Tensor) -> Tensor:
+    """max_pool2d(x, 2), for which `is_supported(x)` holds; differentiable any number of times."""
+    largest = x.new_empty(pooled_shape(x))
+    index = torch.empty_like(largest, dtype=torch.int64)
+    run_kernel("max_pool", x, (x, x.shape[3]), (index, largest))
+    return x.flatten(2).gather(2, index.flatten(2)).view(index.shape)
 
 
-def halved(x: Tensor) -> list[int]:
+def pooled_shape(x: Tensor) -> list[int]:
     return [*x.shape[:2], *(size // 2 for size in x.shape[2:])]
 
 
 class FusedBatchNorm(torch.autograd.Function):
+    """The operation of `fused_batch_norm`; the formulas are in `metarun.nn.kernels`."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float, pool: bool, slope: float) -> Tensor:
-        y = x.new_empty(halved(x)) if pool else torch.empty_like(x)
-        place = x.new_empty(y.shape if pool else 0, dtype=torch.uint32)
-        found = place, torch.empty_like(y), torch.empty_like(weight), torch.empty_like(weight)
-        run("forward", x, (x, x.shape[3], weight, bias, eps, slope), (y, *found))
-        ctx.save_for_backward(x, weight, bias, *found)
+        y = x.new_empty(pooled_shape(x)) if pool else torch.empty_like(x)
+        index = x.new_empty(y.shape if pool else 0, dtype=torch.uint32)
+        saved = index, torch.empty_like(y), torch.empty_like(weight), torch.empty_like(weight)
+        run_kernel("forward", x, (x, x.shape[3], weight, bias, eps, slope), (y, *saved))
+        ctx.save_for_backward(x, weight, bias, *saved)
         ctx.slope = slope
         return y
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        return *Backward.apply(*gradients, ctx.slope, *ctx.saved_tensors), None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *FusedBatchNormBackward.apply(*grads, ctx.slope, *ctx.saved_tensors), None, None, None
 
 
-class Backward(torch.autograd.Function):
-    """The gradients by x, weight and bias."""
+class FusedBatchNormBackward(torch.autograd.Function):
+    """The gradients with respect to x, weight and bias, from the gradient `gy` with respect to y."""
 
     @staticmethod
     def forward(
-        ctx: Any, gy: Tensor, slope: float, x: Tensor, weight: Tensor, bias: Tensor, *found: Tensor
+        ctx: Any, gy: Tensor, slope: float, x: Tensor, weight: Tensor, bias: Tensor, *saved: Tensor
     ) -> tuple[Tensor, ...]:
         gx, gw, gb = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(bias)
-        run("backward", x, (gy, slope, x, weight, bias, *found), (gx, gw, gb))
-        ctx.save_for_backward(gw.clone(), gb.clone(), gy, x, weight, bias, *found)
+        run_kernel("backward", x, (gy, slope, x, weight, bias, *saved), (gx, gw, gb))
+        ctx.save_for_backward(gw.clone(), gb.clone(), gy, x, weight, bias, *saved)
         ctx.slope = slope
         return gx, gw, gb
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        by_gy, by_x, by_weight = BackwardTwice.apply(*gradients, ctx.slope, *ctx.saved_tensors)
-        return by_gy, None, by_x, by_weight, torch.zeros_like(by_weight), None, None, None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        d_gy, d_x, d_weight = FusedBatchNormDoubleBackward.apply(*grads, ctx.slope, *ctx.saved_tensors)
+        return d_gy, None, d_x, d_weight, torch.zeros_like(d_weight), None, None, None, None
 
 
-class BackwardTwice(torch.autograd.Function):
-    """The gradients of <gradients, what `Backward` gives> by gy, x and weight."""
+class FusedBatchNormDoubleBackward(torch.autograd.Function):
+    """The gradients of <v, gx> + <vw, gw> + <vb, gb> with respect to gy, x and weight."""
 
     @staticmethod
     def forward(
@@ -142,46 +155,49 @@ class BackwardTwice(torch.autograd.Function):
         x: Tensor,
         weight: Tensor,
         bias: Tensor,
-        *found: Tensor,
+        *saved: Tensor,
     ) -> tuple[Tensor, ...]:
         outputs = gy.new_empty(gy.shape), torch.empty_like(x), torch.empty_like(weight)
-        run("backward_twice", x, (v, vw, vb, gw, gb, gy, slope, x, weight, bias, *found), outputs)
+        run_kernel("double_backward", x, (v, vw, vb, gw, gb, gy, slope, x, weight, bias, *saved), outputs)
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         raise RuntimeError("batch norm and max-pool have no third derivative, here as in torch")
 
 
 # --- threads -----------------------------------------------------------------------------------------------
 
 
-def run(name: str, x: Tensor, given: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
-    """A kernel on all channels of x, by as many threads as torch's operations take."""
-    function = getattr(kernels(), name)
-    given, outputs = tuple(map(array, given)), tuple(map(array, outputs))
+def run_kernel(name: str, x: Tensor, inputs: tuple[Any, ...], outputs: tuple[Tensor, ...]) -> None:
+    """Run a kernel on all channels of x, split among as many threads as torch's operations use.
+
+    `inputs` are the kernel's arguments before its range of channels; it writes into `outputs`.
+    """
+    kernel = getattr(kernels(), name)
+    inputs, outputs = tuple(map(to_array, inputs)), tuple(map(to_array, outputs))
     channels = x.shape[1]
     threads = min(torch.get_num_threads(), channels) if x.numel() >= MIN_ELEMENTS_FOR_THREADS else 1
     bounds = [channels * number // threads for number in range(threads + 1)]
-    *others, own = itertools.pairwise(bounds)
-    parts = [executor(len(others)).submit(function, *given, *pair, *outputs) for pair in others]
-    function(*given, *own, *outputs)
-    for part in parts:
-        part.result()
+    *others, last = itertools.pairwise(bounds)
+    futures = [executor(len(others)).submit(kernel, *inputs, *channel_range, *outputs) for channel_range in others]
+    kernel(*inputs, *last, *outputs)
+    for future in futures:
+        future.result()
 
 
-def array(given: Any) -> Any:
-    """[batch, channels, pixels] or [channels] of a tensor; anything else as it is."""
-    if not isinstance(given, Tensor):
-        return given
-    given = given.contiguous()
-    return (given.flatten(2) if given.dim() == 4 else given).numpy(force=True)
+def to_array(value: Any) -> Any:
+    """A tensor as an array, images as [batch, channels, pixels]; any other value unchanged."""
+    if not isinstance(value, Tensor):
+        return value
+    value = value.contiguous()
+    return (value.flatten(2) if value.dim() == 4 else value).numpy(force=True)
 
 
 @functools.cache
 def executor(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, thread_name_prefix="on_cpu")
+    return ThreadPoolExecutor(threads, thread_name_prefix="batch_norm")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=executor.cache_clear)  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=executor.cache_clear)  # threads do not survive a fork

@@ -1,16 +1,18 @@
-"""The loops of `on_cpu`: batch norm of [batch, channels, pixels], a 2x2 max-pool or none, a leaky ReLU.
+"""Numba loops of `metarun.nn.fused`: batch norm over [batch, channels, pixels], an optional 2x2 max-pool, a leaky ReLU.
 
-    h = (x - mean) r,  r = 1 / sqrt(var + eps);   p = h, or h at each square's maximum;   y = leaky_relu(p w + b)
+    h = (x - mean) r,  r = 1 / sqrt(var + eps);  p = h, or h at the maximum of each 2x2 square;  y = leaky_relu(p w + b)
 
-Numba compiles them at the first call and keeps the result on disk. Each acts on channels `first` to `last`, and writes
-into its last arguments. Sums over a plane have the type of x, those over planes are float64. With g the gradient of
-p w + b, S(g) the same put where its elements lie in x, and n the elements of a channel:
+Numba compiles each kernel at its first call and caches the result on disk. A kernel computes the channels `first` to
+`last - 1` and writes into its last arguments. Sums over an image have the dtype of x, sums over images are float64.
+Let g be the gradient with respect to p w + b, S(g) the same with each element moved to its pixel in x, and n the number
+of elements of a channel. Then
 
-    d/db = sum g,  d/dw = sum g p,  d/dx = w r (S(g) - (d/db) / n - h (d/dw) / n)
+    dw = sum g p,  db = sum g,  dx = w r (S(g) - db / n - h dw / n)
 
-`backward_twice` is the derivative of <v, d/dx> + <vw, d/dw> + <vb, d/db>. Each goes through memory twice, for its sums
-and to write, where torch's operations do some thirty times. Of equal elements of a square the first has the gradient,
-as in torch; where w = 0 makes all of them equal, x's largest has it.
+(Ioffe and Szegedy 2015, arXiv 1502.03167, section 3). `double_backward` differentiates <v, dx> + <vw, dw> + <vb, db>.
+Each kernel passes through memory twice, once for its sums and once to write; torch's operations do so about thirty
+times. Of equal elements of a square the first gets the gradient, as in torch; where w = 0 makes all of them equal, it
+is the one with the largest x.
 """
 
 from __future__ import annotations
@@ -28,18 +30,18 @@ from numba.core.errors import NumbaError
 log = logging.getLogger(__name__)
 
 DIGEST = f"{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}-{numba.__version__}"
-FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums in any order; NaN and infinity stay what they are
+FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums may be reordered; NaN and infinity are kept
 
 
 def njit_helper(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A loop that others call, and that is compiled into them."""
+    """A compiled function that kernels call; it is compiled into each of them."""
     return numba.njit(function, fastmath=FAST, error_model="numpy", nogil=True)
 
 
 class CachedKernel:
-    """Compiled at its first call; on disk for the next process where there is a place for that.
+    """A kernel that is compiled at its first call and, where possible, cached on disk for later processes.
 
-    Its name there holds this file's digest: numba would load an older version's loops where a write failed half way.
+    The cached name holds this file's digest: after an interrupted write numba would load an older version's code.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -48,27 +50,28 @@ class CachedKernel:
         self.compiled: Any
         try:
             self.compiled = numba.njit(function, fastmath=FAST, error_model="numpy", nogil=True, cache=True)
-        except RuntimeError:  # neither beside this file nor in the user's cache folder
+        except RuntimeError:  # no cache folder can be written
             self.compiled = njit_helper(function)
 
-    def __call__(self, *given: Any) -> None:
+    def __call__(self, *args: Any) -> None:
         try:
-            self.compiled(*given)
+            self.compiled(*args)
         except NumbaError:
             raise
-        except Exception as error:  # of a file, before the loops begin, which raise nothing
+        except Exception as error:  # from the cache files: the kernels themselves raise nothing
             log.warning(
                 "the compiled loops in %s cannot be read or written, they are compiled for this process alone: %r; "
                 "delete the files there whose names begin with kernels",
                 *(self.compiled.stats.cache_path, error),
             )
             self.compiled = njit_helper(self.function)
-            self.compiled(*given)
+            self.compiled(*args)
 
 
 @njit_helper
 def statistics(x, channel, eps):
-    """Mean, and 1 / sqrt(variance + eps), plane by plane (Chan, Golub, LeVeque 1979)."""
+    """A channel's mean and 1 / sqrt(variance + eps), merged image by image (Chan, Golub, LeVeque 1979)."""
+    # of an image: `own` mean, squares `around` it, `apart` from the mean so far; other names change the order of sums
     zero = x.dtype.type(0)
     size = x.shape[2]
     mean = 0.0
@@ -89,31 +92,38 @@ def statistics(x, channel, eps):
 
 
 @njit_helper
-def maxima(plane, width, falling, largest, place):
-    """Of each 2x2 square of a plane, where they lie in it: the first of equal ones, row by row. Falling: minima."""
-    one, zero, across = np.uint32(1), np.uint32(0), np.uint32(width)
+def pool_plane(plane, width, minimum, values, indices):
+    """Write the maximum of each 2x2 square of a plane, and its pixel's number in the plane; the minimum if `minimum`.
+
+    The first of equal elements is taken, row by row.
+    """
+    one, zero, below = np.uint32(1), np.uint32(0), np.uint32(width)
     half = width // 2
-    for row in range(largest.size // half):
+    for row in range(values.size // half):
         top = plane[2 * row * width : (2 * row + 1) * width]
         bottom = plane[(2 * row + 1) * width : (2 * row + 2) * width]
-        values, places = largest[row * half : (row + 1) * half], place[row * half : (row + 1) * half]
+        row_values, row_indices = values[row * half : (row + 1) * half], indices[row * half : (row + 1) * half]
         start = np.uint32(2 * row * width)
         for column in range(half):
             a, b, c, d = top[2 * column], top[2 * column + 1], bottom[2 * column], bottom[2 * column + 1]
-            second = (b < a if falling else b > a) or b != b
+            second = (b < a if minimum else b > a) or b != b
             upper = b if second else a
-            where = one if second else zero
-            second = (d < c if falling else d > c) or d != d
+            upper_offset = one if second else zero
+            second = (d < c if minimum else d > c) or d != d
             lower = d if second else c
-            below = across + (one if second else zero)
-            second = (lower < upper if falling else lower > upper) or lower != lower
-            values[column] = lower if second else upper
-            places[column] = start + np.uint32(2 * column) + (below if second else where)
+            lower_offset = below + (one if second else zero)
+            second = (lower < upper if minimum else lower > upper) or lower != lower
+            row_values[column] = lower if second else upper
+            row_indices[column] = start + np.uint32(2 * column) + (lower_offset if second else upper_offset)
 
 
 @CachedKernel
-def forward(x, width, weight, bias, eps, slope, first, last, y, place, p, mean, reciprocal):
-    """place: [batch, channels, squares], of each square's maximum in its plane, by number; or [0], without a pool."""
+def forward(x, width, weight, bias, eps, slope, first, last, y, pixel, p, mean, reciprocal):
+    """Write y, and for the gradients p, mean, reciprocal (r), and pixel.
+
+    pixel: [batch, channels, squares], the number of the pixel in its image where each square's maximum lies; or [0]
+    without a pool.
+    """
     low = x.dtype.type(slope)
     for channel in range(first, last):
         mean[channel], reciprocal[channel] = statistics(x, channel, eps)
@@ -122,126 +132,129 @@ def forward(x, width, weight, bias, eps, slope, first, last, y, place, p, mean, 
             normal = p[image, channel]
             output = y[image, channel]
             values = x[image, channel]
-            if place.ndim == 3:
-                maxima(x[image, channel], width, w < 0, p[image, channel], place[image, channel])
+            if pixel.ndim == 3:
+                pool_plane(x[image, channel], width, w < 0, p[image, channel], pixel[image, channel])
                 values = normal
             for k in range(normal.size):
                 normal[k] = (values[k] - m) * r
                 z = normal[k] * w + b
-                output[k] = z if not z < 0 else low * z if low else low  # 0 of an infinity too
+                output[k] = z if not z < 0 else low * z if low else low  # low = 0 must not make NaN of infinity
 
 
 @njit_helper
 def relu_backward(gradient, p, w, b, low):
-    """An entry of y's gradient, behind the leaky ReLU."""
+    """The gradient of one element of p w + b, from that of y."""
     return gradient if p * w + b > 0 else low * gradient if low else low
 
 
 @njit_helper
-def add(gradient, p, w, b, low, scale, place, output):
-    """scale S(g) to a plane."""
-    if place is None:
+def scatter_add(gradient, p, w, b, low, scale, pixel, output):
+    """Add scale * S(g) to a plane of `output`."""
+    if pixel is None:
         for k in range(p.size):
             output[k] += scale * relu_backward(gradient[k], p[k], w, b, low)
     else:
         for k in range(p.size):
-            output[place[k]] += scale * relu_backward(gradient[k], p[k], w, b, low)
+            output[pixel[k]] += scale * relu_backward(gradient[k], p[k], w, b, low)
 
 
 @CachedKernel
-def max_pool(x, width, first, last, place, largest):
-    """The max-pool alone; its gradient goes where the maxima lie."""
+def max_pool(x, width, first, last, pixel, largest):
+    """Write each square's maximum and its pixel in its image: a max-pool without batch norm."""
     for channel in range(first, last):
         for image in range(x.shape[0]):
-            maxima(x[image, channel], width, False, largest[image, channel], place[image, channel])
+            pool_plane(x[image, channel], width, False, largest[image, channel], pixel[image, channel])
 
 
 @CachedKernel
-def backward(gy, slope, x, weight, bias, place, p, mean, reciprocal, first, last, gx, gw, gb):
-    kind = x.dtype.type
-    low = kind(slope)
+def backward(gy, slope, x, weight, bias, pixel, p, mean, reciprocal, first, last, gx, gw, gb):
+    """Write gx, gw, gb: the gradients with respect to x, w and b."""
+    dtype = x.dtype.type
+    low = dtype(slope)
     count = x.shape[0] * x.shape[2]
     for channel in range(first, last):
         w, b = weight[channel], bias[channel]
-        by_b, by_w = 0.0, 0.0
+        db, dw = 0.0, 0.0
         for image in range(x.shape[0]):
-            gradient = gy[image, channel]
-            normal = p[image, channel]
-            one, two = kind(0), kind(0)
-            for k in range(normal.size):
-                g = relu_backward(gradient[k], normal[k], w, b, low)
-                one += g
-                two += g * normal[k]
-            by_b += one
-            by_w += two
-        gb[channel], gw[channel] = by_b, by_w
-        scale = kind(w * reciprocal[channel])
-        linear = kind(-scale * reciprocal[channel] * by_w / count)
-        constant, m = kind(-scale * by_b / count), mean[channel]
+            gy_plane = gy[image, channel]
+            p_plane = p[image, channel]
+            sum_g, sum_gp = dtype(0), dtype(0)
+            for k in range(p_plane.size):
+                g = relu_backward(gy_plane[k], p_plane[k], w, b, low)
+                sum_g += g
+                sum_gp += g * p_plane[k]
+            db += sum_g
+            dw += sum_gp
+        gb[channel], gw[channel] = db, dw
+        scale = dtype(w * reciprocal[channel])
+        linear = dtype(-scale * reciprocal[channel] * dw / count)
+        constant, m = dtype(-scale * db / count), mean[channel]
         for image in range(x.shape[0]):
-            gradient = gy[image, channel]
-            normal = p[image, channel]
-            values = x[image, channel]
+            gy_plane = gy[image, channel]
+            p_plane = p[image, channel]
+            x_plane = x[image, channel]
             output = gx[image, channel]
-            for k in range(values.size):
-                output[k] = constant + linear * (values[k] - m)
-            add(gradient, normal, w, b, low, scale, place[image, channel] if place.ndim == 3 else None, output)
+            for k in range(x_plane.size):
+                output[k] = constant + linear * (x_plane[k] - m)
+            scatter_add(gy_plane, p_plane, w, b, low, scale, pixel[image, channel] if pixel.ndim == 3 else None, output)
 
 
 @CachedKernel
-def backward_twice(
-    v, vw, vb, gw, gb, gy, slope, x, weight, bias, place, p, mean, reciprocal, first, last, d_gy, d_x, d_w
+def double_backward(
+    v, vw, vb, gw, gb, gy, slope, x, weight, bias, pixel, p, mean, reciprocal, first, last, d_gy, d_x, d_w
 ):
-    """v, vw, vb: the gradients by gx, gw, gb; d_gy, d_x, d_w: those by gy, x and weight."""
-    kind = x.dtype.type
-    low = kind(slope)
+    """Write the gradients of <v, gx> + <vw, gw> + <vb, gb> with respect to gy, x and w."""
+    dtype = x.dtype.type
+    low = dtype(slope)
     count = x.shape[0] * x.shape[2]
     for channel in range(first, last):
         w, b, m, r = weight[channel], bias[channel], mean[channel], reciprocal[channel]
-        by_w, by_b = gw[channel], gb[channel]
+        dw, db = gw[channel], gb[channel]
         sum_v, sum_vh = 0.0, 0.0
         for image in range(x.shape[0]):
-            values = x[image, channel]
-            outer = v[image, channel]
-            one, two = kind(0), kind(0)
-            for k in range(values.size):
-                one += outer[k]
-                two += outer[k] * (values[k] - m)
-            sum_v += one
-            sum_vh += two * r
-        scale = kind(w * r)
-        of_normal = kind(vw[channel] - scale * sum_vh / count)
-        of_one = kind(vb[channel] - scale * sum_v / count)
-        inner = -(by_b * sum_v + by_w * sum_vh) / count  # <v, d/dx> / (w r)
+            x_plane = x[image, channel]
+            v_plane = v[image, channel]
+            plane_v, plane_vx = dtype(0), dtype(0)
+            for k in range(x_plane.size):
+                plane_v += v_plane[k]
+                plane_vx += v_plane[k] * (x_plane[k] - m)
+            sum_v += plane_v
+            sum_vh += plane_vx * r
+        scale = dtype(w * r)
+        p_factor = dtype(vw[channel] - scale * sum_vh / count)
+        g_constant = dtype(vb[channel] - scale * sum_v / count)
+        inner = -(db * sum_v + dw * sum_vh) / count  # becomes <v, gx> / (w r)
         for image in range(x.shape[0]):
-            outer = v[image, channel]
-            gradient = gy[image, channel]
-            normal = p[image, channel]
+            v_plane = v[image, channel]
+            gy_plane = gy[image, channel]
+            p_plane = p[image, channel]
             output = d_gy[image, channel]
-            if place.ndim == 3:
-                where = place[image, channel]
-                for k in range(normal.size):
-                    output[k] = outer[where[k]]
-                outer = output
-            one = kind(0)
-            for k in range(normal.size):
-                at = outer[k]
-                one += at * relu_backward(gradient[k], normal[k], w, b, low)
-                output[k] = relu_backward(scale * at + of_one + of_normal * normal[k], normal[k], w, b, low)
-            inner += one
+            if pixel.ndim == 3:
+                pixel_plane = pixel[image, channel]
+                for k in range(p_plane.size):
+                    output[k] = v_plane[pixel_plane[k]]
+                v_plane = output
+            plane_vg = dtype(0)
+            for k in range(p_plane.size):
+                v_k = v_plane[k]
+                plane_vg += v_k * relu_backward(gy_plane[k], p_plane[k], w, b, low)
+                output[k] = relu_backward(scale * v_k + g_constant + p_factor * p_plane[k], p_plane[k], w, b, low)
+            inner += plane_vg
         d_w[channel] = r * inner
-        # by h: of_v v + of_normal S(g); its mean and its mean with h are those of the sums above
-        of_v = -scale * by_w / count
-        mean_h = (of_v * sum_v + of_normal * by_b) / count
-        mean_hh = (of_v * sum_vh + of_normal * by_w) / count + inner * w * r / count  # the second by r itself
-        by_v, by_g, linear = kind(r * of_v), kind(r * of_normal), kind(-r * r * mean_hh)
-        constant = kind(-r * mean_h)
+        # the gradient with respect to h is v_factor v + p_factor S(g); its mean, and that times h, follow from the sums
+        v_factor = -scale * dw / count
+        mean_h = (v_factor * sum_v + p_factor * db) / count
+        mean_hh = (v_factor * sum_vh + p_factor * dw) / count + inner * w * r / count  # the last term is of r
+        v_scale, g_scale, linear = dtype(r * v_factor), dtype(r * p_factor), dtype(-r * r * mean_hh)
+        constant = dtype(-r * mean_h)
         for image in range(x.shape[0]):
-            values = x[image, channel]
-            outer = v[image, channel]
-            gradient = gy[image, channel]
-            normal = p[image, channel]
+            x_plane = x[image, channel]
+            v_plane = v[image, channel]
+            gy_plane = gy[image, channel]
+            p_plane = p[image, channel]
             output = d_x[image, channel]
-            for k in range(values.size):
-                output[k] = constant + linear * (values[k] - m) + by_v * outer[k]
-            add(gradient, normal, w, b, low, by_g, place[image, channel] if place.ndim == 3 else None, output)
+            for k in range(x_plane.size):
+                output[k] = constant + linear * (x_plane[k] - m) + v_scale * v_plane[k]
+            scatter_add(
+                gy_plane, p_plane, w, b, low, g_scale, pixel[image, channel] if pixel.ndim == 3 else None, output
+            )

@@ -1,9 +1,9 @@
-"""In what precision a network computes: `engine.precision`, the one engine key that changes more than rounding does.
+"""The precision of a network's computations: `engine.precision`, the only engine key that changes more than rounding.
 
-float32   everything, on a GPU as well
-tf32      on a GPU, matrix products and convolutions round what they are given to 10 bits behind the point; sums stay
-bfloat16  the network's layers, by autocast, and their derivatives of every order: 7 bits. Parameters, statistics of
-          norm layers, losses, inner updates, the outer optimiser and its moments stay float32
+float32   everything, also on a GPU
+tf32      on a GPU, matrix products and convolutions round their inputs to 10 bits of mantissa and sum in float32
+bfloat16  the network's layers and their derivatives of every order, by autocast: 7 bits of mantissa. Parameters,
+          statistics of norm layers, losses, inner updates, the outer optimiser and its moments stay float32
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from metarun.errors import UserError
 
-AMPERE = (8, 0)  # the compute capability that has them; below it, tf32 would be float32 unseen
+AMPERE = (8, 0)  # the first compute capability with tf32 and bfloat16; older GPUs would silently use float32
 
 
 def set_precision(wanted: str, device: torch.device) -> None:
-    """Set what torch makes of float32 on a GPU, whatever it was.
+    """Set whether torch uses tf32 for float32 operations on a GPU, whatever was set before.
 
     Raises:
-        UserError: the device does not have the wanted precision.
+        UserError: the device does not support the wanted precision.
     """
     if wanted == "tf32" and device.type != "cuda":
         raise UserError(
@@ -39,12 +39,14 @@ def set_precision(wanted: str, device: torch.device) -> None:
 
 
 def autocast(precision: str, like: Tensor) -> AbstractContextManager[object]:
-    """Within it, layers compute in that precision on the device of `like`."""
+    """A context in which layers on the device of `like` compute in `precision`."""
     if precision != "bfloat16":
         return nullcontext()
-    return torch.autocast(like.device.type, torch.bfloat16, cache_enabled=False)  # a weight is used once a forward
+    return torch.autocast(
+        like.device.type, torch.bfloat16, cache_enabled=False
+    )  # no cache: a forward pass uses each weight once
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """At least float32."""
+    """x as float32 if it is bfloat16, else unchanged."""
     return x.float() if x.dtype == torch.bfloat16 else x

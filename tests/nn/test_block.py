@@ -186,6 +186,6 @@ def test_the_bias_before_batch_norm_is_left_out_and_has_the_gradient_zero() -> N
 
 def test_recorded_statistics_are_those_with_the_bias() -> None:
     model = Block("batch", pool=False, slope=0.0)
-    x, model.norm.seen = torch.randn(SHAPE).double(), []  # type: ignore[assignment]
+    x, model.norm.recorded_stats = torch.randn(SHAPE).double(), []  # type: ignore[assignment]
     model(x)
-    torch.testing.assert_close(model.norm.seen[0], model.convolution(x).mean((0, 2, 3)))  # type: ignore[index]
+    torch.testing.assert_close(model.norm.recorded_stats[0], model.convolution(x).mean((0, 2, 3)))  # type: ignore[index]

@@ -46,7 +46,7 @@ def test_it_is_torchs(pool: bool, slope: float, of: Callable[[Tensor], Tensor]) 
 
 def test_a_pool_without_a_norm_is_torchs() -> None:
     require_same(
-        lambda x, w, b: fused.pooled(ties(x * w[:, None, None] + b[:, None, None])),
+        lambda x, w, b: fused.max_pool(ties(x * w[:, None, None] + b[:, None, None])),
         lambda x, w, b: F.max_pool2d(ties(x * w[:, None, None] + b[:, None, None]), 2),
     )
 
@@ -56,7 +56,7 @@ def test_an_infinity_keeps_its_gradient_to_itself() -> None:
     x[..., 0, 0] = float("inf")
     x.requires_grad_()
     torch.testing.assert_close(
-        torch.autograd.grad(fused.pooled(x).sum(), x), torch.autograd.grad(F.max_pool2d(x, 2).sum(), x)
+        torch.autograd.grad(fused.max_pool(x).sum(), x), torch.autograd.grad(F.max_pool2d(x, 2).sum(), x)
     )
 
 
@@ -102,7 +102,7 @@ def test_a_nan_stays(place: int, pool: bool) -> None:
 def test_a_nan_stays_without_a_norm(place: int) -> None:
     x = torch.zeros(1, 1, 2, 2)
     x.view(-1)[place] = float("nan")
-    assert fused.pooled(x).isnan().all()
+    assert fused.max_pool(x).isnan().all()
 
 
 def test_gradients_and_inputs_of_any_layout() -> None:
