@@ -37,7 +37,7 @@ from metarun.engine.eval_result import EVALUATION_SEED
 from metarun.engine.network import build_learner
 from metarun.errors import UserError
 from metarun.methods import METHODS, Parameters
-from metarun.predict import predictor as predict_module
+from metarun.predict import output, predictor
 from metarun.predict.figure import RIGHT, WRONG, of_each_class, prediction_figure, short
 from metarun.predict.labelled_images import LabelledImages
 from metarun.runner import run
@@ -280,7 +280,7 @@ def test_a_lone_picture_that_shrinks_to_a_pixel_is_refused() -> None:
     network = backbones.Conv4((1, 16, 16), 5, filters=4, downsample="stride")
     learner = MetaLearner(network, METHODS["maml"](network, 0.1), classification, classification, 1)
     with pytest.raises(UserError, match="query: batch norm cannot normalise one picture this small by itself"):
-        predict_module.outputs(learner, dict(network.named_parameters()), torch.zeros(1, 1, 16, 16))
+        predictor.batch_outputs(learner, dict(network.named_parameters()), torch.zeros(1, 1, 16, 16))
 
 
 def test_the_queries_of_a_network_with_batch_norm_are_one_batch() -> None:
@@ -302,9 +302,9 @@ def test_queries_are_labelled_in_lots_where_each_is_by_itself(norm: str, monkeyp
     run_file = crafted(zero=False, backbone=backbone, dataset=Glyphs(), name="conv.safetensors")
     whole = predict(run_file, "support=known", "query=new")
     lots: list[int] = []
-    run_lot = predict_module.outputs
-    monkeypatch.setattr(predict_module, "QUERY_BATCH", 3)
-    monkeypatch.setattr(predict_module, "outputs", lambda *given: lots.append(len(given[2])) or run_lot(*given))
+    run_lot = predictor.batch_outputs
+    monkeypatch.setattr(predictor, "QUERY_BATCH", 3)
+    monkeypatch.setattr(predictor, "batch_outputs", lambda *given: lots.append(len(given[2])) or run_lot(*given))
     parts = predict(run_file, "support=known", "query=new")
     assert lots == ([3, 3, 2] if norm == "layer" else [8])
     for one, other in zip(whole, parts, strict=True):
@@ -485,7 +485,7 @@ def summary(folder: str = "made") -> dict[str, Any]:
     [(8, 10, 0.4901625, 0.9433178), (0, 10, 0.0, 0.2775328), (10, 10, 0.7224672, 1.0), (81, 263, 0.2553, 0.3662)],
 )
 def test_the_interval_is_wilson_s(right: int, count: int, low: float, high: float) -> None:
-    assert predict_module.wilson(right, count) == pytest.approx((low, high), abs=1e-4)
+    assert output.wilson(right, count) == pytest.approx((low, high), abs=1e-4)
 
 
 def test_the_accuracy_and_its_interval_are_in_a_file() -> None:

@@ -1,0 +1,132 @@
+"""The output of mode=predict: the table of labels, the summary, the adapted weights and the log lines."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from metarun.config.schema import Settings
+from metarun.engine.context import eval_inner_loop
+from metarun.methods import Tensors
+from metarun.predict.labelled_images import LabelledImages, join_truncated
+from metarun.utils.text import csv_table, printable
+
+log = logging.getLogger(__name__)
+
+NORMAL = 1.959964  # standard deviations: 95 % of a normal distribution lie within them
+
+
+@dataclass(frozen=True)
+class Prediction:
+    classes: list[str]
+    support: LabelledImages
+    query: LabelledImages
+    probabilities: np.ndarray  # [query images, classes]
+    weights: Tensors  # of the adapted network; empty unless they are saved
+    batch_norm: str  # which statistics batch norm used on the query images
+
+    @property
+    def labels(self) -> list[int]:
+        """The most probable class of each query image."""
+        return self.probabilities.argmax(1).tolist()
+
+
+def table(prediction: Prediction) -> bytes:
+    """CSV: file, class, the probability of each class, and true_class if any query image's class is known."""
+    classes, query = prediction.classes, prediction.query
+    any_known = any(label is not None for label in query.labels)
+    rows = []
+    for path, label, known, row in zip(
+        query.files, prediction.labels, query.labels, prediction.probabilities, strict=True
+    ):
+        truth = [] if not any_known else [""] if known is None else [classes[known]]
+        rows.append([path, classes[label], *(f"{value:.6g}" for value in row), *truth])
+    return csv_table(["file", "class", *classes, *(["true_class"] if any_known else [])], rows)
+
+
+def weights_file(prediction: Prediction) -> bytes:
+    """The adapted weights as safetensors, with the class names as JSON in its metadata."""
+    from safetensors.torch import save
+
+    weights = {name: weight.cpu().contiguous() for name, weight in prediction.weights.items()}
+    return save(weights, {"classes": json.dumps(prediction.classes)})
+
+
+def log_summary(prediction: Prediction, settings: Settings) -> None:
+    """Log the classes, the number of labels of each, the accuracy where known, and images in both sets."""
+    shots, counts = Counter(prediction.support.labels), Counter(prediction.labels)
+    learned = [f"{printable(name)} ({shots[label]})" for label, name in enumerate(prediction.classes)]
+    labelled = [f"{printable(prediction.classes[label])} ({count})" for label, count in sorted(counts.items())]
+    log.info(
+        "inner steps: %d; classes: %d; support pictures: %s",
+        eval_inner_loop(settings),
+        len(shots),
+        join_truncated(learned),
+    )
+    log.info("query pictures: %d, labelled as %s", len(prediction.query.files), join_truncated(labelled))
+    if prediction.batch_norm == "transductive":
+        log.info("transductive batch norm: the queries are normalised together, so a label depends on which come along")
+    result = summary(prediction, settings)
+    if result["accuracy"]:
+        log.info("of the queries whose folder is named like a class: %s", format_accuracy(result["accuracy"]))
+    if result["in_support"]:
+        others = result["accuracy_of_others"]
+        log.warning(
+            "query: %d of %d pictures are in the support as well, same pixels, so that the network was adapted to "
+            "them and their labels say nothing of new pictures; %s",
+            *(result["in_support"], len(prediction.query.files)),
+            f"of the others: {format_accuracy(others)}" if others else "no other has a known class",
+        )
+
+
+def summary(prediction: Prediction, settings: Settings) -> dict[str, Any]:
+    """The content of prediction.json; accuracies are over query images of known class, all and those not in support."""
+    is_known = [label is not None for label in prediction.query.labels]
+    right = [known == label for known, label in zip(prediction.query.labels, prediction.labels, strict=True)]
+    in_support = prediction.query.in_(prediction.support)
+    all_known = [hit for hit, known in zip(right, is_known, strict=True) if known]
+    others = [hit for hit, known, repeated in zip(right, is_known, in_support, strict=True) if known and not repeated]
+    return {
+        "method": settings.method.name,
+        "dataset": settings.dataset.name,
+        "inner_loop": eval_inner_loop(settings),
+        "classes": prediction.classes,
+        "support": len(prediction.support.files),
+        "query": len(prediction.query.files),
+        "in_support": sum(in_support),
+        "accuracy": accuracy(all_known),
+        "accuracy_of_others": accuracy(others) if any(in_support) else None,
+        "interval": "Wilson score interval, 95 %",
+        "batch_norm": prediction.batch_norm,
+        "checkpoint": str(settings.checkpoint),
+    }
+
+
+def accuracy(right: Sequence[bool]) -> dict[str, Any] | None:
+    """The fraction of true entries with its 95 % interval; None if `right` is empty."""
+    if not right:
+        return None
+    low, high = wilson(sum(right), len(right))
+    return {"mean": sum(right) / len(right), "low": low, "high": high, "right": sum(right), "pictures": len(right)}
+
+
+def wilson(right: int, count: int) -> tuple[float, float]:
+    """Bounds of the 95 % score interval of a proportion (Wilson 1927), in [0, 1]; valid for small counts too."""
+    square = NORMAL * NORMAL / count
+    share = right / count
+    middle = (share + square / 2) / (1 + square)
+    half = NORMAL / (1 + square) * math.sqrt((share * (1 - share) + square / 4) / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def format_accuracy(result: dict[str, Any]) -> str:
+    bounds = f"{100 * result['low']:.2f} to {100 * result['high']:.2f} %"
+    mean = f"{100 * result['mean']:.2f} %"
+    return f"accuracy {mean}, {result['right']} of {result['pictures']} (95 % interval {bounds}, Wilson)"
