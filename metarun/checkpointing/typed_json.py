@@ -85,7 +85,9 @@ def fields_from_json(kind: type, value: Any, name: str, exclude: tuple[str, ...]
         if key not in items:
             raise ValueError(f"its {name} has a key that this version does not know, {str(key)[:40]!r}")
     for key, item in items.items():
-        if key not in value and (item.default in (NO_DEFAULT, REQUIRED) and item.default_factory is NO_DEFAULT):
+        chosen = kind is Settings and key in CONFIG_GROUPS  # None until one is chosen
+        needed = chosen or (item.default in (NO_DEFAULT, REQUIRED) and item.default_factory is NO_DEFAULT)
+        if key not in value and needed:
             raise ValueError(f"its {name} has no {key}")
     return {
         key: field_from_json(kind, items[key], entry, f"{name}.{key}") for key, entry in value.items()

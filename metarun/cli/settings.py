@@ -180,7 +180,8 @@ def merge_with_checkpoint(current: Settings, overridden: Sequence[str]) -> Setti
         )
     if current.resume and settings.iterations != iterations and settings.outer_schedule == "cosine":
         raise UserError(
-            f"{source}: iterations={settings.iterations} would change outer_schedule=cosine of {iterations}"
+            f"{source}: iterations={settings.iterations} would change outer_schedule=cosine of {iterations}; "
+            "leave iterations= out, or start a new run"
         )
     check(settings)
     conflicts.check_key_conflicts(settings, overridden)

@@ -150,6 +150,18 @@ def test_any_wrong_value_in_any_place_is_told_in_one_line(tmp_path: Path) -> Non
                     assert len(str(error).splitlines()) == 1 and "one.safetensors" in str(error)
 
 
+@pytest.mark.parametrize("group", ["dataset", "backbone", "method"])
+def test_settings_without_a_group_are_refused(tmp_path: Path, group: str) -> None:
+    path = tmp_path / "one.safetensors"
+    store.save(path, fuzz_checkpoints.example())
+    content, tensors = file_format.read(path)
+    del content["settings"][group]
+    path.write_bytes(file_format.encode(content, tensors))
+    for load in (store.load, store.load_settings):
+        with pytest.raises(UserError, match=rf"one.safetensors.* has no {group}"):
+            load(path)
+
+
 def ways(node: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     keys = node if isinstance(node, dict) else range(len(node)) if isinstance(node, list) else ()
     return [way for key in keys for way in ((*before, key), *ways(node[key], (*before, key)))]
