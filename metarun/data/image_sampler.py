@@ -20,19 +20,19 @@ from metarun.types import Task
 
 log = logging.getLogger(__name__)
 
-MAX_LISTED = 5  # classes that a warning lists
-NUM_ROTATIONS = 4  # by 0, 90, 180, 270 degrees
-MAX_DEVICE_BYTES = 2**32  # bytes; a larger set stays on disk, and its tasks' images are sent to the GPU
+MAX_LISTED = 5  # classes listed in a warning
+NUM_ROTATIONS = 4  # 0, 90, 180, 270 degrees
+MAX_DEVICE_BYTES = 2**32  # a larger set stays memory-mapped; only its tasks' images are copied to the GPU
 
 
 class ImageTaskSampler:
-    """Draws tasks from an image set: on a GPU from its uint8 copy there, else from what is mapped from disk.
+    """Draws N-way K-shot tasks from an image set, held on the device as uint8, or memory-mapped if it is too large.
 
-    A task's classes, and the images of each, are drawn without replacement: support and query never share one.
+    A task's classes, and each class's images, are drawn without replacement: support and query share no image.
 
     Args:
-        normalise: shift and scale each channel by mean and standard deviation over the training classes.
-        augment: changes of training tasks' images, see `augment`.
+        normalise: standardise each channel by its mean and standard deviation over the training classes.
+        augment: names of the augmentations of training tasks' images, see `augment.NAMES`.
     """
 
     metric = ACCURACY.name
@@ -43,7 +43,7 @@ class ImageTaskSampler:
     ) -> None:
         self.image_set, self.device, self.augment = image_set, device, tuple(augment)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it ever written to
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # and metarun never writes to it
             self.images = torch.from_numpy(image_set.images)
         if image_set.images.nbytes <= MAX_DEVICE_BYTES:
             self.images = self.images.to(device)
@@ -56,10 +56,14 @@ class ImageTaskSampler:
         self.num_rotations = NUM_ROTATIONS if image_set.rotations else 1
         self.rotations_as_classes = (
             1 if image_set.distinct else self.num_rotations
-        )  # of a class that can stand in one task
+        )  # rotations of one class that are different classes of a task
 
     def check(self, split: str, shape: TaskShape, names: Sequence[str] = TaskShape._fields) -> None:
-        """Raises UserError where `ways` or `shots` + `queries`, by their `names`, ask for more than the split holds."""
+        """Raises UserError if the split has fewer classes than `ways` or a class fewer images than shots + queries.
+
+        Args:
+            names: the keys that set ways, shots and queries, for the message.
+        """
         ways, shots, queries = names
         classes = self.classes(split, shape)
         small = len(self.image_set.splits[split]) - len(classes)
@@ -82,7 +86,7 @@ class ImageTaskSampler:
             )
 
     def classes(self, split: str, shape: TaskShape) -> np.ndarray:
-        """Numbers of the classes that tasks of this shape are drawn from."""
+        """Class numbers, int64 [classes], that tasks of this shape are drawn from."""
         classes = self.image_set.splits[split]
         return (
             classes[self.image_set.count[classes] >= shape.shots + shape.queries]
@@ -91,16 +95,16 @@ class ImageTaskSampler:
         )
 
     def log_classes(self, split: str, shape: TaskShape) -> None:
-        """How many classes and pictures tasks are drawn from, and which classes are too small for them."""
-        count, wanted = self.image_set.count, shape.shots + shape.queries
-        classes, taken = self.image_set.splits[split], self.classes(split, shape)
-        log.info("%s split: %d classes, %d pictures", split, len(taken), count[taken].sum())
-        small = sorted(set(classes.tolist()) - set(taken.tolist()), key=lambda i: -count[i])
+        """Log the number of classes and images that tasks are drawn from, and warn of classes that are too small."""
+        count, needed = self.image_set.count, shape.shots + shape.queries
+        classes, used = self.image_set.splits[split], self.classes(split, shape)
+        log.info("%s split: %d classes, %d pictures", split, len(used), count[used].sum())
+        small = sorted(set(classes.tolist()) - set(used.tolist()), key=lambda i: -count[i])
         if small:
             names = ", ".join(f"{self.image_set.names[i]!r} ({count[i]})" for i in small[:MAX_LISTED])
             log.warning(
                 "%d of %d classes of the %s split are left out: fewer than %d images (shots + queries), as %s%s",
-                *(len(small), len(classes), split, wanted, names, ", ..." if len(small) > MAX_LISTED else ""),
+                *(len(small), len(classes), split, needed, names, ", ..." if len(small) > MAX_LISTED else ""),
             )
 
     def num_outputs(self, ways: int) -> int:
@@ -108,43 +112,40 @@ class ImageTaskSampler:
 
     @property
     def num_training_classes(self) -> int:
-        """How many there are to train on; a turned class is one of them."""
+        """Number of training classes, counting each rotation as a class."""
         return len(self.image_set.splits["train"]) * self.num_rotations
 
     def draw(self, seed: int, split: str, first: int, count: int, shape: TaskShape) -> Task:
         """Images as float32, [count, ways * images, channels, height, width]; labels 0 .. ways - 1."""
         ways, each = shape.ways, shape.shots + shape.queries
-        image_stream = 2 * SPLITS.index(split) + 1  # that before it is of the classes
-        chosen, quarters = self.draw_classes(seed, split, first, count, shape)
-        chosen = chosen.ravel()
-        place = sample_without_replacement(
+        image_stream = 2 * SPLITS.index(split) + 1  # the stream before it draws the classes
+        classes, quarter_turns = self.draw_classes(seed, split, first, count, shape)
+        classes = classes.ravel()
+        positions = sample_without_replacement(
             philox_words(seed, image_stream, first, count, 2 * ways * each).reshape(count * ways, -1),
-            self.image_set.count[chosen],
+            self.image_set.count[classes],
         )  # [count * ways, each]
-        index = self.image_set.first[chosen][:, None] + place
+        index = self.image_set.first[classes][:, None] + positions
         random = None
         if self.augment and split == "train":
             random = augmentation_noise(seed, first, count, ways * each).view(count * ways, each, -1)
-        images = self.network_inputs(index, quarters.ravel(), random)
+        images = self.network_inputs(index, quarter_turns.ravel(), random)
         images = images.unflatten(0, (count, ways))  # [count, ways, each, channels, height, width]
         support, query = images.split([shape.shots, shape.queries], dim=2)
-        label = torch.arange(ways, device=images.device).expand(count, ways)
+        labels = torch.arange(ways, device=images.device).expand(count, ways)
         return Task(
             support.flatten(1, 2),
-            label.repeat_interleave(shape.shots, dim=1),
+            labels.repeat_interleave(shape.shots, dim=1),
             query.flatten(1, 2),
-            label.repeat_interleave(shape.queries, dim=1),
+            labels.repeat_interleave(shape.queries, dim=1),
         )
 
     def draw_classes(
         self, seed: int, split: str, first: int, count: int, shape: TaskShape
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The classes of the same tasks in the order of their labels, and the quarter circles each is turned by.
-
-        Both int64 [count, ways].
-        """
+        """Class numbers and quarter turns, each int64 [count, ways] in label order, of the tasks that `draw` returns."""
         classes, turns = self.classes(split, shape), self.rotations_as_classes
-        each = 2 * shape.ways  # words that the classes take; those behind them are of the turns
+        each = 2 * shape.ways  # random words for the classes; the words after them choose the rotations
         drawn = philox_words(seed, 2 * SPLITS.index(split), first, count, each + shape.ways * self.image_set.distinct)
         number = sample_without_replacement(drawn[:, :each], np.full(count, len(classes) * turns))
         if self.image_set.distinct:
@@ -152,9 +153,12 @@ class ImageTaskSampler:
         return classes[number // turns], number % turns
 
     def network_inputs(self, index: np.ndarray, quarters: np.ndarray, random: Tensor | None) -> Tensor:
-        """Images of number index [rows, each] as the network is given them: [rows, each, channels, height, width].
+        """Network inputs, float32 [rows, each, channels, height, width].
 
-        Those of a row are turned by its number of quarter circles; random [rows, each, CHANGES] is what changes them.
+        Args:
+            index: [rows, each], image numbers.
+            quarters: [rows], the quarter turns by which a row's images are rotated.
+            random: [rows, each, AUGMENTATION_NUMBERS] in [0, 1) for the augmentations; None: no augmentation.
         """
         images = self.images[torch.from_numpy(index).to(self.images.device)].to(self.device).float().div_(255)
         images = self.rotate(images, quarters)
@@ -164,16 +168,16 @@ class ImageTaskSampler:
         return self.normalise_images(images)
 
     def normalise_images(self, images: Tensor) -> Tensor:
-        """What the network is given, of images in [0, 1]: [..., channels, height, width]."""
+        """Network inputs of images [..., channels, height, width] in [0, 1]: standardised if `normalise` is set."""
         return (images - self.mean) / self.std if self.normalise else images
 
     def to_uint8(self, inputs: Tensor) -> Tensor:
-        """What people are shown of the network's inputs: uint8 of the same shape."""
+        """Inverse of `normalise_images`, for display: network inputs -> uint8 images of the same shape."""
         images = inputs * self.std + self.mean if self.normalise else inputs
         return images.mul(255).round().clamp(0, 255).byte()
 
     def rotate(self, images: Tensor, quarters: np.ndarray) -> Tensor:
-        """Each row's images [rows, each, channels, height, width] turned by its number of quarter circles."""
+        """Images [rows, each, channels, height, width], rotated in place by `quarters` [rows] quarter turns."""
         for quarter in range(1, self.num_rotations):
             rows = torch.from_numpy(np.flatnonzero(quarters == quarter)).to(images.device)
             images[rows] = torch.rot90(images[rows], quarter, (-2, -1))

@@ -1,4 +1,4 @@
-"""What every image data set is once it has been read: images, classes, and which classes each split holds."""
+"""An image data set in memory: its images, its classes, and the classes of each split."""
 
 from __future__ import annotations
 
@@ -11,47 +11,55 @@ from metarun.data.cache import CachedDataset
 from metarun.data.image_spec import ImageSpec
 from metarun.errors import UserError
 
-MIN_VARIANCE = 1e-6  # a variance: a channel that never changes is not divided by zero
+MIN_VARIANCE = 1e-6  # so that a constant channel is not divided by zero
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of many classes, held once as uint8; a class's images stand one after another."""
+    """Images sorted by class, as uint8, and the split of the classes."""
 
     images: np.ndarray  # uint8 [N, channels, height, width]
-    first: np.ndarray  # int64 [classes]: where each class's images begin
-    count: np.ndarray  # int64 [classes]: how many images each class has
+    first: np.ndarray  # int64 [classes]: index of each class's first image
+    count: np.ndarray  # int64 [classes]: images of each class
     names: tuple[str, ...]  # [classes]
-    splits: dict[str, np.ndarray]  # "train", "val", "test" -> int64 class numbers; no class stands in two
-    class_split: str  # the name of this division into classes; stands in every result
-    spec: ImageSpec  # what pictures of other people's are made into
-    mean: tuple[float, ...]  # of each channel, in [0, 1], over the training classes
-    std: tuple[float, ...]  # the standard one
+    splits: dict[str, np.ndarray]  # "train", "val", "test" -> int64 class numbers; the splits share no class
+    class_split: str  # name of the split, recorded in every result
+    spec: ImageSpec  # size and channels of `images`
+    mean: tuple[float, ...]  # [channels], of pixels in [0, 1], over the training classes
+    std: tuple[float, ...]  # [channels], standard deviation, likewise
     rotations: bool = False  # a class turned by 90, 180, 270 degrees counts as three more classes
-    distinct: bool = False  # rotations: a task's classes differ, each turned by itself; else two may be turns of one
-    any_size: bool = False  # classes with too few images for a task are left out
+    distinct: bool = False  # with rotations: a task has no two rotations of one class
+    any_size: bool = False  # classes with too few images for a task are left out, not refused
 
 
 def image_set(
-    found: CachedDataset, spec: ImageSpec, parts: Mapping[str, Sequence[str]], class_split: str, rotations: bool = False
+    cached: CachedDataset,
+    spec: ImageSpec,
+    splits: Mapping[str, Sequence[str]],
+    class_split: str,
+    rotations: bool = False,
 ) -> ImageSet:
-    """An image set of the prepared classes that `parts` names for each split."""
-    manifest = found.manifest
+    """Image set of cached images, with the class names that `splits` lists for each split.
+
+    Raises:
+        UserError: no image of the training classes could be read.
+    """
+    manifest = cached.manifest
     number = {name: i for i, name in enumerate(manifest.names)}
-    splits = {part: np.sort(np.array([number[name] for name in names], np.int64)) for part, names in parts.items()}
+    classes = {part: np.sort(np.array([number[name] for name in names], np.int64)) for part, names in splits.items()}
     count = np.array(manifest.count, np.int64)
-    train = splits["train"]
+    train = classes["train"]
     total = count[train].sum() * spec.size**2
     if not total:
-        raise UserError(f"{manifest.source}: no picture of the training classes can be read; {found.path} says why")
+        raise UserError(f"{manifest.source}: no picture of the training classes can be read; {cached.path} says why")
     mean = np.array(manifest.sums)[train].sum(0) / total
     square = np.array(manifest.squares)[train].sum(0) / total
     return ImageSet(
-        images=found.images,
+        images=cached.images,
         first=np.array(manifest.first, np.int64),
         count=count,
         names=tuple(manifest.names),
-        splits=splits,
+        splits=classes,
         class_split=class_split,
         spec=spec,
         mean=tuple(mean.tolist()),

@@ -1,4 +1,4 @@
-"""The one form that a data set's pictures are brought into, whatever they are on disk."""
+"""Decoding, resizing and conversion of image files to a data set's common size and channels."""
 
 from __future__ import annotations
 
@@ -16,32 +16,33 @@ GREYS_16_BIT = 257  # 65535 / 255
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """Pictures are squeezed into a square."""
+    """Size and channels of a data set's images, which are resized to squares regardless of aspect ratio."""
 
-    size: int  # pixels, of its height and width
+    size: int  # height and width in pixels
     channels: int  # 1: grey, 3: red, green, blue
-    inverted: bool = False  # dark ink on light paper becomes 255 on 0
+    inverted: bool = False  # 255 - pixel: dark ink on light paper becomes 255 on 0
 
 
 class Unreadable(Exception):
-    """What was given is no picture; the message says why."""
+    """An image cannot be decoded; the message says why."""
 
 
 def decode_image(raw: Raw, spec: ImageSpec) -> np.ndarray:
-    """uint8 [channels, size, size]. Raises Unreadable."""
+    """Image of the spec, uint8 [channels, size, size]. Raises Unreadable if it cannot be decoded."""
     try:
         if isinstance(raw, np.ndarray):
             return resize_and_convert(Image.fromarray(raw), spec)
         with open_picture(raw) as picture:
             return resize_and_convert(ImageOps.exif_transpose(picture), spec)
-    except UnidentifiedImageError as error:  # its own words name an address in memory
+    except UnidentifiedImageError as error:  # its message contains a memory address
         raise Unreadable("not a picture of a known format") from error
-    except Exception as error:  # Pillow raises many kinds for damaged bytes
+    except Exception as error:  # Pillow raises exceptions of many types for damaged files
         cause = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise Unreadable(cause or type(error).__name__) from error
 
 
 def resize_and_convert(picture: Image.Image, spec: ImageSpec) -> np.ndarray:
+    """uint8 [channels, size, size]. Raises ValueError for an empty image or one of floating-point pixels."""
     if 0 in picture.size:
         raise ValueError("it has no pixels")
     picture = to_8bit_opaque(picture).convert("L" if spec.channels == 1 else "RGB")
@@ -53,7 +54,7 @@ def resize_and_convert(picture: Image.Image, spec: ImageSpec) -> np.ndarray:
 
 
 def to_8bit_opaque(picture: Image.Image) -> Image.Image:
-    """The same picture of 8 bits a channel, on white where it is transparent."""
+    """Image of 8 bits per channel, composited on white where it is transparent."""
     if picture.mode == "F":
         raise ValueError("its pixels are floating-point numbers, of no known range")
     if picture.mode.startswith("I"):

@@ -1,4 +1,4 @@
-"""What a data set's pictures spec like, in plain numbers: enough to bring anyone's into the same form without it."""
+"""Image preprocessing as a checkpoint records it: enough to preprocess other images without the data set."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ MAX_SIZE = 4096  # pixels, high and wide
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
-    """The form of a data set's pictures, as a checkpoint holds it."""
+    """Size, channels and normalisation of the images that a network was trained on."""
 
     size: int  # pixels, high and wide
     channels: int  # 1 or 3
     inverted: bool  # dark ink on light paper becomes 255 on 0
-    normalise: bool  # shift and scale each channel by what follows
-    mean: list[float]  # [channels], of pixels from 0 to 1
-    deviation: list[float]  # [channels]
+    normalise: bool  # standardise each channel by `mean` and `deviation`
+    mean: list[float]  # [channels], of pixels in [0, 1]
+    deviation: list[float]  # [channels], standard deviation
 
     def validate(self) -> None:
-        """Raises ValueError where it is none of pictures; the message says why."""
+        """Raises ValueError if a field is out of range; the message says which."""
         if not 0 < self.size <= MAX_SIZE or self.channels not in (1, 3):
             raise ValueError(f"its pictures have {self.channels} channels of {self.size}x{self.size} pixels")
         for name in ("mean", "deviation"):
@@ -40,7 +40,7 @@ class ImagePreprocessing:
 
 
 def image_preprocessing(source: TaskSampler) -> ImagePreprocessing | None:
-    """The likeness of a source's pictures; None where it has none, as for curves."""
+    """Preprocessing of a sampler's images; None if its tasks have no images."""
     if not isinstance(source, ImageTaskSampler):
         return None
     images = source.image_set
@@ -50,7 +50,7 @@ def image_preprocessing(source: TaskSampler) -> ImagePreprocessing | None:
 
 
 def empty_sampler(likeness: ImagePreprocessing, device: torch.device) -> ImageTaskSampler:
-    """A source of the same form that holds no images, so that it draws nothing."""
+    """Sampler with this preprocessing and no images: it converts images but draws no tasks."""
     spec = ImageSpec(likeness.size, likeness.channels, likeness.inverted)
     mean, deviation = tuple(likeness.mean), tuple(likeness.deviation)
     none = np.zeros(0, np.int64)

@@ -1,4 +1,4 @@
-"""What every data set can do for the runner: draw tasks by number, and say what a network for them looks like."""
+"""Interface between data sets and the runner: drawing tasks by number, and the network's input and output sizes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TaskSampler(Protocol):
     class_split: str | None  # the name of the division into classes
 
     def check(self, split: str, shape: TaskShape, names: Sequence[str] = TaskShape._fields) -> None:
-        """Raises UserError where the split cannot fill a task of this shape, whose sizes were set by `names`."""
+        """Raises UserError if the split cannot fill a task of this shape; `names` are the keys that set its sizes."""
         ...
 
     def num_outputs(self, ways: int) -> int:
@@ -35,5 +35,5 @@ class TaskSampler(Protocol):
         ...
 
     def draw(self, seed: int, split: str, first: int, count: int, shape: TaskShape) -> Task:
-        """Tasks number first .. first + count - 1 of the split, stacked along a leading axis."""
+        """Tasks number first .. first + count - 1 of the split, stacked along a leading task axis."""
         ...

@@ -1,4 +1,4 @@
-"""A person's own pictures: class folders, train/val/test folders of those, or a CSV that names them."""
+"""A user's own images: class folders, train/val/test folders of class folders, or a CSV that lists them."""
 
 from __future__ import annotations
 
@@ -37,22 +37,27 @@ DEAL_ORDER = (
     "test",
     "train",
     "train",
-)  # the splits of the classes, where the folder does not divide them
-VAL_DEAL_ORDER = ("train", "val", "train", "train")  # those of its training classes, where it has none to validate
-MAX_LISTED = 5  # folders that a message lists
+)  # splits that classes are dealt to in turn, if the folder has no splits
+VAL_DEAL_ORDER = (
+    "train",
+    "val",
+    "train",
+    "train",
+)  # the same for the training classes, if the folder has no validation split
+MAX_LISTED = 5  # folders listed in a message
 
 
 def load(paths: DataPaths, root: str, size: int, grey: bool, seed: int, spec: ImageSpec | None = None) -> ImageSet:
-    """Pictures below `root`: uint8 [N, 3 or 1, size, size]. Those that cannot be read are left out with a warning.
+    """Images below `root`: uint8 [N, 3 or 1, size, size]. Unreadable files are left out with a warning.
 
     Args:
         root: CLASS/*, GROUP/CLASS/*, {train,val,test}/CLASS/*, or a CSV file with the columns path,label[,split].
-        spec: of the pictures, instead of `size` and `grey`.
-        seed: of the division of the classes, where there is none on disk.
+        seed: of the random split of the classes, if the files have none.
+        spec: of the images, instead of `size` and `grey`.
 
     Raises:
-        UserError: no such folder, nothing in it, what can be read in two ways, a class in two splits, a picture in two
-            classes, or cache_dir cannot be written.
+        UserError: the folder is missing, empty or ambiguous; a class is in two splits or an image in two classes;
+            cache_dir cannot be written.
     """
     place = existing_root(root)
     spec = spec or ImageSpec(size, 1 if grey else 3)
@@ -69,10 +74,10 @@ def load(paths: DataPaths, root: str, size: int, grey: bool, seed: int, spec: Im
 
 
 def detect_format(place: Path) -> FoundFormat:
-    """The pictures of a CSV file, or of class folders, or of split folders of those.
+    """Format of a CSV file, a folder of class folders, or split folders of class folders.
 
     Raises:
-        UserError: there are none, or what is there can be read in two ways.
+        UserError: there are no images, or the layout is ambiguous.
         OSError: `place` cannot be read.
     """
     if place.is_file():
@@ -128,7 +133,7 @@ def warn_of_groups(place: Path, labels: Sequence[str]) -> None:
 
 
 def csv_file(path: Path) -> FoundFormat:
-    """A list of pictures and their classes, perhaps of their splits: paths are taken from where the list lies."""
+    """Format of a CSV file of images, their classes and optionally splits; paths are relative to the CSV file."""
     rows = csv_rows(path)
     if not rows:
         raise UserError(f"{path}: lists no pictures")
@@ -170,7 +175,7 @@ def deal_classes(ready: Manifest, names: Sequence[str], pattern: Sequence[str], 
 
 
 def resolve_splits(manifest: Manifest, seed: int) -> tuple[dict[str, list[str]], str]:
-    """The classes of each split, and how they were divided. Raises UserError for fewer than three to divide."""
+    """Class names of each split, and a name for the split. Raises UserError if there are too few classes."""
     given = manifest.splits
     if given is None:
         able = sum(number > 0 for number in manifest.count)

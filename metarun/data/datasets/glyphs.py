@@ -15,6 +15,7 @@ from metarun.data.datasets.glyph_drawing import SIZE, STEPS, Character, HandStyl
 from metarun.data.formats.detect import DataPaths
 from metarun.data.image_set import ImageSet, image_set
 from metarun.data.image_spec import ImageSpec
+from metarun.data.splits import format_sizes
 
 VERSION = 1  # raised whenever the same seed would give other pictures: it names the cached file
 SPEC = ImageSpec(SIZE, 1, inverted=True)
@@ -50,8 +51,7 @@ def load(paths: DataPaths, seed: int, spec: ImageSpec = SPEC) -> ImageSet:
 
     name = f"glyphs-{VERSION}-seed{seed}" + ("" if spec == SPEC else f"-{fingerprint(spec)}")
     found = load_or_build_cache(paths.cache_dir, name, spec, f"seed {seed}", contents)
-    sizes = "/".join(str(len(part)) for part in parts.values())
-    return image_set(found, spec, parts, f"glyphs-{sizes}-seed{seed}")
+    return image_set(found, spec, parts, f"glyphs-{format_sizes(parts)}-seed{seed}")
 
 
 def draw_alphabet(seed: int, number: int) -> np.ndarray:

@@ -14,11 +14,12 @@ from metarun.data.formats.detect import DataPaths
 from metarun.data.formats.omniglot import Drawing, DrawingReader, find_drawings
 from metarun.data.image_set import ImageSet, image_set
 from metarun.data.image_spec import ImageSpec
+from metarun.data.splits import format_sizes
 from metarun.errors import UserError, relative_to_cwd
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # raised whenever the same files would give other pixels: it names the cached file
+VERSION = 1  # part of the cached file's name: raise it when the same files give other pixels
 SPEC = ImageSpec(size=28, channels=1, inverted=True)
 DRAWINGS = 20  # of each character
 
@@ -26,13 +27,14 @@ DRAWINGS = 20  # of each character
 def load(
     paths: DataPaths, split: str, rotations: bool, rotations_of: str = "classes", spec: ImageSpec = SPEC
 ) -> ImageSet:
-    """Omniglot from its archives or folders below data_dir: uint8 [N, 1, 28, 28], ink = 255.
+    """Omniglot from its archives or folders below data_dir: images uint8 [N, 1, 28, 28], ink = 255.
 
     Args:
         split: "vinyals", "maml" or "lake"; see `omniglot_splits`.
-        rotations: passed on; the sampler turns a class, which stays in its character's split.
-        rotations_of: "classes", each turn is a class; "tasks": a task draws different characters and turns each.
-        spec: of the pictures, for a network that learned others.
+        rotations: count each character's rotations by 90, 180 and 270 degrees as classes of the same split.
+        rotations_of: "classes": a task may have two rotations of one character; "tasks": it has different
+            characters, each rotated at random.
+        spec: of the images, for a network that was trained on others.
 
     Raises:
         UserError: files are missing, damaged or not to be fetched; cache_dir cannot be written.
@@ -62,14 +64,15 @@ def load(
     other = () if spec == SPEC else (spec,)
     stamp = fingerprint(VERSION, *other, *(f"{drawing.name}/{drawing.file} {drawing.stamp}" for drawing in drawings))
     found = load_or_build_cache(paths.cache_dir, f"omniglot-{stamp}", spec, paths.data_dir, contents)
-    sizes = "/".join(str(len(part)) for part in parts.values())
     distinct = rotations and rotations_of == "tasks"
     turned = "-rotated-in-tasks" if distinct else "-rotated" if rotations else ""
-    return replace(image_set(found, spec, parts, f"omniglot-{split}-{sizes}{turned}", rotations), distinct=distinct)
+    return replace(
+        image_set(found, spec, parts, f"omniglot-{split}-{format_sizes(parts)}{turned}", rotations), distinct=distinct
+    )
 
 
 def known_drawings(drawings: list[Drawing]) -> list[Drawing]:
-    """Only drawings of Omniglot's own characters: no split says where others belong."""
+    """The drawings of Omniglot's own characters; others, which belong to no split, are left out with a warning."""
     ours = set(characters(BACKGROUND | EVALUATION))
     others = sorted({drawing.name for drawing in drawings} - ours)
     if others:

@@ -1,4 +1,4 @@
-"""How data sets lie on disk: a form is found by what is in the folder, then prepared once."""
+"""Interface of the file formats: each detector looks for its own files in a folder."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metarun.errors import UserError
 
 
 class DataPaths(NamedTuple):
-    """Where files lie; data_dir is only read, except by a download."""
+    """Folders of the data; data_dir is only read, except by a download."""
 
     data_dir: Path
     cache_dir: Path
@@ -20,25 +20,31 @@ class DataPaths(NamedTuple):
 
 
 class FoundFormat(NamedTuple):
-    """One data set in one form, found but not read."""
+    """A data set's files in one format, found but not yet read."""
 
-    name: str  # what kind of files they are, in words
-    files: Sequence[Path]  # where one of them changes, the data set is prepared again
-    read: Callable[[ExitStack], RawDataset]  # lists the pictures; what it opens it enters into the stack
-    left_out: Sequence[tuple[str, str]] = ()  # files and folders that are not taken, and why
-
-
-FormatDetector = Callable[[Path], FoundFormat | None]  # a folder -> what lies in it, if it is of the finder's form
+    name: str  # of the format, in words; part of the cache's fingerprint
+    files: Sequence[Path]  # if one of them changes, the cache is rebuilt
+    read: Callable[[ExitStack], RawDataset]  # lists the images; files that it opens are closed by the stack
+    left_out: Sequence[tuple[str, str]] = ()  # files and folders that are not used, and why
 
 
-def detect_format(folders: Sequence[Path], finders: Sequence[FormatDetector]) -> tuple[Path, FoundFormat] | None:
-    """The first form that lies in one of the folders. Raises UserError where a folder may not be read."""
+FormatDetector = Callable[
+    [Path], FoundFormat | None
+]  # folder -> the data set in it, or None if it does not have the format
+
+
+def detect_format(folders: Sequence[Path], detectors: Sequence[FormatDetector]) -> tuple[Path, FoundFormat] | None:
+    """The first folder that holds one of the formats, and that format, or None.
+
+    Raises:
+        UserError: a folder cannot be read.
+    """
     for folder in folders:
         try:
-            for finder in finders if folder.is_dir() else ():
-                form = finder(folder)
-                if form is not None:
-                    return folder, form
+            for detector in detectors if folder.is_dir() else ():
+                found = detector(folder)
+                if found is not None:
+                    return folder, found
         except OSError as error:
             raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
     return None
