@@ -143,7 +143,7 @@ class ImageTaskSampler:
     def draw_classes(
         self, seed: int, split: str, first: int, count: int, shape: TaskShape
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Class numbers and quarter turns, each int64 [count, ways] in label order, of the tasks that `draw` returns."""
+        """Class numbers and quarter turns of the tasks of `draw`, each int64 [count, ways] in label order."""
         classes, turns = self.classes(split, shape), self.rotations_as_classes
         each = 2 * shape.ways  # random words for the classes; the words after them choose the rotations
         drawn = philox_words(seed, 2 * SPLITS.index(split), first, count, each + shape.ways * self.image_set.distinct)

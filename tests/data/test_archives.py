@@ -288,7 +288,7 @@ def test_archived_mistakes_of_finders(tmp_path: Path) -> None:
             finding(folder)
 
         form = class_folders(folder)
-        return form and form._replace(contents=contents)
+        return form and form._replace(read=contents)
 
     def reading(folder: Path) -> Any:
         def contents(stack: ExitStack) -> Any:
@@ -296,7 +296,7 @@ def test_archived_mistakes_of_finders(tmp_path: Path) -> None:
             return form.read(stack)._replace(images=(finding(folder) for _ in range(1)))
 
         form = class_folders(folder)
-        return form and form._replace(contents=contents)
+        return form and form._replace(read=contents)
 
     for finder in (finding, listing, reading):
         with pytest.raises(UserError) as caught:

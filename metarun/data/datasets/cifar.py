@@ -33,6 +33,7 @@ from metarun.data.formats.image_folders import listed_folders, split_folders
 from metarun.data.formats.pickles import load_pickle, read_pickle, refuse_web_page
 from metarun.data.formats.torchmeta import grouped_hdf5
 from metarun.data.image_spec import ImageSpec
+from metarun.utils.safe_files import open_regular
 
 SPEC = ImageSpec(size=32, channels=3)
 FOLDER = "cifar-100-python"
@@ -66,7 +67,7 @@ def cifar_archive(folder: Path) -> FoundFormat | None:
 
     def contents(_: ExitStack) -> RawDataset:
         with raise_user_error(path, "CIFAR-100's archive"):
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 refuse_web_page(file.read(512), path)
             with gzip.open(path) as file:
                 bounded: Any = LastReadFile(file, MAX_PICKLE_BYTES)

@@ -19,7 +19,7 @@ from metarun.data.formats.detect import FormatDetector, FoundFormat, detect_form
 from metarun.data.formats.pickles import refuse_web_page
 from metarun.data.image_spec import Raw
 from metarun.errors import UserError
-from metarun.utils.safe_files import room
+from metarun.utils.safe_files import open_regular, room
 
 GZIP = b"\x1f\x8b"
 ZIP = b"PK"
@@ -129,7 +129,7 @@ def unpack(archive: Path, into: Path) -> Path:
 def members(archive: Path) -> Generator[ArchiveMember, None, None]:
     """What is in the archive, whose first bytes say which kind it is, whatever its name."""
     try:
-        with archive.open("rb") as file:
+        with open_regular(archive) as file:
             start = file.read(512)
     except OSError as error:
         raise UserError(f"{archive}: cannot be read ({error.strerror or error})") from error

@@ -17,7 +17,7 @@ from metarun.data.formats.pickles import load_pickle, refuse_web_page
 from metarun.data.image_spec import Raw
 from metarun.data.task_sampler import SPLITS
 from metarun.errors import UserError
-from metarun.utils.safe_files import read_json, require_room
+from metarun.utils.safe_files import open_regular, read_json, require_room
 
 HDF5_FILTERS = {1, 2, 3, 4, 5, 6, 32000}  # of HDF5 itself, and LZF, which h5py has
 IMAGES_PER_READ = 64  # pictures that are read at a time
@@ -183,7 +183,7 @@ def read_hdf5(_: str, files: Sequence[Path], stack: ExitStack) -> SplitArrays:
         if len(set(names)) < len(names):
             raise ValueError("a class stands in it twice")
     with raise_user_error(path, "an HDF5 file of pictures"):
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             refuse_web_page(file.read(512), path)
         import h5py
 

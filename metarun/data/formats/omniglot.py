@@ -20,7 +20,7 @@ from metarun.data.formats.pickles import refuse_web_page
 from metarun.data.formats.torchmeta import HDF5_NAME, open_groups
 from metarun.data.image_spec import Raw
 from metarun.errors import UserError, relative_to_cwd
-from metarun.utils.safe_files import LIST_BYTES
+from metarun.utils.safe_files import LIST_BYTES, open_regular
 
 HALF_NAMES = ("images_background", "images_evaluation")
 FOLDERS = ("omniglot-py", ".", "omniglot")  # below data_dir
@@ -131,7 +131,7 @@ def in_archive(path: Path, top: str) -> Iterator[Drawing]:
 
 def open_archive(path: Path) -> zipfile.ZipFile:
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             refuse_web_page(file.read(512), path)
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:

@@ -32,7 +32,7 @@ from metarun.data.formats.detect import FoundFormat
 from metarun.data.formats.pickles import ALLOWED_GLOBALS, load_pickle, refuse_web_page
 from metarun.data.image_spec import Raw
 from metarun.errors import UserError
-from metarun.utils.safe_files import require_room
+from metarun.utils.safe_files import open_regular, require_room
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ALLOWED_STRINGS = {
@@ -109,7 +109,7 @@ def iterate_pngs(path: Path) -> Iterator[bytes]:
     Raises:
         UserError: the file cannot be read, is a web page, is cut short, or has what no list of pictures needs.
     """
-    with raise_user_error(path, "a pickle of PNG pictures"), path.open("rb") as file:
+    with raise_user_error(path, "a pickle of PNG pictures"), open_regular(path) as file:
         refuse_web_page(file.read(512), path)
         file.seek(0)
         for _, argument, _ in pickletools.genops(file):
@@ -130,7 +130,7 @@ def read_npz(split: str, files: Sequence[Path], stack: ExitStack) -> SplitArrays
     path, labels_path = files
     names, labels = read_labels(split, labels_path)
     with raise_user_error(path, "an NPZ file of pictures"):
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             refuse_web_page(file.read(512), path)
         archive = stack.enter_context(zipfile.ZipFile(path))
         require_room(path, archive.getinfo("images.npy").file_size)

@@ -14,6 +14,7 @@ from metarun.data.formats.arrays import check_hdf5_storage, hdf5_images, raise_u
 from metarun.data.formats.detect import FoundFormat
 from metarun.data.formats.pickles import refuse_web_page
 from metarun.errors import UserError
+from metarun.utils.safe_files import open_regular
 
 HDF5_NAME = "data.hdf5"
 LISTS = ("fine_names.json", "train_labels.json", "cifar-fs/train_labels.json", "fc100/train_labels.json")
@@ -48,7 +49,7 @@ def open_groups(path: Path, depth: int, stack: ExitStack) -> dict[str, Any]:
     import h5py
 
     with raise_user_error(path, "Torchmeta's HDF5 file"):
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             refuse_web_page(file.read(512), path)
         found = dict(iterate_datasets(stack.enter_context(h5py.File(path, "r", locking=False)), "", depth))
         check_hdf5_storage(path, found.values())
