@@ -1,4 +1,4 @@
-"""Standard output and error that take any text, whatever the locale and wherever they lead."""
+"""Standard output and error that accept any text in any locale, and that never end a run by a write error."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import unicodedata
 from typing import Any
 
 PLAIN = {"±": "+/-", "×": "x", "√": "sqrt ", "→": "->", "…": "...", "–": "-", "—": "-", "’": "'"}  # noqa: RUF001
-ERRORS = "metarun.plain"  # how characters are written that the output cannot show
+ERRORS = "metarun.plain"  # name of the codec error handler
 
 
 def plain(error: UnicodeError) -> tuple[str, int]:
-    """For `codecs.register_error`: characters in ASCII, `?` where there is nothing like them."""
+    """Codec error handler: replaces characters by similar ASCII, or by `?` if there is none."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letters = error.object[error.start : error.end]
@@ -23,11 +23,12 @@ def plain(error: UnicodeError) -> tuple[str, int]:
 
 
 def without_accents(letter: str) -> str:
+    """The letter's ASCII base, such as "e" for "é"; empty if it has none."""
     return unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode("ascii")
 
 
 class Descriptor(io.RawIOBase):
-    """Takes whatever is written. What cannot be, as into a pipe that nobody reads, is dropped: a run goes on."""
+    """Raw stream on a file descriptor. After the first write error, stored in `failure`, output is dropped."""
 
     def __init__(self, number: int) -> None:
         self.number = number
@@ -52,12 +53,12 @@ class Descriptor(io.RawIOBase):
 
 
 def prepare() -> None:
-    """Make standard output and error so, where nobody has replaced them; open those that are closed."""
+    """Install the streams as `sys.stdout` and `sys.stderr` unless replaced; reopen closed descriptors 0-2."""
     codecs.register_error(ERRORS, plain)
     for number in range(3):
         try:
             os.fstat(number)
-        except OSError:  # the next file that is opened would take its place
+        except OSError:  # closed: the next file to be opened would take its number
             null = os.open(os.devnull, os.O_RDWR)
             os.dup2(null, number)
             if null != number:
@@ -71,12 +72,12 @@ def prepare() -> None:
             setattr(sys, name, io.TextIOWrapper(buffer, encoding, ERRORS, line_buffering=interactive))
 
 
-def status(found: int) -> int:
-    """The exit status: 1 instead of 0 where standard output could not be written, unless nobody reads it any more."""
+def status(exit_status: int) -> int:
+    """Exit status of the command: 1 instead of 0 if writing standard output failed other than by a closed pipe."""
     sys.stdout.flush()
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
     failure = raw.failure if isinstance(raw, Descriptor) else None
     if failure is None or failure.errno == errno.EPIPE:
-        return found
+        return exit_status
     print(f"metarun: error: standard output could not be written ({failure.strerror})", file=sys.stderr)
-    return found or 1
+    return exit_status or 1

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, files that only grow, and what is said where the disk fails."""
+"""Atomic writes, append-only files, and messages for failures of the disk."""
 
 from __future__ import annotations
 
@@ -11,43 +11,43 @@ from pathlib import Path
 
 from metarun.errors import RunFailure, relative_to_cwd
 
-REMEDIES = {  # what a disk says that cannot take a file, and what helps
+REMEDIES = {  # errors of a full or failing disk -> what the user can do
     errno.ENOSPC: "make room on its disk",
     errno.EDQUOT: "make room in your quota",
     errno.EFBIG: "raise the limit on the size of a file (ulimit -f)",
     errno.EIO: "look after its disk",
 }
-NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # of file systems that know no fsync of a folder
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # errors of file systems without fsync of a folder
 
 
 def atomic_write(path: Path, content: str | bytes | memoryview) -> None:
-    """Write under another name, flush to disk, rename, flush the folder; text as UTF-8.
+    """Replace a file atomically: write a temporary file, fsync, rename, fsync the folder. Text is encoded as UTF-8.
 
-    A reader finds the old file or the new one, never a part, whenever the process or the machine ends.
+    Readers see the old or the new file, never a part, even after a crash of the process or the machine.
 
     Raises:
-        RunFailure: the disk is full or fails, or the folder is gone; the file is the old one or the new one.
-        OSError: any other reason, with `path` as its file.
+        RunFailure: the disk is full or fails, or the folder is gone. The old or the new file is intact.
+        OSError: any other reason; its `filename` is `path`.
     """
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     with translate_os_errors(path):
         try:
             part.unlink(missing_ok=True)
-            with part.open("xb", buffering=0) as file:  # which follows no link
+            with part.open("xb", buffering=0) as file:  # mode x follows no link
                 write_all(file.fileno(), content.encode() if isinstance(content, str) else content)
                 os.fsync(file.fileno())
             part.replace(path)
             sync_folder(path.parent)
         except BaseException:
-            with suppress(OSError):  # the first failure is the one to tell; `remove_parts` takes what is left
+            with suppress(OSError):  # report the first error; `remove_partial_files` removes the rest
                 part.unlink()
             raise
 
 
 class AppendOnlyFile:
-    """A file that is appended to; what is written reaches the system at once, and the disk with `sync`.
+    """A file opened for appending, without a buffer; `sync` flushes it to disk.
 
-    Every method raises as `write` does.
+    Every method raises RunFailure or OSError as `atomic_write` does.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,14 +70,14 @@ class AppendOnlyFile:
 
 
 def write_all(descriptor: int, content: bytes | memoryview) -> None:
-    """All of it: the system may take a part at a time."""
+    """Write all of `content`; one call of `os.write` may write only a part."""
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring a folder's names to the disk, where the system can."""
+    """Flush a folder's entries to disk, if the file system supports it."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -91,9 +91,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def remove_partial_files(folder: Path) -> None:
-    """Remove what `write` left unfinished in a run folder and the two below it, in processes that were killed.
+    """Remove temporary files that killed processes left in a run folder, its checkpoints/ and tensorboard/.
 
-    Only for the process that holds the folder's lock: another's file may still be being written.
+    Call it only while holding the folder's lock, since another process may be writing such a file.
     """
     for place in (folder, folder / "checkpoints", folder / "tensorboard"):
         for part in place.glob(".*.part"):
@@ -103,7 +103,7 @@ def remove_partial_files(folder: Path) -> None:
 
 @contextmanager
 def translate_os_errors(path: Path) -> Iterator[None]:
-    """Every OSError names the file; RunFailure where the disk cannot take it or its folder is gone."""
+    """Set the file name of an OSError to `path`; RunFailure if the disk is full or fails or the folder is gone."""
     try:
         yield
     except OSError as error:
@@ -117,7 +117,7 @@ def translate_os_errors(path: Path) -> Iterator[None]:
 
 
 def as_run_failure(error: Exception) -> RunFailure | None:
-    """What stands for an error of a disk that cannot take a file; None for any other error."""
+    """A RunFailure that describes an error of a full or failing disk; None for any other error."""
     if not isinstance(error, OSError) or error.errno not in REMEDIES:
         return None
     what = relative_to_cwd(Path(os.fsdecode(error.filename))) if error.filename else "a file"

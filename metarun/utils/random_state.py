@@ -1,4 +1,7 @@
-"""The random generators that a network or an objective may draw from; metarun's own numbers come by index."""
+"""State of the global random generators of Python, numpy and torch, for checkpoints.
+
+A network or an objective may draw from them; metarun's own random numbers are counter-based and need no state.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WORDS = 624  # of the Mersenne twister, each of 32 bits
+WORDS = 624  # 32-bit words in the state of the Mersenne twister
 
 
 def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch, on every device."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)  # of every device
+    torch.manual_seed(seed)
 
 
 def get_rng_state() -> dict[str, Tensor]:
-    """The state of each generator.
+    """State of each generator as tensors.
 
-    python, numpy       int64 [625] and [626]: the words, the position in them, and numpy's count of spare normals
-    python_spare        float64 [0] or [1]: the second of a pair of normals
+    python, numpy       int64 [625] and [626]: the words, the position, and for numpy whether a spare normal is stored
+    python_spare        float64 [0] or [1]: the stored second normal of a pair
     numpy_spare         float64 [1]
     torch, cuda/N       uint8 [bytes]
     """
@@ -39,15 +43,15 @@ def get_rng_state() -> dict[str, Tensor]:
 
 
 def check(saved: dict[str, Tensor]) -> None:
-    """Raises ValueError where a state is none: numpy reads beyond its words where the position is."""
+    """Raise ValueError unless `saved` is a valid state. An invalid position would make numpy read out of bounds."""
     devices = [f"cuda/{number}" for number in range(sum(name.startswith("cuda/") for name in saved))]
-    forms = {
+    expected = {
         **{"python": (torch.int64, WORDS + 1), "numpy": (torch.int64, WORDS + 2), "numpy_spare": (torch.float64, 1)},
         **{"python_spare": (torch.float64, None), **dict.fromkeys(("torch", *devices), (torch.uint8, None))},
     }
-    if saved.keys() != forms.keys():
+    if saved.keys() != expected.keys():
         raise ValueError("its generators are not those that a run has")
-    for name, (dtype, size) in forms.items():
+    for name, (dtype, size) in expected.items():
         tensor = saved[name]
         if tensor.dtype != dtype or tensor.dim() != 1 or len(tensor) != (len(tensor) if size is None else size):
             raise ValueError(f"its generator {name} is {tensor.dtype} of {list(tensor.shape)}")
@@ -62,7 +66,7 @@ def check(saved: dict[str, Tensor]) -> None:
 
 
 def set_rng_state(saved: dict[str, Tensor]) -> None:
-    """Go on drawing where the states were taken. Raises ValueError where torch does not take its own."""
+    """Restore the states of `get_rng_state`. Raises ValueError if torch rejects its state."""
     spare = saved["python_spare"].tolist()
     random.setstate((3, tuple(saved["python"].tolist()), spare[0] if spare else None))
     *keys, position, has_spare = saved["numpy"].tolist()

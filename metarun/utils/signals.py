@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: they are noted, and the run stops where nothing is lost."""
+"""Deferred handling of signals that stop a run: the run ends at the next point where its state is saved."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ from contextlib import contextmanager
 from types import FrameType
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-HANDLED_SIGNALS = (*STOPPING, signal.SIGUSR2)  # that another program may handle: submitit takes SIGUSR2
+HANDLED_SIGNALS = (*STOPPING, signal.SIGUSR2)  # submitit handles SIGUSR2
 DEFAULT_HANDLERS = (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler)
 
 
 class RunInterrupted(KeyboardInterrupt):
     """The run stopped because a signal asked for it; the exit status is 128 + its number."""
 
-    def __init__(self, message: str, number: int = signal.SIGINT) -> None:  # one argument is what pickle gives
+    def __init__(self, message: str, number: int = signal.SIGINT) -> None:  # unpickling passes the message only
         super().__init__(message)
         self.number = number
 
 
-noting: list[StopRequest] = []  # of the blocks of `noted_signals` that last
+active_requests: list[StopRequest] = []  # one for each active block of `defer_signals`
 
 
 def asked_to_stop() -> bool:
-    """Whether a signal has asked the run to stop, and it has not yet."""
-    return any(stop.number for stop in noting)
+    """Whether a signal has asked the run to stop that has not been acted on."""
+    return any(stop.number for stop in active_requests)
 
 
 class StopRequest:
-    """Remembers the first signal that asked to stop; 0 as long as none has."""
+    """Signal handler that stores the number of the signal in `number`, which is 0 before."""
 
     def __init__(self) -> None:
         self.number = 0
-        self.theirs: dict[int, Callable[[int, FrameType | None], object]] = {}  # handlers of other programs
+        self.theirs: dict[
+            int, Callable[[int, FrameType | None], object]
+        ] = {}  # handlers installed by other programs, such as submitit
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:
@@ -44,7 +46,7 @@ class StopRequest:
         self.number = number
 
     def raise_if_asked(self, where: str) -> None:
-        """Raises Stopped where a signal has asked for it, or lets the program that handles it do what it would."""
+        """Raise RunInterrupted if a signal was received, or call the handler that another program installed for it."""
         if handler := self.theirs.get(self.number):
             number, self.number = self.number, 0
             handler(number, None)
@@ -54,13 +56,13 @@ class StopRequest:
 
 @contextmanager
 def defer_signals() -> Iterator[StopRequest]:
-    """While it lasts, SIGINT, SIGTERM and SIGUSR1 only set `number`; a second SIGINT stops at once.
+    """Within the block, SIGINT, SIGTERM and SIGUSR1 only set `number`; a second SIGINT stops at once.
 
-    A handler that another program has installed for one of them, or for SIGUSR2, is called where nothing is lost:
-    submitit's puts the job into the queue again and ends the process.
+    A handler that another program installed for one of them or SIGUSR2 is called by `raise_if_asked`; submitit's
+    requeues the job and ends the process.
     """
     stop = StopRequest()
-    if threading.current_thread() is not threading.main_thread():  # where no handler can be installed
+    if threading.current_thread() is not threading.main_thread():  # handlers can be installed in the main thread only
         yield stop
         return
     before = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
@@ -72,17 +74,17 @@ def defer_signals() -> Iterator[StopRequest]:
     ]
     for number in ours:
         signal.signal(number, stop)
-    noting.append(stop)
+    active_requests.append(stop)
     try:
         yield stop
     finally:
-        noting.remove(stop)
+        active_requests.remove(stop)
         for number in ours:
             signal.signal(number, before[number])
 
 
 def end_with_parent(end: Callable[[], object]) -> None:
-    """Call `end` when the process that has started this one has ended."""
+    """Call `end` from a thread once the parent process has ended."""
     parent = os.getppid()
 
     def watch() -> None:

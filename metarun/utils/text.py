@@ -1,7 +1,7 @@
-"""How names and other text out of files are written: in logs, on the terminal, in pages, tables and CSV files.
+"""Safe output of text from files in logs, on the terminal, in pages, tables and CSV files.
 
-A name may hold line breaks, escape sequences of a terminal, marks that turn the direction of writing around, and bytes
-that are no text. Each is written as its escape, such as `\\x1b`: a name stays on its line and shows what it is.
+A name may contain line breaks, terminal escape sequences, marks that reverse the writing direction, or undecodable
+bytes. Each is written as an escape such as `\\x1b`, so that the name stays on one line and is unambiguous.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ FORMULA = re.compile(r"(^|;)(?=\s*'*[=+\-@\uff1d\uff0b\uff0d\uff20])")  # at the
 
 
 def printable(text: object) -> str:
-    """`str(text)` on one line, with every character escaped that is not shown as itself."""
+    """`str(text)` on one line, with control, format and unassigned characters escaped."""
     words = str(text)
     if words.isprintable():
         return words
@@ -34,7 +34,7 @@ def printable(text: object) -> str:
 
 
 class LogFormatter(logging.Formatter):
-    """Writes each record on one line, whatever is in its message; a traceback follows on lines of its own."""
+    """Formats each record on one line; a traceback follows on further lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         record.message = printable(record.message)
@@ -45,10 +45,10 @@ class LogFormatter(logging.Formatter):
 
 
 def csv_cell(value: object) -> object:
-    """A value for a CSV file: numbers as they are, None as nothing, text so that no spreadsheet runs it as a formula.
+    """Value of a CSV cell: numbers and None unchanged, text escaped so that no spreadsheet runs it as a formula.
 
-    A spreadsheet takes text that begins with one of `= + - @` for a formula; it may take `;` or a tab for the
-    separator, whatever the file means. Such a place gets a `'` in front, which shows that it is text.
+    Spreadsheets run text that begins with one of `= + - @`, and may split cells at `;` or tabs. A `'` is inserted
+    before each such character, which marks the cell as text.
     """
     if value is None or isinstance(value, int | float):
         return value
@@ -57,7 +57,7 @@ def csv_cell(value: object) -> object:
 
 
 def csv_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
-    """A CSV file in UTF-8: a header and a line for each row, its cells as `csv_cell` writes them."""
+    """A CSV file in UTF-8 with a header line; cells are escaped by `csv_cell`."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerows([csv_cell(value) for value in row] for row in (columns, *rows))
