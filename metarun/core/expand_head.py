@@ -1,10 +1,9 @@
-"""A head for more classes than a network was trained with.
+"""Expands a trained head to more classes.
 
-Labels are permuted from task to task, so that the learned rows of the head are alike in distribution. They stay, and
-further rows are drawn about their mean with their spread: apart from each other, as the learned ones are, the rows
-send their classes' features apart from the first inner step on. From equal rows the body gets no gradient in that
-step. Where the head alone adapts there is nothing to send, and all rows become their mean: Ye, Chao 2022, How to
-Train Your MAML to Excel in Few-Shot Classification, arXiv 2106.16245.
+Labels are permuted from task to task, so the learned rows of the head have the same distribution. They are kept, and
+the new rows are drawn from a normal distribution with their mean and standard deviation: with equal rows the body
+would get no gradient in the first inner step. If the head alone adapts, all rows become their mean instead: Ye, Chao
+2022, How to Train Your MAML to Excel in Few-Shot Classification, arXiv 2106.16245.
 """
 
 from __future__ import annotations
@@ -14,25 +13,25 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from metarun.methods import Parameters, Tensors
 from metarun.methods.base import escape_dots
+from metarun.types import Parameters, Tensors
 
-SEED = 0  # of the rows that are drawn
+SEED = 0  # of the new rows
 
 
 class HeadNotExpandable(Exception):
-    """The method ties the outputs to each other; the message says by what."""
+    """The method learned a tensor whose size depends on the number of outputs; the message names it."""
 
 
 def expand_head(saved: Parameters, wanted: Parameters, network: Collection[str]) -> Parameters:
-    """Saved parameters in the shapes of `wanted`, which has more outputs.
+    """Returns the saved parameters expanded to the shapes of `wanted`, which has more outputs.
 
     Args:
-        network: names of the network's own parameters, without what the method added. Of the latter only Meta-SGD's
-            rates for each element of the head can grow with it; further rows have the mean rate.
+        network: names of the network's parameters, without those that the method added. Of the latter, only Meta-SGD's
+            rates for each element of the head can be expanded; new rows get the mean rate.
 
     Raises:
-        Fixed: something else depends on the number of outputs.
+        HeadNotExpandable: another tensor of the method depends on the number of outputs.
     """
     head = {name for part in zip(saved, wanted, strict=True) for name in differing(*part) if name in network}
     rates = {f"inner_rates.{escape_dots(name)}" for name in head}
@@ -59,10 +58,11 @@ def expand_head(saved: Parameters, wanted: Parameters, network: Collection[str])
 
 
 def differing(old: Tensors, new: Tensors) -> list[str]:
+    """The names in both whose shapes differ."""
     return [name for name in new if name in old and old[name].shape != new[name].shape]
 
 
 def spread(rows: Tensor) -> Tensor:
-    """The standard deviation of an entry about the mean of its column: a scalar."""
+    """The standard deviation of the entries of rows [n, ...] about their column's mean: a scalar."""
     squares = (rows - rows.mean(0, keepdim=True)).square().sum()
     return (squares / max(1, (len(rows) - 1) * rows[0].numel())).sqrt()

@@ -1,4 +1,4 @@
-"""The class interface: the command line's meta-learner for a person's own model and losses."""
+"""`metarun.Init`: the meta-learner as a class, for any model and loss functions."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from metarun.core.objectives import Objective, State
 from metarun.core.second_order import require_second_derivatives
 from metarun.core.user_models import differentiating, explained, outside_inference, require_supported, vectorising
 from metarun.errors import UserError
-from metarun.methods import Parameters, Tensors, compose
-from metarun.types import Task
+from metarun.methods import compose
+from metarun.types import Parameters, Task, Tensors
 
 __all__ = ["Init", "State"]
 
@@ -41,15 +41,15 @@ class Init(nn.Module):
         inner_learning_rate: step size of the inner loop.
         inner_loop: number of inner steps.
         use_second_order: exact gradients through the inner loop, or first-order ones.
-        learn_lr: Meta-SGD, learned inner rates; options of `metarun.methods.msgd.learn_rates`.
-        use_t: MT-net, T layers and masks; options of `metarun.methods.mtnet.transform`.
+        learn_lr: Meta-SGD, learned inner rates; options of `metarun.methods.msgd.learn_inner_rates`.
+        use_t: MT-net, T layers and masks; options of `metarun.methods.mtnet.add_t_layers`.
         use_warp: WarpGrad, warp layers; options of `metarun.methods.warpgrad.warp`.
         use_forget: L2F, an attenuated initialisation.
-        across: names of parameters, or of modules with all that they hold, which are learned across tasks and do not
-            adapt, as the body with `across=["body"]` (ANIL). What is frozen (requires_grad=False) is not learned.
+        across: names of parameters, or of modules with all their parameters, that are learned across tasks and do not
+            adapt: `across=["body"]` gives ANIL. Frozen parameters (requires_grad=False) are not learned.
 
-    A switch is True, or a dict of options. `learn_lr` goes with any one of the others. What a method learns besides
-    is added to `model`, which can be prepared once.
+    A switch is True or a dict of options. `learn_lr` can be combined with any one of the others. Parameters that a
+    method adds are registered on `model`, which can be prepared once.
 
     Raises:
         UserError: a negative inner_loop; two of use_t, use_warp and use_forget; a model without layers to act on, or of
@@ -77,13 +77,13 @@ class Init(nn.Module):
         if use_second_order:
             require_second_derivatives(model)
         self.model = model
-        self.tried_alone = False  # a task by itself, before tasks are vectorised
+        self.tried_alone = False  # whether one task has been computed before tasks are vectorised
         method = compose(model, inner_learning_rate, learn_lr, use_t, use_warp, use_forget, across)
         self.learner = MetaLearner(model, method, inner_objective, outer_objective, inner_loop, use_second_order)
 
     @property
     def meta_parameters(self) -> Parameters:
-        """All that is learned, as the model holds it now."""
+        """All parameters that are learned, with their current values."""
         held = dict(self.model.named_parameters())
         theta, phi = self.learner.method.parameters
         return Parameters({name: held[name] for name in theta}, {name: held[name] for name in phi})
@@ -143,9 +143,10 @@ class Init(nn.Module):
     def vectorised_gradient(
         self, learned: Parameters, tasks: Task, each: list[Task], noise: Tensor
     ) -> tuple[Parameters, Tensor]:
-        """The same for tasks at once.
+        """`looped_gradient`, vectorised over tasks.
 
-        The first call also computes a task alone: only so is it seen whether the objectives depend on the weights.
+        The first call also computes one task alone, since only autograd can tell whether an objective depends on the
+        weights. Raises UserError if the model or an objective cannot be vectorised.
         """
         if not self.tried_alone:
             self.looped_gradient(learned, each[:1], noise[:1])
@@ -155,11 +156,11 @@ class Init(nn.Module):
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            self.looped_gradient(learned, each[:1], noise[:1])  # raises what is not the fault of computing them at once
+            self.looped_gradient(learned, each[:1], noise[:1])  # raises errors that vectorising does not cause
             raise vectorising(error, self.model) from error
 
     def nonfinite_message(self, learned: Parameters, tasks: list[Task], noise: Tensor) -> str:
-        """Which task's outer loss or gradient is not finite, and why."""
+        """A message that names the task whose outer loss or gradient is non-finite, and the cause."""
         for number, (task, own) in enumerate(zip(tasks, noise, strict=True)):
             gradient, loss = self.looped_gradient(learned, [task], own[None])
             if not loss.isfinite():
@@ -172,7 +173,7 @@ class Init(nn.Module):
         )
 
     def cause(self, learned: Parameters, task: Task, noise: Tensor) -> str:
-        """Why the inner loop ends in weights, or the outer objective in a loss, that are not finite."""
+        """The cause of non-finite adapted weights or of a non-finite outer loss, as part of a message."""
         theta, phi = learned
         one = TaskLearner(replace(self.learner, use_second_order=False), task, noise, autograd_gradient)
         with torch.no_grad():
@@ -228,7 +229,7 @@ class Init(nn.Module):
             return functional_forward(self.learner, used, *inputs, **keywords)
 
     def noise(self, tasks: int) -> Tensor:
-        """What the method draws for each task, from torch's generator."""
+        """The method's random numbers, [tasks, method.noise(inner_loop)], uniform in [0, 1), from torch's generator."""
         like = next(iter(self.meta_parameters.theta.values()))
         return torch.rand(tasks, self.learner.method.noise(self.learner.inner_loop), device=like.device)
 
@@ -237,11 +238,12 @@ NO_DERIVATIVE = "an operation has no finite derivative there, such as a root or 
 
 
 def all_finite(tensors: Any) -> bool:
+    """Whether every entry of every tensor in a tree is finite."""
     return all(bool(tensor.isfinite().all()) for tensor in tree_leaves(tensors))
 
 
 def not_finite(tensors: Parameters | Tensors) -> list[str]:
-    """The names of the tensors with an entry that is not finite."""
+    """The names of the tensors with a non-finite entry."""
     parts = tensors if isinstance(tensors, Parameters) else [tensors]
     return [name for part in parts for name, tensor in part.items() if not all_finite(tensor)]
 
@@ -250,10 +252,10 @@ SIDES = ("train_data", "train_target", "validate_data", "validate_target")  # as
 
 
 def number_of_tasks(tasks: Task) -> int:
-    """Of a batch: the length of the leading axis of every tensor.
+    """The number of tasks in a meta-batch, which is the length of the leading axis of every tensor.
 
     Raises:
-        UserError: tensors of unlike lengths, none at all, or leaves other than tensors and None.
+        UserError: tensors of different lengths, no tensors, or leaves other than tensors and None.
     """
     counts: dict[str, int] = {}
     for name, side in zip(SIDES, tasks, strict=True):

@@ -1,4 +1,4 @@
-"""What a loss sees (`State`) and the two losses that the command line trains with."""
+"""`State`, the argument of an objective, and the objectives of the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 @dataclass
 class State:
-    """One side of a task, support or query, with the weights that have been adapted so far.
+    """The support or the query set of a task, with the weights adapted so far.
 
     Every field can be read as an attribute or as a key. `model(*inputs, updated_weights, **keywords)` runs the
     network's forward(*inputs, **keywords) with the weights, which come last: `model(data, updated_weights)`.
@@ -22,7 +22,7 @@ class State:
     target: Any
     model: Callable[..., Any]
     updated_weights: list[Tensor]  # theta, in the order of `weight_names`
-    measures: dict[str, Tensor] = field(default_factory=dict)  # scalars that an objective wants reported
+    measures: dict[str, Tensor] = field(default_factory=dict)  # scalar metrics that the objective reports
 
     def __getitem__(self, key: str) -> Any:
         return getattr(self, key)
@@ -32,7 +32,7 @@ Objective = Callable[[State], Tensor]
 
 
 def classification(state: State) -> Tensor:
-    """Mean cross-entropy; measures the accuracy, a fraction."""
+    """Mean cross-entropy of the logits; reports the accuracy, a fraction."""
     logits = state.model(state.data, state.updated_weights)
     state.measures["accuracy"] = accuracy(logits, state.target)
     return F.cross_entropy(logits, state.target)
@@ -74,7 +74,7 @@ def classification_among(counts: Tensor) -> Objective:
 
 
 def regression(state: State) -> Tensor:
-    """Mean squared error, which is the measure as well."""
+    """Mean squared error, which is reported as a metric as well."""
     loss = F.mse_loss(state.model(state.data, state.updated_weights), state.target)
     state.measures["mse"] = loss.detach()
     return loss
