@@ -15,8 +15,8 @@ from metarun.config.eval_grid import expand_eval_grid
 from metarun.config.schema import Settings
 from metarun.data import TaskSampler
 from metarun.distributed import launch
+from metarun.distributed.group import build_group, launch_group
 from metarun.distributed.num_workers import num_workers
-from metarun.distributed.task_parallel import build_group, launch_group
 from metarun.engine import warm_start
 from metarun.engine.context import RunContext, build_context
 from metarun.errors import RunFailure, UserError, quote_override, relative_to_cwd
@@ -122,9 +122,9 @@ def evaluate(settings: Settings, folder: Path, began: float, begin: Callable[[],
     path = store.resolve_checkpoint(Path(str(settings.checkpoint)).expanduser())
     sources: dict[str, TaskSampler] = {}
     results: list[dict[str, Any]] = []
-    with launch.launch_workers(num_workers(settings)) as (seat, others):
+    with launch.launch_workers(num_workers(settings)) as (process, workers):
         works = [
-            build_context(one, seat, path, sources=sources, tell=number == 0)
+            build_context(one, process, path, sources=sources, verbose=number == 0)
             for number, one in enumerate(expand_eval_grid(settings))
         ]
         weights = store.load(path).weights
@@ -137,7 +137,7 @@ def evaluate(settings: Settings, folder: Path, began: float, begin: Callable[[],
             for work in works:
                 place = folder if len(works) == 1 else evaluation_dir(folder, work)
                 place.mkdir(exist_ok=True)
-                with build_group(work, seat, others) as team:
+                with build_group(work, process, workers) as team:
                     untrained = warm_start.initial_parameters(work, path.parent, begins=False)
                     found = run_final_test(team, place, path, untrained, progress)
                 results.append(save_result(place, work.settings, found, began))

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from metarun.distributed.task_parallel import TaskParallelGroup, launch_group
+from metarun.distributed.group import launch_group
+from metarun.distributed.task_parallel import TaskParallelGroup
 from metarun.training.trainer import Trainer
 from scripts.benchmark_contender import Contender, read
 from scripts.method_cost import composed

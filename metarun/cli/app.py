@@ -65,7 +65,7 @@ def run_command() -> int:
             print(f"metarun {__version__}")
             return 0
         if (rank := rank_from_env()) and rank.rank:
-            from metarun.distributed.task_parallel import worker_main
+            from metarun.distributed.group import worker_main
 
             worker_main()
         if rank:

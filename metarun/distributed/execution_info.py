@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 def execution_config(team: TaskParallelGroup) -> dict[str, Any]:
     """Everything besides the settings on which the rounding of the results depends: device, threads, versions."""
     work, engine = team.work, team.work.settings.engine
-    looped_norms = work.device.type == "cpu" and work.how_tasks == "looped" and work.batch_norm != "none"
+    looped_norms = work.device.type == "cpu" and work.task_execution == "looped" and work.batch_norm != "none"
     return {
         "device": work.device.type,
-        "tasks": "vectorised" if compiling_failed(team) else work.how_tasks,
+        "tasks": "vectorised" if compiling_failed(team) else work.task_execution,
         "meta_gradient": engine.meta_gradient,
         "precision": engine.precision,
         "loops": fused.backend_name() if looped_norms else "torch",
-        "processes": team.seat.size,
+        "processes": team.process.world_size,
         "threads": work.threads,
         "metarun": __version__,
         "torch": str(torch.__version__),
@@ -37,7 +37,7 @@ def execution_config(team: TaskParallelGroup) -> dict[str, Any]:
 
 def execution_reason(team: TaskParallelGroup) -> str:
     """Why the tasks of a meta-batch are looped, vectorised or compiled, in a few words."""
-    return "it could not be compiled" if compiling_failed(team) else team.work.why_tasks
+    return "it could not be compiled" if compiling_failed(team) else team.work.execution_reason
 
 
 def execution_summary(team: TaskParallelGroup) -> dict[str, Any]:

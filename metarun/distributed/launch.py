@@ -1,6 +1,7 @@
-"""The processes of a run: which of them this is, how they are started and joined, and that one of them has ended.
+"""Starts the processes of a run, joins them in a process group, and detects that one of them has ended or hangs.
 
-torchrun starts them all; `engine.workers=N` starts N - 1 beside this one, and tells them what torchrun would have.
+torchrun starts all of them; `engine.workers=N` starts N - 1 workers beside this process, with torchrun's variables in
+their environment.
 """
 
 from __future__ import annotations
@@ -27,111 +28,125 @@ from metarun.engine.rank import RENDEZVOUS_ENV, SINGLE_PROCESS, Rank, rank_from_
 from metarun.errors import RunFailure
 from metarun.utils.signals import asked_to_stop, end_with_parent
 
-FOREVER = timedelta(days=365)  # of gloo: how long is waited, `wait` says; one that has ended is noticed at once
-TICK = 0.5  # seconds of waiting after which signals are looked at
-STARTING = 600.0  # seconds that processes wait for one another before the first step that they share has ended
-PATIENCE = 120.0  # and from then on at least
-SHARES = 20  # or so many times as long as the leader's own share of the work has taken
-ASKED = 10.0  # where a signal has asked the run to stop, at least; else twice the share
-LEADING = 3600.0  # that the others wait for the leader within a run, which also writes and draws
-READING = 86400.0  # and between runs, while it prepares data
-PR_SET_PDEATHSIG = 1  # of prctl
+GLOO_TIMEOUT = timedelta(days=365)  # `wait` has its own timeout; a process that ended is noticed at once
+POLL_SECONDS = 0.5  # between two looks at signals while waiting
+STARTUP_TIMEOUT = 600.0  # seconds, until the first collective operation has completed
+STEP_TIMEOUT = 120.0  # seconds, from then on; at least TIMEOUT_SHARES times the leader's own share of the work
+TIMEOUT_SHARES = 20
+STOP_TIMEOUT = 10.0  # seconds, once a signal has asked the run to stop; at least twice the leader's own share
+LEADER_TIMEOUT = 3600.0  # seconds that workers wait for the leader within a run, which also writes files
+IDLE_TIMEOUT = 86400.0  # seconds that workers wait for the next run, while the leader prepares data
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 WORKER_ENTRYPOINT = "import sys; sys.path[:] = {!r}; from metarun.cli.app import main; sys.exit(main())"
+
+Workers = Sequence["subprocess.Popen[str]"]
 
 
 class PeerLost(Exception):
     """Another process has ended, or does not answer."""
 
 
-abandoned: list[bool] = []  # not empty where torch's threads still wait for a process that does not answer
+abandoned: list[bool] = []  # non-empty if torch's threads still wait for a process that does not answer
 
 
 @contextmanager
 def raise_peer_lost() -> Iterator[None]:
-    """Raises Lost where what is done within needs a process that has ended."""
+    """Raises PeerLost where a collective operation in the block fails because another process has ended."""
     try:
         yield
-    except RuntimeError as error:  # gloo and NCCL have no narrower one
+    except RuntimeError as error:  # gloo and NCCL raise no narrower type
         raise PeerLost(str(error).splitlines()[0]) from error
 
 
-def wait(operation: Callable[[], Any], patience: float, asked: float = math.inf) -> None:
-    """Do what all processes share, and is begun by `operation` with async_op=True.
+def wait(operation: Callable[[], Any], timeout: float, stop_timeout: float = math.inf) -> None:
+    """Run a collective operation and wait for its end.
 
-    Time counts as long as this process runs itself: all of them may be suspended, and go on.
+    Only time in which this process runs counts, so that a run whose processes are all suspended can continue.
 
     Args:
-        patience: seconds to wait for the others.
-        asked: the same where a signal has asked the run to stop.
+        operation: starts the operation with async_op=True and returns its handle.
+        timeout: seconds to wait for the other processes.
+        stop_timeout: the same once a signal has asked the run to stop, if it is shorter.
 
     Raises:
-        Lost: another process has ended, or has not answered for so long.
+        PeerLost: another process has ended, or the time is over.
     """
     with raise_peer_lost():
-        begun = operation()
+        handle = operation()
     waited = 0.0
     while True:
         try:
-            begun.wait(timedelta(seconds=TICK))
+            handle.wait(timedelta(seconds=POLL_SECONDS))
             return
         except RuntimeError as error:
-            if begun.is_completed():
+            if handle.is_completed():
                 raise PeerLost(str(error).splitlines()[0]) from error
-        waited += TICK
-        if waited >= (limit := min(patience, asked) if asked_to_stop() else patience):
+        waited += POLL_SECONDS
+        if waited >= (limit := min(timeout, stop_timeout) if asked_to_stop() else timeout):
             raise PeerLost(f"has not answered for {limit:.0f} s")
 
 
-def init_process_group(seat: Rank) -> None:
-    """Meet the other processes. What is sent by CPU goes through gloo."""
-    place = os.environ.get(RENDEZVOUS_ENV, "env://")
-    dist.init_process_group("gloo", init_method=place, rank=seat.rank, world_size=seat.size, timeout=FOREVER)
+def init_process_group(process: Rank) -> None:
+    """Join the default process group, with gloo as its backend."""
+    dist.init_process_group(
+        "gloo",
+        init_method=os.environ.get(RENDEZVOUS_ENV, "env://"),
+        rank=process.rank,
+        world_size=process.world_size,
+        timeout=GLOO_TIMEOUT,
+    )
 
 
 @contextmanager
-def launch_workers(workers: int) -> Iterator[tuple[Rank, Sequence[subprocess.Popen[str]]]]:
-    """Start `workers` - 1 processes, which end with the block; none where torchrun has started them all."""
-    seat = rank_from_env()
-    if seat is not None or workers == 1:
-        yield seat or SINGLE_PROCESS, ()
+def launch_workers(world_size: int) -> Iterator[tuple[Rank, Workers]]:
+    """Start `world_size` - 1 workers, which end with the block; none where torchrun has started all processes.
+
+    Yields this process's rank and the workers that it started.
+    """
+    process = rank_from_env()
+    if process is not None or world_size == 1:
+        yield process or SINGLE_PROCESS, ()
         return
-    with tempfile.TemporaryDirectory(prefix="metarun-") as place:
-        environment = {RENDEZVOUS_ENV: (Path(place) / "meet").as_uri(), **local_only()}
-        others = [start(rank, workers, environment) for rank in range(1, workers)]
+    with tempfile.TemporaryDirectory(prefix="metarun-") as folder:
+        environment = {RENDEZVOUS_ENV: (Path(folder) / "meet").as_uri(), **loopback_environment()}
+        workers = [start_worker(rank, world_size, environment) for rank in range(1, world_size)]
         try:
             with patched_environ(environment):
-                yield Rank(0, workers, 0, workers), others
+                yield Rank(0, world_size, 0, world_size), workers
         finally:
-            part(others)
+            stop_workers(workers)
 
 
-def part(others: Sequence[subprocess.Popen[str]]) -> None:
-    """End the other processes, which have nothing to lose; those of torchrun end when they are left alone."""
-    for other in others:
-        other.kill()
-        other.wait()
-        if other.stdout is not None:
-            other.stdout.close()
+def stop_workers(workers: Workers) -> None:
+    """Kill the workers that this process started, which have nothing to save, and leave the process group.
+
+    Processes of torchrun are not killed: they end once their leader has left.
+    """
+    for worker in workers:
+        worker.kill()
+        worker.wait()
+        if worker.stdout is not None:
+            worker.stdout.close()
     if dist.is_initialized() and not abandoned:
-        if others:  # before, torch would wait for what they have begun
+        if workers:  # while they live, torch would wait for operations that they have begun
             dist.destroy_process_group()
         else:
             abandoned.append(True)
 
 
-def start(rank: int, size: int, environment: dict[str, str]) -> subprocess.Popen[str]:
-    own = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+def start_worker(rank: int, world_size: int, environment: dict[str, str]) -> subprocess.Popen[str]:
+    ranks = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
     return subprocess.Popen(
         [sys.executable, "-c", WORKER_ENTRYPOINT.format(sys.path)],
-        env={**os.environ, **environment, **{name: str(value) for name, value in own.items()}},
+        env={**os.environ, **environment, **{name: str(value) for name, value in ranks.items()}},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
     )
 
 
-def local_only() -> dict[str, str]:
-    """Keeps gloo off the network where all processes are on this machine."""
+def loopback_environment() -> dict[str, str]:
+    """The variable that keeps gloo on the loopback interface, as all processes are on this machine."""
     name = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
     return {"GLOO_SOCKET_IFNAME": name} if name and "GLOO_SOCKET_IFNAME" not in os.environ else {}
 
@@ -150,47 +165,48 @@ def patched_environ(environment: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def wait_until_ready(others: Sequence[subprocess.Popen[str]]) -> None:
-    """Until each process that was started can be joined. Raises Lost where one ends before."""
-    for other in others:
-        assert other.stdout is not None
-        if not select.select([other.stdout], [], [], STARTING)[0]:
-            raise PeerLost(f"has not answered for {STARTING:.0f} s")
-        if not other.stdout.readline():
+def wait_until_ready(workers: Workers) -> None:
+    """Wait until each worker can join the process group. Raises PeerLost if one ends before."""
+    for worker in workers:
+        assert worker.stdout is not None
+        if not select.select([worker.stdout], [], [], STARTUP_TIMEOUT)[0]:
+            raise PeerLost(f"has not answered for {STARTUP_TIMEOUT:.0f} s")
+        if not worker.stdout.readline():
             raise PeerLost("has ended")
 
 
-def failure(others: Sequence[subprocess.Popen[str]], lost: PeerLost) -> RunFailure:
-    """What to tell where a process has ended that should not have, or does not answer."""
-    time.sleep(0.5)  # the system may not have taken note of it yet
+def peer_failure(workers: Workers, lost: PeerLost) -> RunFailure:
+    """The error to raise after `lost`: names the worker that has ended or does not answer, if it can be found out."""
+    time.sleep(0.5)  # the operating system may not have registered the end yet
     silent = str(lost) if str(lost).startswith("has not") else ""
-    for rank, other in enumerate(others, 1):
-        how = ""
-        if (status := other.poll()) is not None:
-            how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        elif silent and (len(others) == 1 or is_stopped(other.pid)):
-            how = f"{silent}{', it is stopped' if is_stopped(other.pid) else ''}"
-        if how:
-            return RunFailure(f"process {rank} of {len(others) + 1} {how} (engine.workers={len(others) + 1})")
+    for rank, worker in enumerate(workers, 1):
+        problem = ""
+        if (status := worker.poll()) is not None:
+            problem = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+        elif silent and (len(workers) == 1 or is_stopped(worker.pid)):
+            problem = f"{silent}{', it is stopped' if is_stopped(worker.pid) else ''}"
+        if problem:
+            world_size = len(workers) + 1
+            return RunFailure(f"process {rank} of {world_size} {problem} (engine.workers={world_size})")
     if silent:
         return RunFailure(f"another process of this run {silent}")
-    return RunFailure("another process of this run has ended, or its connection is lost; torchrun tells which")
+    return RunFailure("another process of this run has ended, or its connection is lost; see torchrun's messages")
 
 
-def is_stopped(process: int) -> bool:
-    """Whether a signal has stopped it, where the system tells."""
+def is_stopped(pid: int) -> bool:
+    """Whether a signal has suspended the process; False where /proc does not exist."""
     try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "Tt"
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "Tt"
     except (OSError, IndexError):
         return False
 
 
 def run_as_worker() -> None:
-    """What a process does that follows: it leaves signals to the one that leads, and ends when that has ended."""
+    """Set this process up as a worker: it ignores signals, which the leader handles, and ends with the leader."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if RENDEZVOUS_ENV in os.environ:
         end_with_parent(lambda: os._exit(1))
-        if sys.platform == "linux":  # also where this process is stopped then
+        if sys.platform == "linux":  # kills this process even if it is suspended then
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         print("ready", flush=True)

@@ -1,39 +1,46 @@
-"""How many processes share a run's tasks, and whether they can."""
+"""Number of processes that share a run's tasks, and whether its tasks can be shared."""
 
 from __future__ import annotations
 
 from metarun.config.eval_grid import expand_eval_grid
 from metarun.config.groups import Mlp
 from metarun.config.schema import Settings
-from metarun.engine.context import RunContext, eval_inner_loop
-from metarun.engine.execution import MIN_STEPS_FOR_WORKERS, WORTH_STARTING_TO_TEST, choose_device, select_num_workers
+from metarun.engine.context import RunContext
+from metarun.engine.execution import (
+    MIN_STEPS_FOR_WORKERS,
+    MIN_TEST_TASKS_FOR_WORKERS,
+    choose_device,
+    select_num_workers,
+)
 from metarun.engine.rank import Rank, rank_from_env
+from metarun.engine.task_shapes import eval_inner_loop
 from metarun.errors import UserError
 
 
 def num_workers(settings: Settings) -> int:
-    """Processes of a run, where torchrun has not started them."""
-    worth, tasks = 0.0, settings.meta_batch
+    """Number of processes that share a run's tasks, where torchrun has not started them."""
+    amount, num_tasks = 0.0, settings.meta_batch  # of work, as a multiple of the least that is worth another process
     if settings.mode == "evaluate":
-        every = expand_eval_grid(settings)
-        tasks = settings.eval.tasks
-        worth = sum(tasks * (eval_inner_loop(one) + 1) for one in every) / WORTH_STARTING_TO_TEST
+        num_tasks = settings.eval.tasks
+        inner_loops = [eval_inner_loop(evaluation) for evaluation in expand_eval_grid(settings)]
+        amount = sum(num_tasks * (steps + 1) for steps in inner_loops) / MIN_TEST_TASKS_FOR_WORKERS
     elif getattr(settings.method, "objective", "") != "trajectory":
-        worth = settings.iterations / MIN_STEPS_FOR_WORKERS
+        amount = settings.iterations / MIN_STEPS_FOR_WORKERS
     looped, convolutional = settings.engine.tasks in ("auto", "looped"), not isinstance(settings.backbone, Mlp)
     device = choose_device(settings.device)
-    return select_num_workers(settings.engine.workers, convolutional and looped, device, worth, tasks)
+    return select_num_workers(settings.engine.workers, convolutional and looped, device, amount, num_tasks)
 
 
-def check_shardable(work: RunContext, seat: Rank) -> None:
-    """Raises UserError where the processes cannot share the run's tasks."""
+def check_shardable(work: RunContext, process: Rank) -> None:
+    """Raises UserError if the processes cannot share the run's training tasks."""
     if work.settings.mode != "train":
         return
-    given = f"torchrun's {seat.size} processes" if rank_from_env() else f"engine.workers={seat.size}"
-    if seat.size > work.settings.meta_batch:
+    size = process.world_size
+    given = f"torchrun's {size} processes" if rank_from_env() else f"engine.workers={size}"
+    if size > work.settings.meta_batch:
         raise UserError(
-            f"{given}: a meta-batch of {work.settings.meta_batch} tasks has work for as many; "
-            "raise meta_batch or take fewer"
+            f"{given}: a meta-batch of {work.settings.meta_batch} tasks has work for at most "
+            f"{work.settings.meta_batch} processes; raise meta_batch or take fewer"
         )
     if work.compiled is not None:
         raise UserError(
@@ -42,6 +49,6 @@ def check_shardable(work: RunContext, seat: Rank) -> None:
         )
     if work.learner.method.offline is not None:
         raise UserError(
-            f"{given}: method.objective=trajectory learns from one stored iterate after another, which cannot be "
-            "shared out; take one process"
+            f"{given}: method.objective=trajectory learns from one stored iterate after another, which processes "
+            "cannot share; take one process"
         )

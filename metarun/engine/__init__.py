@@ -1,0 +1,1 @@
+"""What a run computes with: its data, network, initial weights, device and execution, built from its settings."""

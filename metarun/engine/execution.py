@@ -1,4 +1,4 @@
-"""How a run computes: chosen from the model and the device, or forced by `engine.*`; changes nothing but rounding."""
+"""Device, task execution, processes and threads of a run, automatic or as `engine.*` asks; only rounding differs."""
 
 from __future__ import annotations
 
@@ -14,32 +14,38 @@ from metarun.engine.rank import RENDEZVOUS_ENV, SINGLE_PROCESS, Rank
 from metarun.errors import UserError
 
 
-def choose_device(wanted: str, seat: Rank = SINGLE_PROCESS) -> torch.device:
-    """One GPU for each process. Raises UserError where CUDA is asked for and not there."""
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    device = torch.device(("cuda" if found else "cpu") if wanted == "auto" else wanted)
-    if device.type == "cuda" and (device.index or 0) >= found:
-        raise UserError(f"device={wanted}: this machine has {found} CUDA devices that torch can use; try device=cpu")
-    if device.type == "cpu" or seat.size == 1:
+def choose_device(device_key: str, process: Rank = SINGLE_PROCESS) -> torch.device:
+    """The device of this process: on GPUs, each process has its own. Raises UserError if there are not enough."""
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device(("cuda" if num_gpus else "cpu") if device_key == "auto" else device_key)
+    given, world_size = f"device={device_key}", process.world_size
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise UserError(f"{given}: this machine has {num_gpus} CUDA devices that torch can use; try device=cpu")
+    if device.type == "cpu" or world_size == 1:
         return device
     if device.index is not None:
-        raise UserError(f"device={wanted}: each of {seat.size} processes takes a GPU of its own; give device=cuda")
-    if seat.local_size > found:
+        raise UserError(f"{given}: each of {world_size} processes takes a GPU of its own; give device=cuda")
+    if process.local_world_size > num_gpus:
         raise UserError(
-            f"device={wanted}: {seat.local_size} processes need as many GPUs, this machine has {found}; "
+            f"{given}: {process.local_world_size} processes need as many GPUs, this machine has {num_gpus}; "
             "take fewer processes (engine.workers, or torchrun's), or device=cpu"
         )
-    torch.cuda.set_device(seat.local_rank)
-    return torch.device("cuda", seat.local_rank)
+    torch.cuda.set_device(process.local_rank)
+    return torch.device("cuda", process.local_rank)
 
 
-MIN_STEPS_TO_COMPILE = 10_000  # outer steps: a small network's take 2 to 10 ms less each, compiling them 10 to 40 s
+MIN_STEPS_TO_COMPILE = 10_000  # outer steps: compiling takes 10 to 40 s and saves a small network 2 to 10 ms a step
 
 
 def select_task_execution(wanted: str, model: nn.Module, device: torch.device, steps: int) -> tuple[str, str]:
-    """How a meta-batch is computed: "looped", "vectorised" or "compiled", and why.
+    """How the tasks of a meta-batch are computed, and why.
 
-    steps: outer steps of the run that are one function of a meta-batch; 0 where there are none to compile.
+    Args:
+        wanted: `engine.tasks`: one of the three below, or "auto".
+        steps: outer steps of the run; 0 if its outer step cannot be compiled.
+
+    Returns:
+        "looped", "vectorised" or "compiled", and the reason in a few words.
     """
     if wanted != "auto":
         return wanted, "as asked for"
@@ -57,43 +63,50 @@ def select_task_execution(wanted: str, model: nn.Module, device: torch.device, s
     return "compiled", "small layers are fastest so, and the run is long enough for it to pay"
 
 
-MIN_STEPS_FOR_WORKERS = 200  # outer steps: a process takes 3 seconds to start
-WORTH_STARTING_TO_TEST = 600  # test tasks, each counted once for every theta: conv4 takes some 16 ms for one, twice
+MIN_STEPS_FOR_WORKERS = 200  # outer steps: a process takes 3 s to start
+MIN_TEST_TASKS_FOR_WORKERS = 600  # times inner steps + 1; one task's step takes conv4 some 16 ms
 
 
-def select_num_workers(wanted: int | None, convolutional: bool, device: torch.device, worth: float, tasks: int) -> int:
-    """How many processes share `tasks`, as those of a meta-batch: on a CPU one with one thread for each core.
+def select_num_workers(
+    wanted: int | None, convolutional: bool, device: torch.device, amount: float, num_tasks: int
+) -> int:
+    """Number of processes that share `num_tasks` tasks, of a meta-batch or an evaluation.
 
-    worth: the work there is, in units of the least that is worth starting a process for.
+    `engine.workers`, if given. Otherwise, for convolutional networks on a CPU, one process with one thread for each
+    core: two such processes are 1.3 times as fast as one with two threads, which wait for each other in every layer.
 
-    Two with a thread each do 1.3 times what one with two does: threads wait for one another at every layer.
+    Args:
+        wanted: `engine.workers`.
+        convolutional: the network has convolutions, and its tasks are looped.
+        amount: of work, as a multiple of the least that is worth starting a process for.
     """
     if wanted is not None:
         return wanted
-    pays = convolutional and device.type == "cpu" and worth >= 1
-    return min(ALL_THREADS, tasks) if pays else 1
+    worthwhile = convolutional and device.type == "cpu" and amount >= 1
+    return min(ALL_THREADS, num_tasks) if worthwhile else 1
 
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 ALL_THREADS = torch.get_num_threads()
 
 
-def set_num_threads(vectorised: bool, device: torch.device, seat: Rank = SINGLE_PROCESS) -> int:
-    """Threads of each operation, which torch is set to: those of a small vectorised network are too short to share.
+def set_num_threads(vectorised: bool, device: torch.device, process: Rank = SINGLE_PROCESS) -> int:
+    """Set torch's threads for each operation, and return their number.
 
-    Two threads gain nothing on them, and lose fiftyfold where another process wants the second core. Processes on
-    one machine divide its cores; OMP_NUM_THREADS says what the run takes, or of torchrun's processes each.
+    One for vectorised tasks on a CPU: the operations of a small network are too short to share, and two threads are
+    fifty times slower if another process uses the second core. Otherwise the processes on one machine divide its
+    cores, or each of torchrun's takes OMP_NUM_THREADS.
     """
-    given = "OMP_NUM_THREADS" in os.environ and RENDEZVOUS_ENV not in os.environ
-    each = ALL_THREADS if given else max(1, ALL_THREADS // seat.local_size)
+    user_set = "OMP_NUM_THREADS" in os.environ and RENDEZVOUS_ENV not in os.environ
+    each = ALL_THREADS if user_set else max(1, ALL_THREADS // process.local_world_size)
     threads = 1 if vectorised and device.type == "cpu" else each
     torch.set_num_threads(threads)
     return threads
 
 
 def configure_malloc() -> None:
-    """Tell glibc's allocator to keep freed memory for the next step; returning it costs a third of a step's time."""
+    """Let glibc's allocator keep freed memory for the next step: returning it costs a third of a step's time."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, 2**30)
-        libc.mallopt(M_MMAP_MAX, 0)  # what is mapped by itself goes back at once, however large the threshold
+        libc.mallopt(M_MMAP_MAX, 0)  # memory from mmap would be returned at once, whatever the threshold

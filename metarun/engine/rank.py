@@ -1,27 +1,30 @@
-"""Which of a run's processes this one is."""
+"""Rank and world size of this process."""
 
 from __future__ import annotations
 
 import os
 from typing import NamedTuple
 
-RENDEZVOUS_ENV = "METARUN_JOIN"  # where the processes that engine.workers starts meet; torchrun's have another place
+RENDEZVOUS_ENV = "METARUN_JOIN"  # set for the processes that engine.workers starts: the URL where they meet
 
 
 class Rank(NamedTuple):
-    """Number and count of processes, in all and on this machine. Rank 0 leads, the others do what it asks."""
+    """Rank and world size of a process, among all processes of the run and among those on this machine.
+
+    The process of rank 0 is the leader, the others are its workers.
+    """
 
     rank: int
-    size: int
+    world_size: int
     local_rank: int
-    local_size: int
+    local_world_size: int
 
 
 SINGLE_PROCESS = Rank(0, 1, 0, 1)
 
 
 def rank_from_env() -> Rank | None:
-    """What torchrun, or a process that leads, has put into the environment."""
+    """The rank that torchrun, or the leader, has set in the environment; None if this process was started alone."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     if not all(name in os.environ for name in names):
         return None

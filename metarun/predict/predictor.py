@@ -24,11 +24,11 @@ from metarun.core.meta_learner import TaskLearner, autograd_gradient
 from metarun.core.objectives import classification_among
 from metarun.data import method_noise
 from metarun.data.image_sampler import ImageTaskSampler
-from metarun.engine.context import eval_inner_loop
 from metarun.engine.eval_preprocessing import preprocessing_from_checkpoint
 from metarun.engine.eval_result import EVALUATION_SEED
 from metarun.engine.execution import choose_device
 from metarun.engine.network import batch_norm, build_learner, build_model, check_state_shapes
+from metarun.engine.task_shapes import eval_inner_loop
 from metarun.errors import UserError, relative_to_cwd
 from metarun.methods import Parameters, Tensors
 from metarun.nn.norm import is_transductive

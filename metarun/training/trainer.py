@@ -260,7 +260,7 @@ class Trainer:
         """Evaluate the validation tasks, log the result, and save the best checkpoint if it improved.
 
         Args:
-            progress: called with the number of tasks done.
+            progress: called after each chunk of tasks with the number of its tasks.
         """
         settings = self.work.settings.eval
         result = self.team.evaluate("val", settings.validation_tasks, progress)

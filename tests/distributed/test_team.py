@@ -42,7 +42,7 @@ def test_every_task_has_one_process(size: int) -> None:
         shares = []
         for rank in range(size):
             team = TaskParallelGroup.__new__(TaskParallelGroup)
-            team.seat = Rank(rank, size, rank, size)
+            team.process = Rank(rank, size, rank, size)
             shares.append(team.local_task_range(count))
         assert [task for share in shares for task in share] == list(range(count))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
@@ -106,10 +106,10 @@ def test_a_process_that_dies_ends_all(tmp_path: Path, leader: bool) -> None:
 
 IMPATIENT = """
 import sys
-from metarun import processes
-from metarun.cli import main
+from metarun.cli.app import main
+from metarun.distributed import launch
 
-processes.PATIENCE, processes.ASKED = map(float, sys.argv.pop(1).split(","))
+launch.STEP_TIMEOUT, launch.STOP_TIMEOUT = map(float, sys.argv.pop(1).split(","))
 sys.exit(main())
 """
 
@@ -170,9 +170,9 @@ def test_waiting_counts_while_the_process_itself_runs(monkeypatch: pytest.Monkey
         def is_completed(self) -> bool:
             return False
 
-    launch.wait(Operation, 5 * launch.TICK)
+    launch.wait(Operation, 5 * launch.POLL_SECONDS)
     with pytest.raises(launch.PeerLost, match="has not answered for 1 s"):
-        launch.wait(Operation, 2 * launch.TICK)
+        launch.wait(Operation, 2 * launch.POLL_SECONDS)
 
 
 def test_an_evaluation_is_shared_whatever_the_meta_batch(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_an_evaluation_takes_the_processes_that_pay(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(
-    ("environment", "seat", "threads"),
+    ("environment", "process", "threads"),
     [
         ({}, SINGLE_PROCESS, 8),
         ({}, Rank(0, 4, 0, 4), 2),
@@ -80,7 +80,7 @@ def test_an_evaluation_takes_the_processes_that_pay(monkeypatch: pytest.MonkeyPa
     ],
 )
 def test_processes_do_not_take_more_threads_than_the_run_has(
-    environment: dict[str, str], seat: Rank, threads: int, monkeypatch: pytest.MonkeyPatch
+    environment: dict[str, str], process: Rank, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("metarun.engine.execution.ALL_THREADS", 8)
     taken: list[int] = []
@@ -89,4 +89,4 @@ def test_processes_do_not_take_more_threads_than_the_run_has(
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert set_num_threads(False, CPU, seat) == threads and taken == [threads]
+    assert set_num_threads(False, CPU, process) == threads and taken == [threads]

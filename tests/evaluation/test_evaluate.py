@@ -110,7 +110,7 @@ def test_fewer_ways_are_the_first_outputs(trained: Settings) -> None:
     """Inner loop and judgement, written out."""
     settings = with_eval(trained, ways=2, inner_loop=2, details=True)
     path = store.resolve_checkpoint(Path(str(trained.checkpoint)))
-    work = build_context(settings, taking=path)
+    work = build_context(settings, checkpoint=path)
     work.load_state_dict(work.match_head(store.load(path).weights), "run")
     judged = work.evaluate_chunk("test", 0, 2)
     assert judged.shape == (2, 2, 3 + 4)
@@ -159,7 +159,7 @@ def test_another_data_set_is_brought_into_the_form_of_the_trained_one(trained: S
     assert results[1]["class_split"] == "cifar_fs-bertinetto-64/16/20"
     path = store.resolve_checkpoint(Path(str(trained.checkpoint)))
     other = replace(with_eval(trained, queries=1), dataset=CifarFs())
-    assert build_context(other, taking=path).source.input_shape == (3, 8, 8)
+    assert build_context(other, checkpoint=path).source.input_shape == (3, 8, 8)
     assert evaluated(other, tmp_path / "typed")["by_step"] == results[1]["by_step"]
 
 
