@@ -1,1 +1,1 @@
-"""`mode=report`: what finished runs came to, side by side, from the files in their folders; without torch."""
+"""`mode=report`: compare the results of finished runs, read from their run folders; does not import torch."""

@@ -1,4 +1,4 @@
-"""What a report says, whatever it is written as: tables of words, lines, and what was left out."""
+"""The content of a report, whatever its file format: tables of text, warnings, and runs that were left out."""
 
 from __future__ import annotations
 

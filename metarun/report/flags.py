@@ -1,4 +1,4 @@
-"""What is to be told beside the tables: differences that make runs incomparable, or unequal, and what went wrong."""
+"""Warnings above the tables: settings that make runs incomparable or unequal, and runs with non-finite steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Differences task by task: two methods tested on the same tasks share their luck with them."""
+"""Paired differences between methods that were tested on the same tasks, task by task."""
 
 from __future__ import annotations
 
@@ -76,13 +76,13 @@ def sharing(blocks: Sequence[ComparisonTable]) -> list[list[SeedGroup]]:
 
 
 def of_group(group: SeedGroup) -> list[float]:
-    """Each task's metric, the mean over the group's seeds. Raises Fault where a run's tasks.csv is not there."""
+    """Each task's metric, the mean over the group's seeds. Raises UnreadableRun if a run's tasks.csv is not there."""
     columns = [of_run(run) for run in group.runs]
     return [statistics.fmean(values) for values in zip(*columns, strict=True)]
 
 
 def of_run(run: Run) -> list[float]:
-    """Its tasks.csv: each task's final metric. Raises Fault where it is missing, damaged or not of this run's test."""
+    """Each task's final metric, from tasks.csv. Raises UnreadableRun if it is missing, damaged or of another test."""
     path = run.folder / TASKS_CSV
     if not os.path.lexists(path):
         raise UnreadableRun(f"{path} is missing")

@@ -1,4 +1,4 @@
-"""The runs below some folders, as their files tell of them: finished, unfinished, and what cannot be read."""
+"""Read the run folders below given folders: finished runs, unfinished runs, and folders that cannot be read."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def finished(folder: Path) -> list[Run]:
     """Its result, or its results where one evaluation had several.
 
     Raises:
-        Fault: result.json is damaged or lacks what this version writes.
+        UnreadableRun: result.json is damaged or lacks what this version writes.
     """
     with faults(RESULT):
         content = read_result(folder)
@@ -209,7 +209,7 @@ def run_of(folder: Path, result: Mapping[str, Any], typed: str, lines: Sequence[
 
 
 def typed_getter(content: Mapping[str, Any], what: str) -> Callable[..., Any]:
-    """A function that takes an entry out of `content` and raises Fault where it is missing or of another type."""
+    """A function that takes an entry out of `content` and raises UnreadableRun if it is missing or of another type."""
 
     def take(name: str, *kinds: type) -> Any:
         if name not in content:
@@ -224,7 +224,7 @@ def typed_getter(content: Mapping[str, Any], what: str) -> Callable[..., Any]:
 
 @contextmanager
 def faults(name: str) -> Iterator[None]:
-    """Makes a Fault of whatever a file of a run folder cannot be read for."""
+    """Raise UnreadableRun, naming the file, in place of any error of reading or parsing it."""
     try:
         yield
     except OSError as error:
@@ -239,7 +239,7 @@ def faults(name: str) -> Iterator[None]:
 
 
 def typed_settings(folder: Path) -> dict[str, Any]:
-    """What Hydra wrote down, by dotted name; nothing where it wrote nothing. Raises Fault where it is damaged."""
+    """What Hydra wrote down, by dotted name; nothing where it wrote nothing. Raises UnreadableRun if it is damaged."""
     content = hydra_file(folder, "config.yaml", dict)
     flat: dict[str, Any] = {}
     for name, value in content.items():
@@ -286,7 +286,7 @@ def progress_description(folder: Path, settings: Mapping[str, Any]) -> str:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that can be read. Raises Fault where the file cannot."""
+    """The lines of metrics.jsonl that can be read. Raises UnreadableRun if the file cannot."""
     path = folder / METRICS
     if not os.path.lexists(path):
         return []

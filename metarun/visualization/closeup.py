@@ -1,4 +1,4 @@
-"""A few tasks seen from inside: what the network says after some of its inner steps, and what the method shows."""
+"""The network's logits and the method's summaries on a few tasks during the inner loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from metarun.types import Task
 def logits_by_inner_step(
     learner: MetaLearner, parameters: Parameters, tasks: Task, noise: Tensor, steps: Sequence[int], vectorised: bool
 ) -> Tensor:
-    """Of the network on each query set after each of the inner `steps`: [tasks, steps, queries, outputs]."""
+    """Logits on each query set after each of the inner `steps`: [tasks, steps, queries, outputs]."""
     learner = replace(learner, use_second_order=False)
     parameters = tree_map(torch.detach, parameters)
     gradient = functional_gradient if vectorised else autograd_gradient
