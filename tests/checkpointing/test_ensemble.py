@@ -54,7 +54,7 @@ def test_the_best_are_kept_and_the_mean_of_their_outputs_is_judged(tmp_path: Pat
     said = []
     for step in best:
         work.load_state_dict(store.load(ensemble.member_path(tmp_path / "run", step)).weights, "member")
-        said.append(work.ensemble_member_logits("test", 0, 10))  # [tasks, steps + 1, points, 1]
+        said.append(work.query_logits("test", 0, 10))  # [tasks, steps + 1, points, 1]
     targets = work.source.draw(EVALUATION_SEED, "test", 0, 10, work.eval_shape).query_target[:, None]
     errors = (torch.stack(said).mean(0) - targets).square().mean((2, 3))
     assert result(tmp_path / "run")["by_step"] == pytest.approx(errors.mean(0).tolist(), rel=1e-5)
