@@ -48,8 +48,7 @@ class RunLogger:
             if len(found) < lines:
                 raise UserError(
                     f"{relative_to_cwd(path)}: has {len(found)} lines up to step {step} of {lines} that were "
-                    "written; it was "
-                    "cut short: bring it back, or take the file away, and new lines begin another"
+                    "written; it was cut short: bring it back, or take the file away, and new lines begin another"
                 )
             kept = [(line, entry) for line, entry in found if not (due and is_validation_of(step, entry))]
             whole_files.atomic_write(path, b"".join(line for line, _ in kept))
@@ -61,14 +60,16 @@ class RunLogger:
             first, place = step + (not due), folder / "tensorboard"
             self.curves = files.enter_context(closing(EventFileWriter(place, first)))
             self.validation = files.enter_context(closing(EventFileWriter(place / "validation", first)))
+            for _, entry in kept if due else ():  # purging from `step` on hides its training line too
+                if entry["step"] == step:
+                    self.draw(
+                        step,
+                        entry["split"],
+                        {name: value for name, value in entry.items() if name not in NON_METRIC_KEYS},
+                    )
+            with translate_os_errors(path):
+                sync_folder(folder)
             self.files = files.pop_all()
-        for _, entry in kept if due else ():  # purging from `step` on hides its training line too
-            if entry["step"] == step:
-                self.draw(
-                    step, entry["split"], {name: value for name, value in entry.items() if name not in NON_METRIC_KEYS}
-                )
-        with translate_os_errors(path):
-            sync_folder(folder)
 
     def write(self, step: int, split: str, seconds: float, **scalars: float) -> None:
         """Append a line with the scalars of outer step `step`, and add them to TensorBoard's curves."""

@@ -53,9 +53,9 @@ def train(
     bar = tqdm(total=settings.iterations, initial=trainer.step, desc="training", unit="step", disable=None)
     how_to_resume = f"which is saved; go on with {quote_override('resume', relative_to_cwd(folder))}"
     records = RunLogger(folder, trainer.step, trainer.validation_pending, trainer.num_lines)
-    on_begin()
-    hparams.write_hparams(folder, settings)
     with records, defer_signals() as stop, logging_redirect_tqdm(), bar:
+        on_begin()
+        hparams.write_hparams(folder, settings)
         trainer.records = records
 
         def validate() -> None:

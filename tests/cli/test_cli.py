@@ -19,7 +19,8 @@ import metarun
 import tests
 from metarun.checkpointing import store
 from metarun.checkpointing.state import CheckpointState
-from metarun.cli import app, errors, settings
+from metarun.cli import app, errors, resolvers, settings
+from metarun.cli.errors import CONFIG_GROUP_NAMES
 from metarun.config.groups import CONFIG_GROUPS, Conv4, Glyphs, Maml, Mlp, Msgd, Sinusoid
 from metarun.config.schema import Settings, iter_options
 from metarun.errors import UserError
@@ -135,7 +136,7 @@ def test_help_lists_every_key_and_choice(capsys: pytest.CaptureFixture[str]) -> 
     shown = capsys.readouterr().out
     for name in errors.KEYS:
         assert f"  {name}=" in shown
-    for group in app.CONFIG_GROUP_NAMES:
+    for group in CONFIG_GROUP_NAMES:
         assert all(re.search(rf"\b{choice}\b", shown) for choice in choices(group))
     assert max(map(len, shown.splitlines())) <= 100
     assert "schema" not in shown
@@ -322,7 +323,7 @@ def test_runs_of_one_second_have_their_own_folders(runs: list[tuple[Settings, Pa
             return datetime(2025, 1, 31, 12)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "datetime", Noon)
+        patch.setattr(resolvers, "datetime", Noon)
         for _ in range(3):
             assert command() == 0
         assert command("--multirun", "seed=1,2") == 0

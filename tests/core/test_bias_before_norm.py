@@ -34,7 +34,7 @@ def learner_of(method: str, rule: str = "transductive", **options: Any) -> MetaL
 
 def gradient_of(learner: MetaLearner, vectorised: bool, kind: Any = None) -> Parameters:
     images, labels = torch.rand(2, 3, 6, 1, 20, 20), torch.arange(3).repeat(2).expand(3, 6)
-    noise, more = torch.rand(3, learner.method.noise(2)), {} if kind is None else {"kind": kind}
+    noise, more = torch.rand(3, learner.method.noise(2)), {} if kind is None else {"make_task_learner": kind}
     tasks = Task(images[0], labels, images[1], labels)
     return meta_gradient(learner, learner.method.parameters, tasks, noise, vectorised, **more)[0]
 

@@ -155,7 +155,7 @@ VALUES = [
     Mistake("save=[1]", ("save=[1]", "several keys")),
     Mistake("data_dir=", ("data_dir=", "has no value")),
     Mistake("hydra.run.dir=", ("hydra.run.dir=", "has no value")),
-    Mistake("dataset=folder", ("dataset.root=???", "needs a value", "a folder of class folders")),
+    Mistake("dataset=folder", ("dataset.root=???", "needs a value", "folder of class folders")),
     Mistake("dataset=folder dataset.root=[a]", ("dataset.root=[a]", "must be text")),
     Mistake("dataset=folder dataset.root=own dataset.size=3", ("dataset.size=3", "4 or more"), "own"),
     Mistake("--multirun ways=abc,2", ("ways=abc", "whole number")),

@@ -131,7 +131,7 @@ def test_what_a_run_keeps_is_float32_and_a_resume_in_another_precision_is_told(
     run(small(tmp_path, iterations=40, resume="x", engine=BFLOAT16), tmp_path / "run")
     assert "not exactly" not in caplog.text
     run(small(tmp_path, iterations=60, resume="x"), tmp_path / "run")
-    assert "have been, and not within rounding: precision was bfloat16, is float32" in caplog.text
+    assert "(they differ by more than rounding): precision was bfloat16, is float32" in caplog.text
 
 
 def test_resume_auto_goes_on_in_the_same_precision_only(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def test_differences_are_task_by_task_over_the_mean_of_the_seeds(tmp_path) -> No
     [
         (None, "is missing"),
         ("task,mse\n0,1\n", "is not of finite accuracy"),
-        ("", "does not begin"),
+        ("", "must be a first line task,METRIC"),
         ("task,accuracy\n0,1\n2,1\n", "line 3 is not of task 1"),
         ("task,accuracy\n0,nan\n", "is not of finite accuracy"),
         ("task,accuracy\n0,1,2\n", "line 2 is not of task 0"),

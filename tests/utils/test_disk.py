@@ -68,9 +68,9 @@ def test_every_write_of_a_run_may_fail(capsys: pytest.CaptureFixture[str]) -> No
 
 LIMITED = """
 import resource, sys
-from metarun import cli
+from metarun.cli import app
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv.pop(1)),) * 2)
-sys.exit(cli.main())
+sys.exit(app.main())
 """
 
 
