@@ -19,6 +19,16 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
+@pytest.fixture(autouse=True)
+def log_files_closed() -> Iterator[None]:
+    """The log file of a command that a test ran stays open until the process ends: it is closed here."""
+    yield
+    for handler in logging.root.handlers[:]:
+        if isinstance(handler, logging.FileHandler):
+            logging.root.removeHandler(handler)
+            handler.close()
+
+
 @pytest.fixture
 def alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """An empty working folder; Hydra's state and log files do not outlive a test."""
