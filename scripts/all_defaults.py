@@ -14,7 +14,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import small_data  # pyright: ignore[reportMissingImports]
 from hydra import compose, initialize_config_dir
 
 from metarun.cli import settings
@@ -23,6 +22,7 @@ from metarun.config.groups import CONFIG_GROUPS, Folder, Glyphs, Omniglot, Sinus
 from metarun.errors import UserError
 from metarun.runner import run
 from metarun.utils.run_outputs import read_result
+from tests.helpers import small_data
 
 CONFIGS = config_folder()
 WHOLE = (Sinusoid.name, Glyphs.name, Omniglot.name)
