@@ -9,6 +9,8 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from metarun.checkpointing import store
+from metarun.runner import run as train
+from tests.helpers.crafted import changed
 from tests.helpers.report_runs import run as finished_run
+from tests.helpers.small_runs import small
 
 CANARY = "canary"
 SECRET = "SECRET-of-the-environment"
@@ -125,6 +131,37 @@ def climbing_archive(folder: Path) -> None:
         archive.addfile(info, io.BytesIO())
 
 
+HUBCONF = f"import os\nos.system('touch {CANARY}-ran')\ndef x(**options):\n    return None\n"
+CALLBACK = "hydra:\n  callbacks:\n    x: {_target_: torch.hub.load, repo_or_dir: stranger, model: x, source: local}\n"
+
+
+def checkpoint(*places: str, value: object) -> Callable[[Path], object]:
+    """A run folder `stranger` whose checkpoints hold `value` at `places`; beside it, code that a name could reach."""
+
+    def make(folder: Path) -> None:
+        run = folder / "stranger"
+        run.mkdir()
+        (run / "evil.yaml").write_text(CALLBACK)
+        (run / "hubconf.py").write_text(HUBCONF)
+        train(small(folder, iterations=20), run)
+        (run / "result.json").unlink()
+        for path in (store.best_checkpoint_path(run), store.step_checkpoint_path(run, 20)):
+            changed(path, "settings", *places, value=value)
+
+    return make
+
+
+def zeroed_cache(folder: Path) -> None:
+    """Pictures whose prepared file in `cache` has a middle of zeros."""
+    pictures(folder)
+    prepare = [sys.executable, "-m", "metarun", *FOLDER, "hydra.run.dir=first"]
+    subprocess.run(prepare, cwd=folder, check=True, capture_output=True)
+    for path in (folder / "cache").rglob("*.npy"):
+        content = path.read_bytes()
+        middle = len(content) // 2
+        path.write_bytes(content[:middle] + bytes(100) + content[middle + 100 :])
+
+
 BOMB = "".join(f"- &a{i} [{', '.join([f'*a{i - 1}'] * 9) if i else 'seed=1'}]\n" for i in range(12))
 REPORT = ("mode=report", "runs=runs", "hydra.run.dir=made")
 FOLDER = (
@@ -139,9 +176,42 @@ FOLDER = (
 )
 FOLDER += ("eval.every=1", "eval.tasks=2", "eval.validation_tasks=2", "hydra.run.dir=made", "device=cpu")
 CIFAR = ("dataset=cifar_fs", "cache_dir=cache", "data_dir=data", "hydra.run.dir=made", "device=cpu")
+EVALUATE = ("mode=evaluate", "checkpoint=stranger", "eval.tasks=4", "hydra.run.dir=made")
+EVIL = "../../../../proc/self/cwd/stranger/evil"
 HERE = ("hydra.run.dir=run", "dataset=sinusoid", "iterations=1")
 
 ATTACKS = [
+    *(
+        Attack(
+            "A1", f"a saved {group} that names a file", checkpoint(group, "name", value=EVIL), words, 2, f"{group}.name"
+        )
+        for group in ("dataset", "backbone", "method")
+        for words in (EVALUATE, ("resume=stranger",))
+    ),
+    Attack(
+        "A1",
+        "a saved method with another override",
+        checkpoint("method", "name", value="maml,hydra/launcher=joblib"),
+        EVALUATE,
+        2,
+        "method.name",
+    ),
+    Attack(
+        "A2", "a saved path that reads the environment", checkpoint("start", value="${oc.env:SECRET}"), EVALUATE, 0, ""
+    ),
+    Attack(
+        "A2",
+        "a saved folder that reads the environment",
+        checkpoint("cache_dir", value="${oc.env:SECRET}/x"),
+        EVALUATE,
+        0,
+        "",
+    ),
+    Attack(
+        "A8", "a saved method that is a list", checkpoint("method", "name", value=["maml"]), EVALUATE, 2, "method.name"
+    ),
+    Attack("A8", "saved ways that are a word", checkpoint("ways", value="many"), EVALUATE, 2, "settings.ways"),
+    Attack("A9", "a prepared file with a middle of zeros", zeroed_cache, FOLDER, 0, "is made again"),
     Attack("A3", "pointers in a data pickle", cifar(POINTERS), CIFAR, 2, "not a pickle of arrays"),
     Attack("A3", "code in a data pickle", cifar(pickle.dumps(Exploit())), CIFAR, 2, "which no data file needs"),
     Attack("A4", "a log that is a link to a file outside", linked_log, HERE, 2, "it is a link"),
@@ -169,7 +239,9 @@ def escaped(folder: Path, told: str) -> list[str]:
     found = [path.name for path in folder.parent.rglob(f"{CANARY}-*")]
     if (folder / CANARY).read_text() != UNTOUCHED:
         found.append("a file outside was changed")
-    if SECRET in told or any(SECRET in path.read_text(errors="replace") for path in folder.rglob("*.json*")):
+    if SECRET in told or any(
+        SECRET in path.read_text(errors="replace") for path in folder.rglob("*") if path.is_file()
+    ):
         found.append("a secret was written down")
     if "\x1b" in told or "Traceback" in told:
         found.append("an escape sequence or a traceback on the terminal")
