@@ -15,12 +15,13 @@ import hashlib
 import json
 import math
 import os
-import re
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple
 
+from metarun.utils import safe_files
 from metarun.utils.safe_files import open_regular
 
 if TYPE_CHECKING:
@@ -28,14 +29,12 @@ if TYPE_CHECKING:
 
 FORMAT = "metarun checkpoint 3"
 LENGTH = struct.Struct("<Q")
-MAX_HEADER_BYTES = 2**22  # bytes; a tensor takes some 120
-MAX_CONTENT_CHARS = 2**20  # characters of the JSON in "content"
+MAX_HEADER_BYTES = 2**22  # a tensor takes some 120
 MAX_VALUES = 300_000  # in the header, counted by , : [ {; each may take some 80 bytes of memory
-MAX_DEPTH = 16  # levels of nested lists and objects
 MAX_TENSORS = 2**14
 MAX_DIMS = 8
 MAX_ELEMENTS = 2**48
-HASH_CHUNK = 2**20  # bytes that are read and hashed at a time
+HASH_CHUNK = 2**20  # bytes
 DTYPES = {  # safetensors' name: torch's name, bytes
     "F64": ("float64", 8),
     "F32": ("float32", 4),
@@ -49,7 +48,7 @@ CODES = {name: code for code, (name, _) in DTYPES.items()}
 
 
 class FormatError(Exception):
-    """The file is not a valid checkpoint. The message continues a sentence that begins with the file's name."""
+    """The file cannot be read or is not valid. The message continues a sentence that begins with the file's name."""
 
 
 class TensorEntry(NamedTuple):
@@ -69,13 +68,12 @@ def encode(content: Any, tensors: dict[str, Tensor]) -> bytes:
         ValueError: a tensor's dtype is not in `DTYPES`, or the header is larger than the format allows.
     """
     entries, parts, end = [], [], 0
-    sizes = {name: tensor.element_size() for name, tensor in tensors.items()}
-    for name in sorted(tensors, key=lambda name: (-sizes[name], name)):  # each is aligned to its element size
+    for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):  # aligned to element size
         tensor = tensors[name].detach().cpu().contiguous()
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in CODES:
             raise ValueError(f"its tensor {name} is of type {dtype}; a checkpoint holds {', '.join(CODES)}")
-        begin, end = end, end + tensor.numel() * sizes[name]
+        begin, end = end, end + tensor.nbytes
         entries.append(TensorEntry(name, CODES[dtype], tuple(tensor.shape), begin, end))
         parts.append(tensor_bytes(tensor))
     text = json.dumps(content, allow_nan=False, separators=(",", ":"))
@@ -87,7 +85,7 @@ def encode(content: Any, tensors: dict[str, Tensor]) -> bytes:
     header = json.dumps({"__metadata__": metadata, **table}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % LENGTH.size)
     try:
-        if len(header) > MAX_HEADER_BYTES or len(text) > MAX_CONTENT_CHARS:
+        if len(header) > MAX_HEADER_BYTES:
             raise FormatError(f"its header has {len(header)} bytes")
         parse_header(parse_json(header), end)
     except FormatError as error:
@@ -107,54 +105,53 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return tensor.reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else memoryview(bytearray())
 
 
-def read_content(path: Path) -> Any:
-    """Read the JSON content of a checkpoint after checking its digest; tensors are hashed in chunks and not kept.
+def read(path: Path, with_tensors: bool = True) -> tuple[Any, dict[str, Tensor]]:
+    """Read the JSON content and the CPU tensors of a checkpoint, and check its digest.
+
+    Without tensors, their data is hashed in chunks and not kept, and torch is not imported.
 
     Raises:
-        FormatError: the file is not an intact checkpoint of this format.
-        OSError: the file cannot be read.
+        FormatError: the file cannot be read, or is not an intact checkpoint of this format.
     """
-    return read(path, with_tensors=False)[0]
-
-
-def read(path: Path, with_tensors: bool = True) -> tuple[Any, dict[str, Tensor]]:
-    """Read the JSON content and the CPU tensors of a checkpoint, and check its digest. Raises as `read_content`."""
-    with open_regular(path) as file:
+    with open_file(path) as file:
         metadata, entries = read_header(file)
         if metadata.get("format") != FORMAT:
             raise FormatError(f"is no checkpoint of this version of metarun ({FORMAT})")
-        if metadata.keys() != {"format", "content", "sha256"} or len(metadata["content"]) > MAX_CONTENT_CHARS:
+        if metadata.keys() != {"format", "content", "sha256"}:
             raise FormatError("is damaged: its header holds something else than a checkpoint's")
-        text = metadata["content"]
-        digest = hashlib.sha256(digest_input(text, entries))
-        tensors: dict[str, Tensor] = {}
-        if with_tensors:
-            for name, tensor, memory in read_tensors(file, entries):
-                digest.update(memory)
-                tensors[name] = tensor
-        else:
-            memory = memoryview(bytearray(HASH_CHUNK))
-            for first in range(0, entries[-1].end if entries else 0, HASH_CHUNK):
-                piece = memory[: min(HASH_CHUNK, entries[-1].end - first)]
-                read_exactly(file, piece)
-                digest.update(piece)
+        digest = hashlib.sha256(digest_input(metadata["content"], entries))
+        tensors = read_tensors(file, entries) if with_tensors else {}
+        for tensor in tensors.values():
+            digest.update(tensor_bytes(tensor))
+        while chunk := file.read(HASH_CHUNK):
+            digest.update(chunk)
     if digest.hexdigest() != metadata["sha256"]:
-        raise FormatError("is damaged: its bytes are not those that its SHA-256 is of")
-    return parse_json(text.encode("utf-8", "surrogatepass")), tensors
+        raise FormatError("is damaged: its SHA-256 differs from the one in its header")
+    return parse_json(metadata["content"].encode("utf-8", "surrogatepass")), tensors
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Whether a file is a metarun checkpoint of any version, by its metadata. Raises as `read_content`."""
+    """Whether a file is a metarun checkpoint of any version, by its metadata. Raises FormatError."""
     if path.suffix != ".safetensors":
         return False
-    with open_regular(path) as file:
+    with open_file(path) as file:
         return read_header(file)[0].get("format", "").startswith(FORMAT.rstrip("0123456789"))
 
 
 def foreign_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of any safetensors file, checkpoint or not. Raises as `read_content`."""
-    with open_regular(path) as file:
-        return {name: tensor for name, tensor, _ in read_tensors(file, read_header(file)[1])}
+    """Read the tensors of any safetensors file, checkpoint or not. Raises FormatError."""
+    with open_file(path) as file:
+        return read_tensors(file, read_header(file)[1])
+
+
+@contextmanager
+def open_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file to read. Raises FormatError if it cannot be opened, or if reading it fails."""
+    try:
+        with open_regular(path) as file:
+            yield file
+    except OSError as error:
+        raise FormatError(f"cannot be read ({error.strerror or error})") from error
 
 
 def read_header(file: BinaryIO) -> tuple[dict[str, str], list[TensorEntry]]:
@@ -166,32 +163,26 @@ def read_header(file: BinaryIO) -> tuple[dict[str, str], list[TensorEntry]]:
             "is a file of torch.save, as earlier versions of metarun wrote them; this version reads checkpoints that "
             "end in .safetensors: go on with the version that wrote it, or train again"
         )
-    if len(start) < LENGTH.size:
-        raise FormatError(f"is cut short or none: it has {size} bytes")
-    (length,) = LENGTH.unpack(start)
+    length = int.from_bytes(start, "little")
+    if len(start) < LENGTH.size or LENGTH.size + length > size:
+        raise FormatError(f"is cut short or not a checkpoint: it has {size} bytes, fewer than its header needs")
     if length > MAX_HEADER_BYTES:
-        raise FormatError(f"is damaged or none: its header would have {length} bytes, {MAX_HEADER_BYTES} are the most")
-    if LENGTH.size + length > size:
-        raise FormatError(f"is cut short or none: it has {size} bytes, its header ends at {LENGTH.size + length}")
+        raise FormatError(f"is damaged: its header has {length} bytes, at most {MAX_HEADER_BYTES} are read")
     return parse_header(parse_json(file.read(length)), size - LENGTH.size - length)
 
 
 def parse_header(header: Any, size: int) -> tuple[dict[str, str], list[TensorEntry]]:
     """Metadata and entries of a safetensors header whose data has `size` bytes. Raises FormatError if it is invalid."""
-    if not isinstance(header, dict):
-        raise FormatError("is damaged: its header is no object")
-    metadata = header.pop("__metadata__", {})
+    metadata = header.pop("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise FormatError("is damaged: the metadata in its header is not text")
+        raise FormatError("is damaged: its header is not an object whose metadata is text")
     if len(header) > MAX_TENSORS:
-        raise FormatError(f"has {len(header)} tensors, {MAX_TENSORS} are the most")
-    entries = sorted(
-        (parse_entry(name, value) for name, value in header.items()), key=lambda e: (e.begin, e.end, e.name)
-    )
+        raise FormatError(f"has {len(header)} tensors, at most {MAX_TENSORS} are read")
+    entries = sorted((parse_entry(*item) for item in header.items()), key=lambda e: (e.begin, e.end, e.name))
     end = 0
     for entry in entries:
         if entry.begin != end:
-            raise FormatError(f"is damaged: its tensor {entry.name!r} does not begin where the one before it ends")
+            raise FormatError(f"is damaged: its tensor {entry.name[:60]!a} does not begin where the one before it ends")
         end = entry.end
     if end != size:
         raise FormatError(f"is cut short or damaged: its tensors have {end} bytes, the file has {size} for them")
@@ -200,97 +191,43 @@ def parse_header(header: Any, size: int) -> tuple[dict[str, str], list[TensorEnt
 
 def parse_entry(name: str, value: Any) -> TensorEntry:
     """The entry of tensor `name`. Raises FormatError if dtype, shape and offsets are invalid or inconsistent."""
-    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
-        raise FormatError(f"is damaged: its header does not describe tensor {name!r}")
-    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
-    if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FormatError(f"is damaged, or of another kind: tensor {name!r} is of type {str(dtype)[:20]!r}, "
-                      f"known are {', '.join(DTYPES)}")  # fmt: skip
-    for numbers, most in ((shape, MAX_DIMS), (offsets, 2)):
-        if not isinstance(numbers, list) or len(numbers) > most or not all(type(n) is int and n >= 0 for n in numbers):
-            raise FormatError(f"is damaged: shape or offsets of tensor {name!r} are no sizes")
-    if math.prod(max(n, 1) for n in shape) > MAX_ELEMENTS or len(offsets) != 2:
-        raise FormatError(f"is damaged: shape or offsets of tensor {name!r} are no sizes")
-    begin, end = offsets
-    if end - begin != math.prod(shape) * DTYPES[dtype][1]:
-        raise FormatError(f"is damaged: tensor {name!r} of shape {shape} does not take {end - begin} bytes")
-    return TensorEntry(name, dtype, tuple(shape), begin, end)
+    keys = ("dtype", "shape", "data_offsets")
+    dtype, shape, offsets = (value.get(key) if isinstance(value, dict) else None for key in keys)
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise FormatError(
+            f"cannot be read: its tensor {name[:60]!a} is of type {dtype[:20]!a}, not {', '.join(DTYPES)}"
+        )
+    sizes = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+    if (
+        not (isinstance(dtype, str) and value.keys() == set(keys) and len(offsets) == 2 and len(shape) <= MAX_DIMS)
+        or not all(type(size) is int and size >= 0 for size in sizes)
+        or math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS
+        or offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype][1]
+    ):
+        raise FormatError(f"is damaged: its header gives tensor {name[:60]!a} no valid shape and offsets")
+    return TensorEntry(name, dtype, tuple(shape), *offsets)
 
 
-def read_tensors(file: BinaryIO, entries: list[TensorEntry]) -> Iterator[tuple[str, Tensor, memoryview]]:
-    """Yield name, tensor and the tensor's memory, in the order of the file. Raises FormatError if one is cut short."""
+def read_tensors(file: BinaryIO, entries: list[TensorEntry]) -> dict[str, Tensor]:
+    """Read the tensors in the order of the file. Raises FormatError if one is cut short."""
     import torch
 
-    for entry in entries:
+    tensors: dict[str, Tensor] = {}
+    for name, dtype, shape, begin, end in entries:
         try:
-            tensor = torch.empty(entry.shape, dtype=getattr(torch, DTYPES[entry.dtype][0]))
+            tensors[name] = torch.empty(shape, dtype=getattr(torch, DTYPES[dtype][0]))
         except (RuntimeError, MemoryError) as error:
-            raise FormatError(
-                f"needs more memory than there is: {entry.end - entry.begin} bytes for a tensor"
-            ) from error
-        memory = tensor_bytes(tensor)
-        read_exactly(file, memory)
-        yield entry.name, tensor, memory
-
-
-def read_exactly(file: BinaryIO, memory: memoryview) -> None:
-    """Fill `memory` from the file. Raises FormatError if the file is too short."""
-    if file.readinto(memory) != len(memory):  # type: ignore[attr-defined]
-        raise FormatError("is cut short: it became shorter while it was read")
-
-
-# --- JSON ----------------------------------------------------------------------------------------------------
+            raise FormatError(f"needs more memory than there is: {end - begin} bytes for a tensor") from error
+        if file.readinto(tensor_bytes(tensors[name])) != end - begin:  # type: ignore[attr-defined]
+            raise FormatError("is cut short: it became shorter while it was read")
+    return tensors
 
 
 def parse_json(text: bytes) -> Any:
-    """Parse ASCII JSON of bounded size and depth, with finite 64-bit numbers and no duplicate keys.
-
-    Raises:
-        FormatError: `text` is anything else.
-    """
-    if not text.isascii():
-        raise FormatError("is damaged: its header is not ASCII")
-    if sum(text.count(sign) for sign in (b",", b":", b"[", b"{")) > MAX_VALUES:
-        raise FormatError(f"holds more than {MAX_VALUES} values in its header")
-    check_depth(text)
-    numbers = {"parse_int": parse_int64, "parse_float": parse_finite, "parse_constant": reject_constant}
+    """Parse ASCII JSON of bounded size and depth, with finite numbers. Raises FormatError if it is anything else."""
+    if not text.isascii() or sum(map(text.count, (b",", b":", b"[", b"{"))) > MAX_VALUES:
+        raise FormatError(f"is damaged: its header is not ASCII, or holds more than {MAX_VALUES} values")
     try:
-        return json.loads(text, **numbers, object_pairs_hook=reject_duplicate_keys)
-    except (ValueError, RecursionError) as error:
+        return safe_files.parse_json(text)
+    except ValueError as error:
         raise FormatError(f"is damaged: its header is no JSON ({str(error)[:80]})") from error
-
-
-def check_depth(text: bytes) -> None:
-    """Raise FormatError if lists and objects are nested deeper than `MAX_DEPTH`."""
-    level, within = 0, False
-    for match in re.finditer(rb'\\.|["\[\]{}]', text, re.DOTALL):
-        sign = match[0]
-        if sign == b'"':
-            within = not within
-        elif not within:
-            level += {b"[": 1, b"{": 1, b"]": -1, b"}": -1}.get(sign, 0)
-            if level > MAX_DEPTH:
-                raise FormatError(f"is damaged: its header is nested deeper than {MAX_DEPTH} levels")
-
-
-def parse_int64(text: str) -> int:
-    if len(text) > 20 or not -(2**63) <= int(text) < 2**63:
-        raise FormatError("is damaged: its header holds a whole number of more than 64 bits")
-    return int(text)
-
-
-def parse_finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise FormatError("is damaged: its header holds a number that is not finite")
-    return value
-
-
-def reject_constant(text: str) -> Any:
-    raise FormatError(f"is damaged: its header holds {text}, which is no JSON")
-
-
-def reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise FormatError("is damaged: its header says something twice")
-    return found

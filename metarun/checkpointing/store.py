@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from metarun.checkpointing import file_format, typed_json
 from metarun.config.schema import Settings
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from metarun.checkpointing.state import CheckpointState
 
 SUFFIX = ".safetensors"
-OLD_CHECKPOINTS = "step-*.pt"  # the checkpoints of earlier versions
-T = TypeVar("T")
 
 
 def save(path: Path, state: CheckpointState) -> None:
@@ -68,35 +67,43 @@ def resolve_checkpoint(place: Path) -> Path:
         return place
     if not place.is_dir():
         raise UserError(f"checkpoint {place}: no such run folder or file")
-    if best_checkpoint_path(place).is_file():
-        return best_checkpoint_path(place)
-    return latest_intact_checkpoint(place)
+    best = best_checkpoint_path(place)
+    return best if best.is_file() else latest_intact_checkpoint(place)
 
 
 def latest_intact_checkpoint(folder: Path) -> Path:
     """The newest numbered checkpoint of a run folder that is intact. Raises UserError if there is none."""
-    found = list_step_checkpoints(folder)
-    if not found and (earlier := sorted((folder / "checkpoints").glob(OLD_CHECKPOINTS))):
+    errors = []
+    for path in reversed(list_step_checkpoints(folder)):
+        error = integrity_error(path)
+        if error is None:
+            return path
+        errors.append(f"{path.name} {error}")
+    if errors:
+        raise UserError(f"{folder}: none of its checkpoints is whole: {'; '.join(errors)}")
+    if earlier := sorted((folder / "checkpoints").glob("step-*.pt")):
         raise UserError(
             f"{folder}: its checkpoints are of an earlier version of metarun ({earlier[-1].name}), this version reads "
             f"*{SUFFIX}: go on with the version that wrote them, or train again"
         )
-    if not found:
-        raise UserError(f"{folder}: not a run folder with checkpoints (looked for checkpoints/step-*{SUFFIX} in it)")
-    errors = {}
-    for path in reversed(found):
-        error = integrity_error(path)
-        if error is None:
-            return path
-        errors[path.name] = error
-    raise UserError(f"{folder}: none of its checkpoints is whole: {'; '.join(map(' '.join, errors.items()))}")
+    raise UserError(f"{folder}: not a run folder with checkpoints (looked for checkpoints/step-*{SUFFIX} in it)")
 
 
 def quarantine_newer_damaged(folder: Path, intact: Path) -> list[Path]:
     """Rename every numbered checkpoint newer than `intact` to NAME.damaged. Returns the new paths."""
-    return [
-        path.rename(path.with_name(f"{path.name}.damaged")) for path in list_step_checkpoints(folder) if path > intact
-    ]
+    return [quarantine(path) for path in list_step_checkpoints(folder) if path > intact]
+
+
+def quarantine_if_damaged(path: Path) -> str | None:
+    """Rename a damaged checkpoint to NAME.damaged. Returns what is wrong with it; None if it is intact."""
+    if not path.exists():
+        return f"{relative_to_cwd(path)} is missing"
+    error = integrity_error(path)
+    return error and f"{relative_to_cwd(path)} {error}: it is kept as {quarantine(path).name}"
+
+
+def quarantine(path: Path) -> Path:
+    return path.rename(path.with_name(f"{path.name}.damaged"))
 
 
 def recovery_hint(folder: Path) -> str:
@@ -112,19 +119,13 @@ def recovery_hint(folder: Path) -> str:
     return f"{intact.name} is whole, go on with {quote_override('resume', relative_to_cwd(folder))}"
 
 
-def quarantine_if_damaged(path: Path) -> str | None:
-    """Rename a damaged checkpoint to NAME.damaged. Returns what is wrong with it; None if it is intact."""
-    if not path.exists():
-        return f"{relative_to_cwd(path)} is missing"
-    error = integrity_error(path)
-    if error is None:
-        return None
-    return f"{relative_to_cwd(path)} {error}: it is kept as {path.rename(path.with_name(f'{path.name}.damaged')).name}"
-
-
 def integrity_error(path: Path) -> str | None:
     """What is wrong with a checkpoint file; None if its SHA-256 is right. Reads the file in chunks."""
-    return try_read(path, file_format.read_content)[0]
+    try:
+        file_format.read(path, with_tensors=False)
+    except file_format.FormatError as error:
+        return str(error)
+    return None
 
 
 def load(place: Path) -> CheckpointState:
@@ -138,37 +139,24 @@ def load(place: Path) -> CheckpointState:
     from metarun.checkpointing.state import from_parts
 
     path = resolve_checkpoint(place)
-    return read_and_convert(path, file_format.read, lambda found: from_parts(*found))
+    with translate_errors(path):
+        return from_parts(*file_format.read(path))
 
 
 def load_settings(place: Path) -> Settings:
     """Read the settings of a checkpoint, without importing torch. Raises UserError as `load`."""
     path = resolve_checkpoint(place)
-
-    def settings(content: Any) -> Settings:
-        if not isinstance(content, dict):
-            raise ValueError("it holds no settings")
+    with translate_errors(path):
+        content = typed_json.require_type(dict, file_format.read(path, with_tensors=False)[0], "content")
         return typed_json.from_json(Settings, content.get("settings"), "settings")
 
-    return read_and_convert(path, file_format.read_content, settings)
 
-
-def read_and_convert(path: Path, reader: Callable[[Path], Any], convert: Callable[[Any], T]) -> T:
-    """`convert(reader(path))`. Raises UserError, which names the file, if either fails."""
-    error, found = try_read(path, reader)
-    if error:
-        raise UserError(f"checkpoint {path}: {error}")
+@contextmanager
+def translate_errors(path: Path) -> Iterator[None]:
+    """Raise UserError, which names the file, instead of FormatError and ValueError."""
     try:
-        return convert(found)
-    except ValueError as unfit:
-        raise UserError(f"checkpoint {path}: it is not one that this version of metarun writes: {unfit}") from unfit
-
-
-def try_read(path: Path, reader: Callable[[Path], T]) -> tuple[str | None, T | None]:
-    """(error message, None) if `reader` cannot read the file, else (None, what it returned)."""
-    try:
-        return None, reader(path)
-    except OSError as error:
-        return f"cannot be read ({error.strerror or error})", None
+        yield
     except file_format.FormatError as error:
-        return str(error), None
+        raise UserError(f"checkpoint {path}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"checkpoint {path}: it is not one that this version of metarun writes: {error}") from error

@@ -53,45 +53,44 @@ def from_json(kind: Any, value: Any, name: str) -> Any:
     Raises:
         ValueError: the value is of another type, or a setting is out of its range.
     """
+    origin, args = get_origin(kind) or kind, get_args(kind)
     if is_dataclass(kind):
-        assert isinstance(kind, type)
-        found = kind(**fields_from_json(kind, value, name))
-        if isinstance(found, Settings):
-            require_in_range(found)
-        return found
-    if get_origin(kind) in (Union, UnionType):
-        return union_from_json(get_args(kind), value, name)
-    if get_origin(kind) is list:
-        (entry,) = get_args(kind)
-        return [
-            from_json(entry, each, f"{name}[{number}]") for number, each in enumerate(require_type(list, value, name))
-        ]
-    if get_origin(kind) is dict:
-        entry = get_args(kind)[1]
-        return {key: from_json(entry, each, f"{name}.{key}") for key, each in require_type(dict, value, name).items()}
-    if kind is float:
-        if isinstance(value, str) and value in NOT_FINITE:
-            return float(value)
-        return float(value) if type(value) is int else require_type(float, value, name)
-    if kind is str and "\0" in require_type(str, value, name):
+        result = origin(**fields_from_json(origin, value, name))
+        if isinstance(result, Settings):
+            try:
+                check(result)
+            except UserError as error:
+                raise ValueError(f"its settings cannot be: {error}") from error
+        return result
+    if origin in (Union, UnionType):
+        return union_from_json(args, value, name)
+    if kind is float and (type(value) is int or value in NOT_FINITE):
+        return float(value)
+    require_type(origin, value, name)
+    if origin is list:
+        return [from_json(args[0], entry, f"{name}[{i}]") for i, entry in enumerate(value)]
+    if origin is dict:
+        return {key: from_json(args[1], entry, f"{name}.{key}") for key, entry in value.items()}
+    if kind is str and "\0" in value:
         raise ValueError(f"its {name} holds a zero byte")
-    return require_type(kind, value, name)
+    return value
 
 
 def fields_from_json(kind: type, value: Any, name: str, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Keyword arguments for the dataclass `kind`, without the fields in `exclude`. Raises ValueError as `from_json`."""
-    items = {item.name: item for item in fields(kind) if item.name not in exclude}  # type: ignore[arg-type]
+    """Keyword arguments for the dataclass `kind`, without the fields in `exclude`. Raises ValueError as `from_json`.
+
+    A key that earlier versions did not have may be missing, and takes its default.
+    """
+    items = {item.name: item for item in fields(kind) if item.name not in exclude}
     for key in require_type(dict, value, name):
         if key not in items:
-            raise ValueError(f"its {name} has a key that this version does not know, {str(key)[:40]!r}")
+            raise ValueError(f"its {name} has a key that this version does not know, {excerpt(key)}")
     for key, item in items.items():
-        chosen = kind is Settings and key in CONFIG_GROUPS  # None until one is chosen
-        needed = chosen or (item.default in (NO_DEFAULT, REQUIRED) and item.default_factory is NO_DEFAULT)
-        if key not in value and needed:
+        is_group = kind is Settings and key in CONFIG_GROUPS  # its default, None, is no choice
+        required = is_group or (item.default in (NO_DEFAULT, REQUIRED) and item.default_factory is NO_DEFAULT)
+        if required and key not in value:
             raise ValueError(f"its {name} has no {key}")
-    return {
-        key: field_from_json(kind, items[key], entry, f"{name}.{key}") for key, entry in value.items()
-    }  # what an earlier version did not have takes its default
+    return {key: field_from_json(kind, items[key], entry, f"{name}.{key}") for key, entry in value.items()}
 
 
 def field_from_json(kind: type, item: Field, value: Any, name: str) -> Any:
@@ -100,40 +99,22 @@ def field_from_json(kind: type, item: Field, value: Any, name: str) -> Any:
     if hint is not Any:
         return from_json(hint, value, name)
     if kind is Settings and item.name in CONFIG_GROUPS:
-        return choice_from_json(item.name, value, name)
+        choices = CONFIG_GROUPS[item.name]
+        choice = require_type(dict, value, name).get("name")
+        if not isinstance(choice, str) or choice not in choices:
+            raise ValueError(f"its {name}.name is {excerpt(choice)}, known are {', '.join(choices)}")
+        return from_json(choices[choice], value, name)
     entry = item.metadata["several"] or str
     return from_json(entry | list[entry] | None, value, name)
 
 
-def require_in_range(settings: Settings) -> None:
-    """Raise ValueError if a setting is out of its range or settings exclude each other."""
-    try:
-        check(settings)
-    except UserError as error:
-        raise ValueError(f"its settings cannot be: {error}") from error
-
-
-def choice_from_json(group: str, value: Any, name: str) -> Any:
-    """Convert the choice of a config group, e.g. `method`, whose class is looked up by its saved name."""
-    chosen = require_type(dict, value, name).get("name")
-    known = CONFIG_GROUPS[group]
-    if not isinstance(chosen, str) or chosen not in known:
-        raise ValueError(f"its {name}.name is {excerpt(chosen)}, known are {', '.join(known)}")
-    return from_json(known[chosen], value, name)
-
-
-def union_from_json(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
-    """Convert to the first member of a union that matches. Raises ValueError if none does."""
-    for kind in kinds:
-        plain = get_origin(kind) or kind
-        if plain in TYPE_NAMES and (type(value) is plain or (plain is float and type(value) is int)):
-            return from_json(kind, value, name)
-    if value is None and NoneType in kinds:
-        return None
-    others = [kind for kind in kinds if kind is not NoneType]
-    if len(others) == 1:
-        return from_json(others[0], value, name)
-    raise ValueError(f"its {name} is {excerpt(value)}, must be {' or '.join(type_name(kind) for kind in kinds)}")
+def union_from_json(members: tuple[Any, ...], value: Any, name: str) -> Any:
+    """Convert to the member of a union that matches the value's type. Raises ValueError if none does."""
+    others = [member for member in members if member is not NoneType]
+    match = [member for member in members if type(value) is (get_origin(member) or member)]
+    if match or len(others) == 1:
+        return from_json((match or others)[0], value, name)
+    raise ValueError(f"its {name} is {excerpt(value)}, must be {' or '.join(map(type_name, members))}")
 
 
 def require_type(kind: type, value: Any, name: str) -> Any:
@@ -152,6 +133,4 @@ def excerpt(value: Any) -> str:
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
-@cache
-def type_hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind)
+type_hints = cache(get_type_hints)

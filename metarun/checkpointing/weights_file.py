@@ -15,7 +15,6 @@ from torch import Tensor
 from metarun.checkpointing import file_format
 from metarun.checkpointing.file_format import FormatError
 from metarun.errors import UserError
-from metarun.utils.safe_files import open_regular
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net", "module", "weights")  # of a state_dict
 WRAPPERS = ("module.", "model.", "_orig_mod.")  # in front of every name: DataParallel, Lightning, torch.compile
@@ -50,12 +49,11 @@ def read(path: Path) -> dict[str, Tensor]:
     """Read the tensors of a file, onto the CPU.
 
     Raises:
-        FormatError: it is damaged, of another kind, or holds more than plain weights.
-        OSError: it cannot be read.
+        FormatError: it cannot be read, is damaged, of another kind, or holds more than plain weights.
     """
     if path.suffix == ".safetensors":
         return file_format.foreign_tensors(path)
-    with open_regular(path) as file:
+    with file_format.open_file(path) as file:
         require_stored(file)
         file.seek(0)
         try:

@@ -114,8 +114,6 @@ def read(path: Path, what: str) -> tuple[Tensors, Settings | None]:
             state = store.load(path)
             return {**state.theta, **state.phi}, state.settings
         return weights_file.read(path), None
-    except OSError as error:
-        raise UserError(f"{what}: cannot be read ({error.strerror or error})") from error
     except file_format.FormatError as error:
         raise UserError(f"{what}: {error}") from error
 
