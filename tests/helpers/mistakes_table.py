@@ -339,7 +339,7 @@ REPORTS = [
 CONFIG = [*KEYS, *HABITS, *CHOICES, *VALUES, *TOGETHER, *MODES, *PATHS, *FLAGS, *OWN, *REPORTS]
 
 CHECKPOINTS = [
-    Mistake("mode=evaluate checkpoint=plain", ("checkpoint plain", "is cut short or none"), "plain"),
+    Mistake("mode=evaluate checkpoint=plain", ("checkpoint plain", "is cut short or not a checkpoint"), "plain"),
     Mistake(
         "mode=evaluate checkpoint=cut.safetensors",
         ("checkpoint cut.safetensors", "is cut short or damaged"),
@@ -352,7 +352,7 @@ CHECKPOINTS = [
         "checkpoints",
     ),
     Mistake("mode=evaluate checkpoint=code.pt", ("code.pt", "a file of torch.save"), "checkpoints"),
-    Mistake("mode=evaluate checkpoint=pickle.pt", ("pickle.pt", "is damaged or none"), "checkpoints"),
+    Mistake("mode=evaluate checkpoint=pickle.pt", ("pickle.pt", "is cut short or not a checkpoint"), "checkpoints"),
     Mistake("mode=evaluate checkpoint=earlier", ("earlier: its checkpoints are of an earlier version",), "checkpoints"),
     Mistake("resume=earlier", ("earlier: its checkpoints are of an earlier", "train again"), "checkpoints"),
     Mistake("dataset=sinusoid start=earlier.pt", ("start=earlier.pt", "of an earlier version"), "checkpoints"),
