@@ -22,13 +22,12 @@ from metarun.engine.context import RunContext, build_context
 from metarun.errors import RunFailure, UserError, quote_override, relative_to_cwd
 from metarun.evaluation import results_table
 from metarun.evaluation.final_test import run_description, run_final_test, save_result, test_progress, trained_on
-from metarun.loggers.run_logger import write_result
 from metarun.predict.predictor import predict
 from metarun.training.loop import train
 from metarun.utils import files, run_dir_lock
 from metarun.utils.files import as_run_failure
 from metarun.utils.run_dir_lock import AUTO
-from metarun.utils.run_outputs import RESULT, RESULTS, read_result
+from metarun.utils.run_outputs import RESULT, RESULTS, read_result, write_result
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ def train_and_test(settings: Settings, folder: Path, began: float, begin: Callab
         again = f"; go on with {quote_override('resume', relative_to_cwd(folder))}"
         with test_progress(settings.eval.tasks, lambda: again) as progress:
             found = run_final_test(team, folder, store.best_checkpoint_path(folder), untrained, progress)
-    save_result(folder, settings, found, began)
+    save_result(folder, found, began)
     place = relative_to_cwd(folder)
     log.info("everything is in %s; look at it with: tensorboard --logdir %s", place, shlex.quote(str(place)))
     return best
@@ -140,7 +139,7 @@ def evaluate(settings: Settings, folder: Path, began: float, begin: Callable[[],
                 with build_group(work, process, workers) as team:
                     untrained = warm_start.initial_parameters(work, path.parent, begins=False)
                     found = run_final_test(team, place, path, untrained, progress)
-                results.append(save_result(place, work.settings, found, began))
+                results.append(save_result(place, found, began))
                 files.atomic_write(folder / RESULTS, results_table.as_csv(results))
     if len(works) > 1:
         write_result(folder, {"checkpoint": str(path.resolve()), "results": results})

@@ -27,8 +27,8 @@ from hydra import compose, initialize_config_dir
 from metarun.checkpointing import store
 from metarun.cli import app, settings
 from metarun.errors import UserError
-from metarun.loggers.run_logger import RESULT
 from metarun.runner import run
+from metarun.utils.run_outputs import RESULT
 from scripts.survival import SMALL, run_differences, table
 
 STEPS = 60

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from metarun.checkpointing import store
-from metarun.loggers.run_logger import RESULT
+from metarun.utils.run_outputs import RESULT
 from scripts.survival import SMALL, Command, run_differences, table
 
 WORDS = [*SMALL, "iterations=800", "eval.every=100", "save.every=20", "eval.validation_tasks=100", "eval.tasks=1000"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from metarun import __version__
 from metarun.checkpointing import ensemble, store
 from metarun.checkpointing.state import CheckpointState, Weights
 from metarun.config.groups import Pretrain, Sinusoid, choice_name
-from metarun.config.schema import INVOCATION_KEYS, Settings, flatten
+from metarun.config.schema import INVOCATION_KEYS, flatten
 from metarun.data import TaskShape
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.distributed import execution_info
@@ -29,9 +29,9 @@ from metarun.errors import UserError, relative_to_cwd
 from metarun.evaluation import summaries
 from metarun.evaluation.confusion import ConfusionStats
 from metarun.evaluation.paired import TASKS_CSV, TEST_TASKS_KEY, write_tasks
-from metarun.loggers import hparams
-from metarun.loggers.event_file import EventFileWriter
-from metarun.loggers.run_logger import write_result
+from metarun.loggers import open_loggers
+from metarun.loggers.base import hparam_dict
+from metarun.utils.run_outputs import write_result
 from metarun.utils.signals import defer_signals
 
 log = logging.getLogger(__name__)
@@ -100,9 +100,11 @@ def run_final_test(
     write_tasks(folder / TASKS_CSV, tested.metric, tested.values[:, tested.result_step].tolist())
     result = build_result(work, state, path, tested, baseline)
     result |= {"ensemble": len(members) or 1, "engine": execution_info.execution_summary(team)}
-    with closing(EventFileWriter(folder / "tensorboard", first=None)) as curves:
-        curves.add(summaries.test_summaries(tested, baseline, state.best), state.step)
-        curves.sync()
+    with open_loggers(folder) as loggers:
+        summaries.test_summaries(tested, baseline, state.best).log(loggers, state.step)
+        for logger in loggers:
+            logger.log_hparams(hparam_dict(work.settings), finished=True)
+            logger.flush()
     if details:
         details.write(folder)
         result |= details.summary()
@@ -113,15 +115,13 @@ def run_final_test(
     return result
 
 
-def save_result(folder: Path, settings: Settings, result: dict[str, Any], began: float) -> dict[str, Any]:
-    """Write result.json, with the seconds since `began`, and the run's row in TensorBoard's table; returns the former.
+def save_result(folder: Path, result: dict[str, Any], began: float) -> dict[str, Any]:
+    """Write result.json, with the seconds since `began`, and return its content.
 
     Raises:
         RunFailure: the disk is full or fails, or the folder is gone.
     """
-    seconds = time.perf_counter() - began
-    hparams.write_hparams(folder, settings, seconds)
-    result = {**result, "seconds": round(seconds, 3)}
+    result = {**result, "seconds": round(time.perf_counter() - began, 3)}
     write_result(folder, result)
     return result
 

@@ -5,9 +5,11 @@ They do not affect the run: they draw no random number and change no parameter.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
+import numpy as np
 from torch import Tensor
 
 from metarun.checkpointing.state import Validation
@@ -16,7 +18,7 @@ from metarun.core.meta_learner import MetaLearner, evaluate_tasks, unbind_tasks
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.engine.context import RunContext
 from metarun.engine.eval_result import EvalResult, evaluation_tasks
-from metarun.loggers.event_file import EncodedImage, SummaryValue
+from metarun.loggers.base import Logger
 from metarun.types import Task
 from metarun.visualization import closeup
 from metarun.visualization.tasks import classification_grid, metric_by_step, regression_plot
@@ -29,35 +31,44 @@ MAX_STEPS = 10  # inner steps that are shown, besides step 0
 CURVE_POINTS = 200  # query points of a drawn regression task
 
 
-def validation_summaries(work: RunContext, step: int, validation: EvalResult) -> dict[str, SummaryValue]:
-    """Summaries of outer step `step` with its validation, by their tag: metric by inner step, method, images."""
+@dataclass
+class Summaries:
+    """What is logged of one outer step besides its loss and metric, by tag."""
+
+    scalars: dict[str, float] = field(default_factory=dict)
+    histograms: dict[str, np.ndarray] = field(default_factory=dict)
+    images: dict[str, bytes] = field(default_factory=dict)  # PNG
+
+    def log(self, loggers: Iterable[Logger], step: int) -> None:
+        for logger in loggers:
+            logger.log_scalars(step, self.scalars)
+            logger.log_histograms(step, self.histograms)
+            logger.log_images(step, self.images)
+
+
+def validation_summaries(work: RunContext, step: int, validation: EvalResult) -> Summaries:
+    """Summaries of outer step `step` with its validation: metric by inner step, method, images."""
     results = {"training": evaluate_last_meta_batch(work, step), "validation": validation}
-    shown: dict[str, SummaryValue] = {}
+    learner = replace(work.learner, inner_loop=work.eval_inner_loop)
+    summaries = method_summaries(work, learner)
     for name, result in results.items():
         for k in evenly_spaced(result.steps):
-            shown[f"{result.metric}_by_inner_step/{name}_{k}"] = result.by_step[k]
-    learner = replace(work.learner, inner_loop=work.eval_inner_loop)
-    shown.update(method_summaries(work, learner))
+            summaries.scalars[f"{result.metric}_by_inner_step/{name}_{k}"] = result.by_step[k]
     if should_log_images(work.settings, step):
-        shown["by_inner_step/validation"] = EncodedImage(metric_by_step(f"at step {step}", results))
-        shown.update(task_images(work, learner, step))
-    return shown
+        curves = metric_by_step(f"at step {step}", results)
+        summaries.images = {"by_inner_step/validation": curves, **task_images(work, learner, step)}
+    return summaries
 
 
-def test_summaries(
-    tested: EvalResult, untrained: EvalResult | None, best: Validation | None
-) -> dict[str, SummaryValue]:
-    """Summaries of the final test, by their tag; `Result/...` comes first in TensorBoard's table of runs."""
+def test_summaries(tested: EvalResult, untrained: EvalResult | None, best: Validation | None) -> Summaries:
+    """Summaries of the final test; `Result/...` comes first in TensorBoard's table of runs."""
     results = {"trained": tested, **({"untrained": untrained} if untrained else {})}
-    curves = metric_by_step(f"on {len(tested.values)} test tasks", results)
-    shown: dict[str, SummaryValue] = {
-        f"Result/test_{tested.metric}": tested.mean,
-        "Result/test_ci95": tested.ci95,
-        "by_inner_step/test": EncodedImage(curves),
-    }
+    scalars = {f"Result/test_{tested.metric}": tested.mean, "Result/test_ci95": tested.ci95}
     if best is not None:
-        shown[f"Result/validation_best_{tested.metric}"] = best.mean
-    return shown
+        scalars[f"Result/validation_best_{tested.metric}"] = best.mean
+    return Summaries(
+        scalars, images={"by_inner_step/test": metric_by_step(f"on {len(tested.values)} test tasks", results)}
+    )
 
 
 def evaluate_last_meta_batch(work: RunContext, step: int) -> EvalResult:
@@ -69,24 +80,24 @@ def evaluate_last_meta_batch(work: RunContext, step: int) -> EvalResult:
     return EvalResult(metric, measures[metric].double().cpu(), losses.double().cpu())
 
 
-def method_summaries(work: RunContext, learner: MetaLearner) -> dict[str, SummaryValue]:
-    """What the method reports of the first validation tasks, by tag.
+def method_summaries(work: RunContext, learner: MetaLearner) -> Summaries:
+    """What the method reports of the first validation tasks.
 
     A scalar is its mean over the tasks; a larger tensor is the first task's, as a histogram and its mean.
     """
     tasks, noise = evaluation_tasks(learner, work.source, "val", 0, SUMMARY_TASKS, work.eval_shape)
     per_task = closeup.method_summaries(learner, work.parameters, tasks, noise)
-    shown: dict[str, SummaryValue] = {}
+    summaries = Summaries()
     for name, first in per_task[0].items():
         if first.dim() == 0:
-            shown[name] = fmean(float(summary[name]) for summary in per_task)
+            summaries.scalars[name] = fmean(float(summary[name]) for summary in per_task)
         else:
-            shown[name] = first.cpu().numpy()
-            shown[f"mean_{name}"] = float(first.mean())
-    return shown
+            summaries.histograms[name] = first.cpu().numpy()
+            summaries.scalars[f"mean_{name}"] = float(first.mean())
+    return summaries
 
 
-def task_images(work: RunContext, learner: MetaLearner, step: int) -> dict[str, SummaryValue]:
+def task_images(work: RunContext, learner: MetaLearner, step: int) -> dict[str, bytes]:
     """Images of the first validation tasks: their images with the predicted classes, or the true curve and its fits."""
     shape, source = work.eval_shape, work.source
     steps = [learner.inner_loop]
@@ -97,14 +108,14 @@ def task_images(work: RunContext, learner: MetaLearner, step: int) -> dict[str, 
     if isinstance(source, ImageTaskSampler):
         support, query = source.to_uint8(tasks.support_data), source.to_uint8(tasks.query_data)
         tasks = tasks._replace(support_data=support, query_data=query)
-    shown: dict[str, SummaryValue] = {}
+    images: dict[str, bytes] = {}
     for number, (task, logits) in enumerate(zip(unbind_tasks(Task(*map(Tensor.cpu, tasks))), outputs, strict=True)):
         title = f"validation task {number} at step {step}"
         if isinstance(source, ImageTaskSampler):
-            shown[f"tasks/{number}"] = EncodedImage(classification_grid(title, task, logits[-1].argmax(-1)))
+            images[f"tasks/{number}"] = classification_grid(title, task, logits[-1].argmax(-1))
         else:
-            shown[f"tasks/{number}"] = EncodedImage(regression_plot(title, task, logits, steps))
-    return shown
+            images[f"tasks/{number}"] = regression_plot(title, task, logits, steps)
+    return images
 
 
 def should_log_images(settings: Settings, step: int) -> bool:

@@ -12,8 +12,8 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from metarun.distributed.task_parallel import TaskParallelGroup
 from metarun.errors import quote_override, relative_to_cwd
-from metarun.loggers import hparams
-from metarun.loggers.run_logger import RunLogger
+from metarun.loggers import open_loggers
+from metarun.loggers.base import ResumePoint, hparam_dict
 from metarun.training.trainer import Trainer
 from metarun.utils.signals import defer_signals
 
@@ -52,15 +52,16 @@ def train(
     session_start, seconds_before = time.perf_counter(), trainer.seconds
     bar = tqdm(total=settings.iterations, initial=trainer.step, desc="training", unit="step", disable=None)
     how_to_resume = f"which is saved; go on with {quote_override('resume', relative_to_cwd(folder))}"
-    records = RunLogger(folder, trainer.step, trainer.validation_pending, trainer.num_lines)
-    with records, defer_signals() as stop, logging_redirect_tqdm(), bar:
+    start = ResumePoint(trainer.step, trainer.validation_pending, trainer.num_lines)
+    with open_loggers(folder, start) as loggers, defer_signals() as stop, logging_redirect_tqdm(), bar:
         on_begin()
-        hparams.write_hparams(folder, settings)
-        trainer.records = records
+        trainer.loggers = loggers
+        for logger in loggers:
+            logger.log_hparams(hparam_dict(settings), finished=False)
 
         def validate() -> None:
             where = f"in the validation of step {trainer.step}, {how_to_resume}"
-            trainer.validate(records, lambda done: stop.raise_if_asked(where))
+            trainer.validate(lambda done: stop.raise_if_asked(where))
 
         if trainer.validation_pending:
             validate()
@@ -73,7 +74,7 @@ def train(
             if compiling:
                 bar.set_description("training")
             trainer.seconds = seconds_before + time.perf_counter() - session_start
-            trainer.record(records, scalars)
+            trainer.record(scalars)
             bar.update()
             bar.set_postfix({name: f"{value:.3f}" for name, value in scalars.items()}, refresh=False)
             last = trainer.step == settings.iterations

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ from metarun.distributed.task_parallel import TaskParallelGroup
 from metarun.engine import eval_preprocessing
 from metarun.errors import RunFailure, UserError
 from metarun.evaluation import summaries
-from metarun.loggers.run_logger import RunLogger
+from metarun.loggers.base import Logger
 from metarun.methods import Parameters
 from metarun.training import nonfinite
 from metarun.training.optimizer import adam_state_by_name, learning_rate, load_adam_state, set_learning_rate
@@ -45,7 +45,7 @@ class Trainer:
         self.team = team
         self.work = team.work
         self.folder = folder
-        self.records: RunLogger | None = None
+        self.loggers: Sequence[Logger] = ()
         self.num_lines = 0  # lines of metrics.jsonl that the loaded checkpoint counts
         self.step = 0  # outer steps done
         self.best: Validation | None = None
@@ -72,7 +72,7 @@ class Trainer:
             last=self.last,
             validation_due=self.validation_pending,
             sums=self.metric_sums,
-            lines=self.records.count if self.records else 0,
+            lines=sum(logger.num_lines for logger in self.loggers),
             skipped=self.skipped,
             skipped_in_a_row=self.skipped_in_a_row,
             seconds=self.seconds,
@@ -89,8 +89,8 @@ class Trainer:
         return settings.use_second_order and self.step >= settings.first_order_steps
 
     def write_checkpoint(self, path: Path) -> None:
-        if self.records:
-            self.records.sync()  # after a power cut, no line that the checkpoint counts is missing
+        for logger in self.loggers:
+            logger.flush()  # after a power cut, no line that the checkpoint counts is missing
         store.save(path, self.state_dict())
 
     def save(self) -> None:
@@ -241,7 +241,7 @@ class Trainer:
         self.skipped_in_a_row = 0
         return scalars
 
-    def record(self, records: RunLogger, scalars: dict[str, float]) -> None:
+    def record(self, scalars: dict[str, float]) -> None:
         """Add a step's scalars to `metric_sums`; every `TRAIN_LINE_EVERY` steps, log their means as a training line."""
         for name, value in {**scalars, "steps": 1.0 if scalars else 0.0}.items():
             self.metric_sums[name] = self.metric_sums.get(name, 0.0) + value
@@ -253,10 +253,10 @@ class Trainer:
         means["outer_learning_rate"] = learning_rate(settings, self.step - 1)
         if settings.skip_not_finite:
             means["skipped"] = self.skipped
-        records.write(self.step, "train", self.seconds, **means)
+        self.log_scalars("train", means)
         self.metric_sums = {}
 
-    def validate(self, records: RunLogger, progress: Callable[[int], object]) -> None:
+    def validate(self, progress: Callable[[int], object]) -> None:
         """Evaluate the validation tasks, log the result, and save the best checkpoint if it improved.
 
         Args:
@@ -266,7 +266,7 @@ class Trainer:
         result = self.team.evaluate("val", settings.validation_tasks, progress)
         self.validation_pending = False
         metric, finite = result.metric, math.isfinite(result.mean)
-        records.write(self.step, "val", self.seconds, loss=result.loss, **{metric: result.mean}, ci95=result.ci95)
+        self.log_scalars("val", {"loss": result.loss, metric: result.mean, "ci95": result.ci95})
         if result.nonfinite_message:
             log.warning("step %d: in validation %s", self.step, result.nonfinite_message)
         if not finite:
@@ -281,7 +281,11 @@ class Trainer:
             self.top_validations = ensemble.top_k([*self.top_validations, self.last], settings.ensemble, metric)
             if self.last in self.top_validations:
                 self.write_checkpoint(ensemble.member_path(self.folder, self.step))
-        records.show(self.step, summaries.validation_summaries(self.work, self.step, result))
+        summaries.validation_summaries(self.work, self.step, result).log(self.loggers, self.step)
+
+    def log_scalars(self, split: str, scalars: dict[str, float]) -> None:
+        for logger in self.loggers:
+            logger.log_scalars(self.step, scalars, split, self.seconds)
 
 
 def validations_comparable(before: EvalConfig, now: EvalConfig) -> bool:

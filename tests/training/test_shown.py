@@ -118,7 +118,7 @@ def test_every_run_shows_the_metric_by_inner_step_and_its_result(runs: Path) -> 
 @pytest.mark.parametrize("settings", [small, lambda folder: images_run(folder, "mtnet")])
 def test_a_run_does_not_notice_what_is_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
     run(settings(tmp_path), tmp_path / "shown")
-    monkeypatch.setattr(summaries, "validation_summaries", lambda *arguments: {})
+    monkeypatch.setattr(summaries, "validation_summaries", lambda *arguments: summaries.Summaries())
     run(settings(tmp_path), tmp_path / "hidden")
     one, other = (store.load(store.latest_intact_checkpoint(tmp_path / name)) for name in ("shown", "hidden"))
     assert list(differences(replace(one, settings=other.settings), other, "state")) == []
