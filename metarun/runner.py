@@ -15,8 +15,7 @@ from metarun.config.eval_grid import expand_eval_grid
 from metarun.config.schema import Settings
 from metarun.data import TaskSampler
 from metarun.distributed import launch
-from metarun.distributed.group import build_group, launch_group
-from metarun.distributed.num_workers import num_workers
+from metarun.distributed.group import build_group, launch_group, num_workers
 from metarun.engine import warm_start
 from metarun.engine.context import RunContext, build_context
 from metarun.errors import RunFailure, UserError, quote_override, relative_to_cwd

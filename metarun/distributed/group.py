@@ -1,4 +1,4 @@
-"""Builds the task-parallel group of a run, in the leader and in its workers."""
+"""Number of processes of a run, and its task-parallel group, built in the leader and in its workers."""
 
 from __future__ import annotations
 
@@ -12,15 +12,56 @@ from typing import Any, NoReturn
 import torch
 import torch.distributed as dist
 
+from metarun.config.eval_grid import expand_eval_grid
+from metarun.config.groups import Mlp
 from metarun.config.schema import Settings
 from metarun.data import preprocessing
 from metarun.distributed import launch
 from metarun.distributed.launch import PeerLost, Workers, raise_peer_lost
-from metarun.distributed.num_workers import check_shardable, num_workers
 from metarun.distributed.task_parallel import RUN, TaskParallelGroup, receive
 from metarun.engine.context import RunContext, build_context
+from metarun.engine.execution import (
+    MIN_STEPS_FOR_WORKERS,
+    MIN_TEST_TASKS_FOR_WORKERS,
+    choose_device,
+    select_num_workers,
+)
 from metarun.engine.rank import Rank, rank_from_env
-from metarun.errors import RunFailure
+from metarun.engine.task_shapes import eval_inner_loop
+from metarun.errors import RunFailure, UserError
+
+
+def num_workers(settings: Settings) -> int:
+    """Number of processes that share a run's tasks, where torchrun has not started them."""
+    amount, num_tasks = 0.0, settings.meta_batch  # of work, as a multiple of the least that is worth another process
+    if settings.mode == "evaluate":
+        num_tasks = settings.eval.tasks
+        inner_loops = [eval_inner_loop(evaluation) for evaluation in expand_eval_grid(settings)]
+        amount = sum(num_tasks * (steps + 1) for steps in inner_loops) / MIN_TEST_TASKS_FOR_WORKERS
+    elif getattr(settings.method, "objective", "") != "trajectory":
+        amount = settings.iterations / MIN_STEPS_FOR_WORKERS
+    looped, convolutional = settings.engine.tasks in ("auto", "looped"), not isinstance(settings.backbone, Mlp)
+    device = choose_device(settings.device)
+    return select_num_workers(settings.engine.workers, convolutional and looped, device, amount, num_tasks)
+
+
+def check_shardable(work: RunContext, process: Rank) -> None:
+    """Raise UserError if the processes cannot share the run's training tasks."""
+    if work.settings.mode != "train":
+        return
+    size, meta_batch = process.world_size, work.settings.meta_batch
+    reasons = {
+        f"a meta-batch of {meta_batch} tasks has work for at most {meta_batch} processes; "
+        "raise meta_batch or take fewer": size > meta_batch,
+        "engine.tasks=compiled holds the optimiser, which one process keeps; take one process, or "
+        "engine.tasks=vectorised": work.compiled is not None,
+        "method.objective=trajectory learns from one stored iterate after another, which processes cannot share; "
+        "take one process": work.learner.method.offline is not None,
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            given = f"torchrun's {size} processes" if rank_from_env() else f"engine.workers={size}"
+            raise UserError(f"{given}: {reason}")
 
 
 @contextmanager
@@ -28,25 +69,24 @@ def launch_group(settings: Settings, checkpoint: Path | None) -> Iterator[TaskPa
     """Start a run's workers and build its group, which ends with the block.
 
     Args:
-        checkpoint: whose parameters the run is going to load, or None.
+        checkpoint: the checkpoint whose parameters the run will load, or None.
 
     Raises:
-        UserError: the device, the data or the task shapes are not available, or there are more processes than tasks.
+        UserError: the device, the data or the task shapes are not available, or the processes cannot share the tasks.
         RunFailure: another process has ended.
     """
-    launched = launch.launch_workers(num_workers(settings))
-    with launched as (process, workers):
+    with launch.launch_workers(num_workers(settings)) as (process, workers):
         work = build_context(settings, process, checkpoint)
-        with build_group(work, process, workers) as team:
-            yield team
+        with build_group(work, process, workers) as group:
+            yield group
 
 
 @contextmanager
 def build_group(work: RunContext, process: Rank, workers: Workers) -> Iterator[TaskParallelGroup]:
-    """The group of `work` whose workers, already started, build the same; they wait for another run after the block.
+    """Yield the group of `work`, built in the leader and in the workers, which wait for the next run after the block.
 
     Raises:
-        UserError: there are more processes than tasks.
+        UserError: the processes cannot share the tasks.
         RunFailure: another process has ended.
     """
     if process.world_size == 1:
@@ -62,16 +102,16 @@ def build_group(work: RunContext, process: Rank, workers: Workers) -> Iterator[T
         launch.wait(lambda: dist.broadcast(torch.tensor([RUN, 0, 0, 0]), 0, async_op=True), launch.STARTUP_TIMEOUT)
         with raise_peer_lost():
             dist.broadcast_object_list([(work.settings, preprocessing.image_preprocessing(work.source))], 0)
-        team = TaskParallelGroup(work, process, workers)
-        team.wait_for_all(lambda: dist.barrier(async_op=True))  # until the workers have built theirs
+        group = TaskParallelGroup(work, process, workers)
+        group.wait_for_all(lambda: dist.barrier(async_op=True))  # until the workers have built theirs
     except PeerLost as error:
         failure = launch.peer_failure(workers, error)
         launch.stop_workers(workers)
         raise failure from error
     try:
-        yield team
+        yield group
     finally:
-        team.release_workers()
+        group.release_workers()
 
 
 def worker_main() -> NoReturn:
@@ -88,8 +128,8 @@ def worker_main() -> NoReturn:
             with raise_peer_lost():
                 dist.broadcast_object_list(job, 0)
             settings, image_spec = job[0]
-            team = TaskParallelGroup(build_context(settings, process, image_spec=image_spec), process)
-            team.wait_for_all(lambda: dist.barrier(async_op=True))
-            team.worker_loop()
+            group = TaskParallelGroup(build_context(settings, process, image_spec=image_spec), process)
+            group.wait_for_all(lambda: dist.barrier(async_op=True))
+            group.worker_loop()
     except PeerLost:
         os._exit(0)  # a regular exit would be aborted by gloo's threads

@@ -51,7 +51,7 @@ abandoned: list[bool] = []  # non-empty if torch's threads still wait for a proc
 
 @contextmanager
 def raise_peer_lost() -> Iterator[None]:
-    """Raises PeerLost where a collective operation in the block fails because another process has ended."""
+    """Raise PeerLost if a collective operation in the block fails because another process has ended."""
     try:
         yield
     except RuntimeError as error:  # gloo and NCCL raise no narrower type
@@ -107,14 +107,19 @@ def launch_workers(world_size: int) -> Iterator[tuple[Rank, Workers]]:
     if process is not None or world_size == 1:
         yield process or SINGLE_PROCESS, ()
         return
+    before = dict(os.environ)
     with tempfile.TemporaryDirectory(prefix="metarun-") as folder:
-        environment = {RENDEZVOUS_ENV: (Path(folder) / "meet").as_uri(), **loopback_environment()}
-        workers = [start_worker(rank, world_size, environment) for rank in range(1, world_size)]
+        os.environ[RENDEZVOUS_ENV] = (Path(folder) / "meet").as_uri()
+        if any(name == "lo" for _, name in socket.if_nameindex()):  # all processes are on this machine
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        workers = [start_worker(rank, world_size) for rank in range(1, world_size)]
         try:
-            with patched_environ(environment):
-                yield Rank(0, world_size, 0, world_size), workers
+            yield Rank(0, world_size, 0, world_size), workers
         finally:
             stop_workers(workers)
+            for name in (RENDEZVOUS_ENV, "GLOO_SOCKET_IFNAME"):
+                if name not in before:
+                    os.environ.pop(name, None)
 
 
 def stop_workers(workers: Workers) -> None:
@@ -134,35 +139,15 @@ def stop_workers(workers: Workers) -> None:
             abandoned.append(True)
 
 
-def start_worker(rank: int, world_size: int, environment: dict[str, str]) -> subprocess.Popen[str]:
+def start_worker(rank: int, world_size: int) -> subprocess.Popen[str]:
     ranks = {"RANK": rank, "WORLD_SIZE": world_size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": world_size}
     return subprocess.Popen(
         [sys.executable, "-c", WORKER_ENTRYPOINT.format(sys.path)],
-        env={**os.environ, **environment, **{name: str(value) for name, value in ranks.items()}},
+        env={**os.environ, **{name: str(value) for name, value in ranks.items()}},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         text=True,
     )
-
-
-def loopback_environment() -> dict[str, str]:
-    """The variable that keeps gloo on the loopback interface, as all processes are on this machine."""
-    name = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
-    return {"GLOO_SOCKET_IFNAME": name} if name and "GLOO_SOCKET_IFNAME" not in os.environ else {}
-
-
-@contextmanager
-def patched_environ(environment: dict[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def wait_until_ready(workers: Workers) -> None:
@@ -176,21 +161,21 @@ def wait_until_ready(workers: Workers) -> None:
 
 
 def peer_failure(workers: Workers, lost: PeerLost) -> RunFailure:
-    """The error to raise after `lost`: names the worker that has ended or does not answer, if it can be found out."""
+    """The error to raise after `lost`: names the worker that has ended or does not answer, if it is known."""
     time.sleep(0.5)  # the operating system may not have registered the end yet
     silent = str(lost) if str(lost).startswith("has not") else ""
+    world_size = len(workers) + 1
     for rank, worker in enumerate(workers, 1):
-        problem = ""
+        stopped = is_stopped(worker.pid)
         if (status := worker.poll()) is not None:
             problem = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
-        elif silent and (len(workers) == 1 or is_stopped(worker.pid)):
-            problem = f"{silent}{', it is stopped' if is_stopped(worker.pid) else ''}"
-        if problem:
-            world_size = len(workers) + 1
-            return RunFailure(f"process {rank} of {world_size} {problem} (engine.workers={world_size})")
-    if silent:
-        return RunFailure(f"another process of this run {silent}")
-    return RunFailure("another process of this run has ended, or its connection is lost; see torchrun's messages")
+        elif silent and (stopped or world_size == 2):
+            problem = silent + (", it is stopped" if stopped else "")
+        else:
+            continue
+        return RunFailure(f"process {rank} of {world_size} {problem} (engine.workers={world_size})")
+    ended = "has ended, or its connection is lost; see torchrun's messages"
+    return RunFailure(f"another process of this run {silent or ended}")
 
 
 def is_stopped(pid: int) -> bool:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ NCCL_TIMEOUT = timedelta(seconds=45)  # short, as all processes have met at a gl
 
 
 class TaskParallelGroup:
-    """The processes that share a run's tasks, one or several: what the leader asks for, and what each computes."""
+    """The processes that share a run's tasks: the leader's requests, and the share of each process."""
 
     def __init__(self, work: RunContext, process: Rank = SINGLE_PROCESS, workers: Workers = ()) -> None:
         self.work, self.process, self.workers = work, process, workers
@@ -44,7 +45,7 @@ class TaskParallelGroup:
         self.nccl_group: Any = dist.new_group(backend="nccl", timeout=NCCL_TIMEOUT) if on_gpu else None
 
     def compiles(self, step: int, second_order: bool) -> bool:
-        """Whether the outer step of number `step` has to be compiled first."""
+        """Whether outer step `step` has to be compiled first."""
         compiled = self.work.compiled
         return compiled is not None and compiled.needs_compilation(
             second_order, self.work.loss_weights(step) is not None
@@ -139,7 +140,7 @@ class TaskParallelGroup:
 
     @contextmanager
     def shared_step(self) -> Iterator[None]:
-        """Raises RunFailure where another process ends in the block, which all processes take part in."""
+        """Raise RunFailure if another process ends during the block, in which all processes take part."""
         self.in_step = True
         try:
             yield
@@ -166,11 +167,11 @@ class TaskParallelGroup:
             if request in (GRADIENT, BATCH_NORM, LOGITS) or arguments[0] == 0:
                 self.broadcast_parameters()
             if request == GRADIENT:
-                self.reduce_to_leader(lambda: self.gradient_share(*arguments))  # noqa: B023, called at once
+                self.reduce_to_leader(partial(self.gradient_share, *arguments))
             elif request == BATCH_NORM:
-                self.reduce_to_leader(lambda: self.batch_norm_share(*arguments[:2]))  # noqa: B023, called at once
+                self.reduce_to_leader(partial(self.batch_norm_share, *arguments[:2]))
             else:
-                self.reduce_to_leader(lambda: self.evaluation_share(request, *arguments))  # noqa: B023, called at once
+                self.reduce_to_leader(partial(self.evaluation_share, request, *arguments))
 
     # --- called in every process ---
 

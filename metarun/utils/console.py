@@ -19,12 +19,8 @@ def plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     letters = error.object[error.start : error.end]
-    return "".join(PLAIN.get(letter) or without_accents(letter) or "?" for letter in letters), error.end
-
-
-def without_accents(letter: str) -> str:
-    """The letter's ASCII base, such as "e" for "é"; empty if it has none."""
-    return unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode("ascii")
+    bases = [unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode() for letter in letters]
+    return "".join(PLAIN.get(letter) or base or "?" for letter, base in zip(letters, bases, strict=True)), error.end
 
 
 class Descriptor(io.RawIOBase):

@@ -78,8 +78,6 @@ def write_all(descriptor: int, content: bytes | memoryview) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder's entries to disk, if the file system supports it."""
-    if os.name != "posix":
-        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -56,10 +56,9 @@ def check(saved: dict[str, Tensor]) -> None:
         if tensor.dtype != dtype or tensor.dim() != 1 or len(tensor) != (len(tensor) if size is None else size):
             raise ValueError(f"its generator {name} is {tensor.dtype} of {list(tensor.shape)}")
     for name in ("python", "numpy"):
-        words, (position, *rest) = saved[name][:WORDS], saved[name][WORDS:].tolist()
-        if not (
-            int(words.min()) >= 0 and int(words.max()) < 2**32 and 0 <= position <= WORDS and rest in ([], [0], [1])
-        ):
+        words, (position, *spare) = saved[name][:WORDS], saved[name][WORDS:].tolist()
+        in_range = int(words.min()) >= 0 and int(words.max()) < 2**32 and 0 <= position <= WORDS
+        if not in_range or spare not in ([], [0], [1]):
             raise ValueError(f"its generator {name} is at no state that it can be in")
     if saved["python_spare"].numel() > 1:
         raise ValueError("its generator python has several spare numbers")

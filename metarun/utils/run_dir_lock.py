@@ -6,7 +6,6 @@ A refused command leaves the folder unchanged.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import time
@@ -80,24 +79,18 @@ def describe_run(folder: Path) -> str | None:
     """Which run the folder holds, such as "a training run" or "a prediction". None if it holds no run."""
     checkpoints, metrics = folder / "checkpoints", folder / METRICS
     saved = [path.name for path in checkpoints.iterdir()] if checkpoints.is_dir() else []
-    has_metrics = metrics.is_file() and metrics.stat().st_size > 0
-    if has_metrics or not all(name.startswith(("start.", ".")) for name in saved):
+    if not all(name.startswith(("start.", ".")) for name in saved) or (metrics.is_file() and metrics.stat().st_size):
         return "a training run"
     if os.path.lexists(folder / PREDICTIONS):
         return "a prediction"
     if os.path.lexists(folder / RESULTS):
         return "an evaluation"
-    if os.path.lexists(folder / RESULT):
-        return "an evaluation" if finished_mode(folder) == "evaluate" else "a training run"
-    return None
-
-
-def finished_mode(folder: Path) -> object:
-    """The `mode` in result.json. None if the file is missing or damaged, which its later readers report."""
-    try:
-        return read_result(folder)["mode"]
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+    if not os.path.lexists(folder / RESULT):
         return None
+    try:
+        return "an evaluation" if read_result(folder)["config"]["mode"] == "evaluate" else "a training run"
+    except (OSError, ValueError, LookupError, TypeError):  # damaged: reported by those who read it
+        return "a training run"
 
 
 def require_free_sweep(folder: Path, resume: str | None) -> None:
@@ -117,7 +110,7 @@ def require_free_sweep(folder: Path, resume: str | None) -> None:
 
 @contextmanager
 def exclusive_run_dir(folder: Path, record: Callable[[], object], timeout: float = 0) -> Iterator[Callable[[], None]]:
-    """Context manager that locks a run folder against every other process.
+    """Lock a run folder against every other process.
 
     Args:
         folder: an existing run folder.
@@ -140,56 +133,46 @@ def exclusive_run_dir(folder: Path, record: Callable[[], object], timeout: float
             remove_partial_files(folder)
             record()
 
-    with hold_lock(folder, timeout) as new:
-        try:
-            yield begin
-        except UserError:
-            if new and not begun:
-                (folder / LOCK).unlink()
-            raise
-        except BaseException:
-            with suppress(OSError, RunFailure):  # the exception that ended the run is the one to report
-                begin()
-            raise
+    descriptor, new = acquire_lock(folder, timeout)
+    try:
+        yield begin
+    except UserError:
+        if new and not begun:
+            (folder / LOCK).unlink()
+        raise
+    except BaseException:
+        with suppress(OSError, RunFailure):  # the exception that ended the run is the one to report
+            begin()
+        raise
+    finally:
+        os.close(descriptor)
 
 
-@contextmanager
-def hold_lock(folder: Path, timeout: float) -> Iterator[bool]:
-    """Hold the lock file of a run folder; the system releases it when the process ends.
+def acquire_lock(folder: Path, timeout: float) -> tuple[int, bool]:
+    """Lock the lock file of a run folder, created if missing; the system releases it when the process ends.
 
-    Yields True if the lock file was created now. Raises UserError if another process still holds it after `timeout`
-    seconds.
+    Returns:
+        The file's descriptor, which holds the lock until it is closed, and whether the file was created.
+
+    Raises:
+        UserError: another process still holds the lock after `timeout` seconds, or the file is a link.
     """
     path, end = folder / LOCK, time.monotonic() + timeout
+    require_own_files(folder)
     while True:
         new = not path.exists()
-        descriptor = open_lock(path)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The previous holder may have deleted the file between open and flock.
             if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
-                break
+                return descriptor, new
         except BlockingIOError as error:
             if time.monotonic() >= end:
+                os.close(descriptor)
                 raise UserError(
                     f"{relative_to_cwd(folder)}: another process is writing to this run folder; "
                     "wait for it, stop it or give another"
                 ) from error
             time.sleep(0.1)
         os.close(descriptor)
-    try:
-        yield new
-    finally:
-        os.close(descriptor)
-
-
-def open_lock(path: Path) -> int:
-    """Open the lock file, created if missing, and return its descriptor. Raises UserError if it is a link."""
-    try:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise
-        raise UserError(
-            f"{relative_to_cwd(path)}: is a link; a run folder's files are its own, take it away"
-        ) from error

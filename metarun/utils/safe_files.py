@@ -1,7 +1,7 @@
-"""What is opened of files that others made, and what is read out of them.
+"""Readers for files from untrusted sources: text, JSON, YAML and images.
 
-Only regular files are opened, so that a pipe is not waited for and a device not touched. What is read is bounded in
-size before memory is taken for it, and is plain data: text, JSON, YAML, or a picture of a raster format.
+Only regular files are opened, so that a pipe does not block and a device is not touched. Sizes are limited before
+memory is allocated.
 """
 
 from __future__ import annotations
@@ -20,31 +20,28 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-RECORD_BYTES = 2**22  # of a JSON or YAML file of a run folder, and of a line of metrics.jsonl
-LIST_BYTES = 2**26  # of a list of classes or pictures, and of a table
+RECORD_BYTES = 2**22  # largest JSON file of a run folder, and longest line of metrics.jsonl
+LIST_BYTES = 2**26  # largest list of classes or images, and largest table
 YAML_BYTES = 2**20  # PyYAML reads some 100 kB a second
-DEPTH = 50  # of lists and dicts in one another
-FORMATS = (  # of pictures: each is decoded by Pillow itself, or by a library of pixels
+DEPTH = 50  # deepest nesting of lists and dicts
+FORMATS = (  # image formats that Pillow decodes itself or by a library of pixels
     *("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP"),
 )
-PACKED = 200  # times its size that a file may unpack to, or ROOM where that is more: pictures pack a few times
-ROOM = 2**28  # bytes
-PIXELS = 2**26  # of a picture: 8192 x 8192
+PACKED = 200  # a file may unpack to this many times its size, and to ROOM bytes in any case
+ROOM = 2**28
+PIXELS = 2**26  # largest image: 8192 x 8192
 KINDS = {stat.S_IFIFO: "pipe", stat.S_IFSOCK: "socket", stat.S_IFCHR: "device", stat.S_IFBLK: "device"}
 
 
 class UnsafeFile(PermissionError):
-    """A file is not opened: its `strerror` says what it is, `filename` which."""
+    """A file that is not regular was not opened. `strerror` says what it is."""
 
     def __init__(self, path: Path, what: str) -> None:
         super().__init__(1, what, str(path))
 
 
-# --- files -------------------------------------------------------------------------------------------------
-
-
 def check_regular(path: Path, mode: int) -> None:
-    """Raises UnsafeFile where a mode of `os.stat` is not that of a regular file."""
+    """Raise UnsafeFile if `mode`, the `st_mode` of `path`, is not that of a regular file."""
     if stat.S_ISDIR(mode):
         raise UnsafeFile(path, "it is a folder, not a file")
     if stat.S_ISLNK(mode):
@@ -54,7 +51,7 @@ def check_regular(path: Path, mode: int) -> None:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether the path is, or links to, a regular file, or would be one if it could be looked at."""
+    """Whether the path is, or links to, a regular file. True if the file cannot be examined."""
     try:
         return stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -62,20 +59,19 @@ def is_regular(path: Path) -> bool:
 
 
 def open_regular(path: Path, links: bool = True) -> BinaryIO:
-    """Open a regular file to read, without ever waiting.
+    """Open a regular file for reading, without blocking.
 
     Args:
-        links: follow `path` where it is a link. The folders above it may always be links.
+        links: follow `path` if it is a link. Its parent folders may always be links.
 
     Raises:
-        UnsafeFile: it is a pipe, socket, device or folder, or a link that is not to be followed.
-        OSError: it is not there or may not be read.
+        UnsafeFile: it is a pipe, socket, device or folder, or a link with `links=False`.
+        OSError: it is missing or not readable.
     """
     check_regular(path, path.stat(follow_symlinks=links).st_mode)
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(path, flags | (0 if links else getattr(os, "O_NOFOLLOW", 0)))
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW))
     try:
-        check_regular(path, os.fstat(descriptor).st_mode)  # another file may have taken its place
+        check_regular(path, os.fstat(descriptor).st_mode)  # it may have been replaced since
     except BaseException:
         os.close(descriptor)
         raise
@@ -83,21 +79,21 @@ def open_regular(path: Path, links: bool = True) -> BinaryIO:
 
 
 def room(path: Path) -> int:
-    """Bytes that a file may unpack to."""
+    """Largest size in bytes to which a file may unpack."""
     return max(ROOM, PACKED * path.stat().st_size)
 
 
 def require_room(path: Path, unpacked: int) -> None:
-    """Raises ValueError where a file says that it unpacks to more than files of data do."""
+    """Raise ValueError if the stated unpacked size is more than `room` allows."""
     if unpacked > room(path):
         raise ValueError(f"would unpack to {unpacked} bytes")
 
 
 def require_unlinked(folder: Path, names: Sequence[str]) -> None:
-    """Look at files and folders of `folder` before they are written to, and at what lies in those that are folders.
+    """Check the named files of `folder`, and the files in its named subfolders, before they are written to.
 
     Raises:
-        UnsafeFile: one of them is a link or no regular file, so that writing might change a file elsewhere, or wait.
+        UnsafeFile: one is a link or not a regular file, so that writing might change a file elsewhere, or block.
     """
     for path in (folder / name for name in names):
         if path.is_dir() and not path.is_symlink():
@@ -108,11 +104,8 @@ def require_unlinked(folder: Path, names: Sequence[str]) -> None:
             check_regular(path, path.lstat().st_mode)
 
 
-# --- text --------------------------------------------------------------------------------------------------
-
-
 def read_bytes(path: Path, most: int, links: bool = True) -> bytes:
-    """Raises ValueError where there are more than `most` bytes; OSError as `open_regular`."""
+    """The content of a file. Raises ValueError if it has more than `most` bytes, and OSError as `open_regular`."""
     with open_regular(path, links) as file:
         content = file.read(most + 1)
     if len(content) > most:
@@ -121,33 +114,29 @@ def read_bytes(path: Path, most: int, links: bool = True) -> bytes:
 
 
 def read_text(path: Path, most: int = LIST_BYTES, links: bool = True) -> str:
-    """UTF-8, or UTF-16 with its byte order mark. Raises ValueError for anything else; otherwise as `read_bytes`."""
+    """Read text in UTF-8, or UTF-16 with a byte order mark. Raises ValueError otherwise, and as `read_bytes`."""
     content = read_bytes(path, most, links)
     return content.decode("utf-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
 
 
 def read_json(path: Path, most: int = LIST_BYTES, links: bool = True) -> Any:
-    """The content of a JSON file; raises as `parse_json` and `read_text`."""
+    """Read a JSON file. Raises as `parse_json` and `read_text`."""
     return parse_json(read_text(path, most, links))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Dicts, lists, text, finite numbers, bools and None.
-
-    Raises:
-        ValueError: no JSON, a number that is not finite or of more than 64 bits, or too deep a nesting.
-    """
+    """Parse JSON. Raises ValueError for invalid JSON, and as `check_plain`."""
     try:
-        return plain(json.loads(text, parse_constant=refuse_constant, parse_int=whole_number))
+        return check_plain(json.loads(text, parse_int=parse_int))
     except RecursionError as error:
         raise ValueError(f"nested more than {DEPTH} deep") from error
 
 
 def read_yaml(path: Path, links: bool = True) -> Any:
-    """The content of a YAML file that holds what JSON can hold. Aliases, which few bytes can multiply, are refused.
+    """Read a YAML file of plain data. Aliases are refused, since a small file could expand to a huge object.
 
     Raises:
-        ValueError: no YAML, an alias, a value that JSON does not have, or as `parse_json`.
+        ValueError: invalid YAML, an alias, or as `check_plain`.
         OSError: as `open_regular`.
     """
     import yaml
@@ -159,25 +148,25 @@ def read_yaml(path: Path, links: bool = True) -> Any:
             return super().compose_node(parent, index)
 
     try:
-        return plain(yaml.load(read_text(path, YAML_BYTES, links), Loader))
+        return check_plain(yaml.load(read_text(path, YAML_BYTES, links), Loader))
     except yaml.YAMLError as error:
         raise ValueError((getattr(error, "problem", None) or str(error).splitlines()[0])[:80]) from error
     except RecursionError as error:
         raise ValueError(f"nested more than {DEPTH} deep") from error
 
 
-def refuse_constant(word: str) -> Any:
-    raise ValueError(f"holds {word}, which is no number of JSON")
-
-
-def whole_number(digits: str) -> int:
-    if len(digits) > 20:
+def parse_int(digits: str) -> int:
+    if len(digits) > 20:  # int() takes quadratic time
         raise ValueError("holds a whole number of more than 64 bits")
     return int(digits)
 
 
-def plain(content: Any) -> Any:
-    """The content itself. Raises ValueError where it is no plain data: see `parse_json`."""
+def check_plain(content: Any) -> Any:
+    """Return `content` if it consists of dicts, lists, text, finite numbers, bools and None.
+
+    Raises:
+        ValueError: another type, a number that is not finite or has more than 64 bits, or nesting beyond DEPTH.
+    """
     level = [content]
     for _ in range(DEPTH):
         inside: list[Any] = []
@@ -200,16 +189,13 @@ def plain(content: Any) -> Any:
     raise ValueError(f"nested more than {DEPTH} deep")
 
 
-# --- pictures ----------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def open_picture(raw: bytes | Path) -> Iterator[Image]:
-    """A picture of one of FORMATS and of at most PIXELS, not yet decoded.
+    """Open an image of one of FORMATS and of at most PIXELS, without decoding it.
 
     Raises:
         ValueError: it has more pixels.
-        Exception: as `open_regular`, or whatever Pillow says of damaged bytes.
+        Exception: as `open_regular`, or any error of Pillow for damaged content.
     """
     import PIL.Image
 
@@ -224,7 +210,7 @@ def open_picture(raw: bytes | Path) -> Iterator[Image]:
 
 @functools.cache
 def formats() -> list[str]:
-    """Those of FORMATS that this Pillow has."""
+    """The FORMATS that the installed Pillow supports."""
     import PIL.Image
 
     PIL.Image.init()

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 HANDLED_SIGNALS = (*STOPPING, signal.SIGUSR2)  # submitit handles SIGUSR2
@@ -36,9 +37,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number = 0
-        self.theirs: dict[
-            int, Callable[[int, FrameType | None], object]
-        ] = {}  # handlers installed by other programs, such as submitit
+        self.theirs: dict[int, Any] = {}  # handlers installed by other programs, such as submitit
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:
@@ -67,11 +66,7 @@ def defer_signals() -> Iterator[StopRequest]:
         return
     before = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
     stop.theirs = {n: handler for n, handler in before.items() if callable(handler) and handler not in DEFAULT_HANDLERS}
-    ours = [
-        number
-        for number in HANDLED_SIGNALS
-        if number in (STOPPING if before[number] in DEFAULT_HANDLERS else stop.theirs)
-    ]
+    ours = [number for number in STOPPING if before[number] in DEFAULT_HANDLERS] + list(stop.theirs)
     for number in ours:
         signal.signal(number, stop)
     active_requests.append(stop)

@@ -13,7 +13,7 @@ from metarun.config.groups import Conv4, Glyphs, Maml, Mlp, Pretrain
 from metarun.config.schema import Engine, EvalConfig, Settings
 from metarun.core.meta_learner import MetaLearner, meta_gradient
 from metarun.core.objectives import classification
-from metarun.distributed.num_workers import num_workers
+from metarun.distributed.group import num_workers
 from metarun.engine.execution import select_num_workers, set_num_threads
 from metarun.engine.rank import RENDEZVOUS_ENV, SINGLE_PROCESS, Rank
 from metarun.methods import METHODS
