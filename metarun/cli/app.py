@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import __version__
-from metarun.cli import resolvers, settings, sweep_progress, sweeps
+from metarun.cli import resolvers, settings, sweeps
 from metarun.cli.errors import USER_ERRORS, user_message
 from metarun.cli.overrides import overridden_keys, prepare_argv
 from metarun.config import paths
@@ -59,7 +59,7 @@ def run_command() -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them over several lines
     job_errors.clear()
     resolvers.created_run_dirs.clear()
-    sweep_progress.sweep_configs.clear()
+    sweeps.sweep_configs.clear()
     try:
         if "--version" in argv:
             print(f"metarun {__version__}")
@@ -86,7 +86,7 @@ def run_command() -> int:
     finally:
         sys.argv, os.environ["HYDRA_FULL_ERROR"] = argv, before
     try:
-        sweep_progress.print_sweep_table()
+        sweeps.print_sweep_table()
     except (UserError, RunFailure, OSError) as error:
         job_errors.append(error)
         print_error(str(error))

@@ -15,21 +15,14 @@ from metarun.config.groups import CONFIG_GROUPS
 from metarun.config.schema import Settings, iter_options
 from metarun.errors import UserError, did_you_mean
 
-USER_ERRORS = (
-    UserError,
-    HydraException,
-    OmegaConfBaseException,
-    YAMLError,
-    OSError,
-    ValueError,
-)  # raised before a job begins
+# errors that are the user's if they are raised before a job begins
+USER_ERRORS = (UserError, HydraException, OmegaConfBaseException, YAMLError, OSError, ValueError)
 CONFIG_GROUP_NAMES = (*CONFIG_GROUPS, "experiment")  # groups that the command line can choose from
-KEYS = [name for name, _, _ in iter_options(Settings)] + [
-    name
-    for group, nodes in CONFIG_GROUPS.items()
-    for node in nodes.values()
-    for name, _, _ in iter_options(node, f"{group}.")
+OPTION_NODES = [
+    ("", Settings),
+    *((f"{group}.", node) for group in CONFIG_GROUPS for node in CONFIG_GROUPS[group].values()),
 ]
+KEYS = {name: item.metadata["help"] for prefix, node in OPTION_NODES for name, item, _ in iter_options(node, prefix)}
 NESTED_GROUPS = {name.partition(".")[0] for name in KEYS if "." in name}  # eval, save, engine, dataset, ...
 PLUGINS = {  # Hydra sweepers and launchers, and the command that installs them
     **dict.fromkeys(("joblib", "optuna"), "pip install 'metarun[sweep]'"),
@@ -66,9 +59,8 @@ def user_message(error: BaseException) -> str:
             more = f"; {choice} comes with {PLUGINS[choice]}" if choice in PLUGINS else ""
             if group == "backbone":
                 more = f"; a network of torchvision: backbone=torchvision backbone.network={choice}"
-            return (
-                f"{group}={choice}: choose one of {', '.join(link.options)}{did_you_mean(choice, link.options)}{more}"
-            )
+            hint = did_you_mean(choice, link.options) + more
+            return f"{group}={choice}: choose one of {', '.join(link.options)}{hint}"
         if isinstance(link, OverrideParseException):
             return f"{link.override}: cannot be read; special characters need quotes, as in \"key='a (b)'\""
         if isinstance(link, OSError) and link.filename is not None:

@@ -58,12 +58,12 @@ Exit status: 0 done, 2 a mistake in what was typed, 130/143/138 stopped by a sig
 def render_help(
     choices: Mapping[str, Sequence[str]], chosen: Mapping[str, str | None], value: Callable[[str], Any]
 ) -> str:
-    """The whole help.
+    """The text of --help.
 
     Args:
-        choices: what each group can be.
-        chosen: what each group is.
-        value: the present value of a key, by its dotted name.
+        choices: the choices of each group.
+        chosen: the current choice of each group.
+        value: returns the current value of a key, by its dotted name.
     """
     lines = [OPENING, "Groups, with what is chosen in brackets"]
     for group, names in choices.items():
@@ -80,13 +80,13 @@ def render_help(
         for choice, node in nodes.items():
             for name, item, default in iter_options(node, f"{group}."):
                 alike.setdefault((f"{name}={format_value(default)}", meaning(item)), []).append(choice)
-    for (key, said), having in alike.items():
-        lines += wrap_row(f"  {key}", f"{', '.join(having)}: {said}", COLUMN)
+    for (key, help_text), names in alike.items():
+        lines += wrap_row(f"  {key}", f"{', '.join(names)}: {help_text}", COLUMN)
     return "\n".join([*lines, "", CLOSING.rstrip()])
 
 
 def wrap_row(left: str, right: str, column: int) -> Iterator[str]:
-    """`left`, then `right` from `column` on, wrapped below itself; on lines of its own where `left` is too long."""
+    """Lines with `left` and, from `column` on, `right` wrapped to WIDTH; `left` on its own line if it is too long."""
     if len(left) >= column:
         yield left
         left = ""

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from metarun.cli import help, settings, sweep_progress, sweeps
+from metarun.cli import help, settings, sweeps
 from metarun.cli.errors import CONFIG_GROUP_NAMES
 from metarun.cli.overrides import overridden_keys, task_overrides
 from metarun.config import paths
@@ -39,7 +39,7 @@ def validate_before_run_dir(*, _root_: DictConfig) -> str:
         UserError: the settings are invalid, or the run folder is not free.
     """
     # Hydra resolves this after each job of a sweep, too.
-    if {"--help", "-h"} & set(sys.argv) or sweep_progress.sweep_configs:
+    if {"--help", "-h"} & set(sys.argv) or sweeps.sweep_configs:
         return ""
     node = "sweep" if _root_.hydra.mode == RunMode.MULTIRUN else "run"
     if node == "sweep":

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.checkpointing import store
-from metarun.cli.errors import user_message
+from metarun.cli.errors import KEYS, user_message
 from metarun.config import conflicts, paths
 from metarun.config.groups import CONFIG_GROUPS
 from metarun.config.schema import INVOCATION_KEYS, MACHINE_KEYS, Settings, check, flatten, iter_options
@@ -55,7 +55,7 @@ def build(config: DictConfig, overridden: Sequence[str] = ()) -> Settings:
         values = OmegaConf.masked_copy(config, [item.name for item in fields(Settings)])
         for name in OmegaConf.missing_keys(values):
             if (config.resume in (None, AUTO) and config.checkpoint is None) or name.partition(".")[0] in overridden:
-                raise UserError(f"{name}=???: needs a value, {meaning(name)}")
+                raise UserError(f"{name}=???: needs a value, {KEYS[name]}")
             OmegaConf.update(values, name, "")  # the checkpoint sets it
         schema = OmegaConf.structured(Settings)
         for group in CONFIG_GROUPS:
@@ -77,14 +77,10 @@ def build(config: DictConfig, overridden: Sequence[str] = ()) -> Settings:
 
 
 def config_class(group: str, node: Any) -> type:
-    """The config dataclass of what is chosen in `group`, found by the `name` in its config file.
-
-    Args:
-        group: "dataset", "backbone" or "method".
-        node: the config of the group, from metarun's configs or from a file of the user's.
+    """The config dataclass that the `name` in the config `node` of a group stands for.
 
     Raises:
-        UserError: nothing is chosen, or the file names no known choice.
+        UserError: nothing is chosen, or a config file of the user's has no or an unknown name.
     """
     choices = CONFIG_GROUPS[group]
     known = ", ".join(choices)
@@ -93,29 +89,20 @@ def config_class(group: str, node: Any) -> type:
     name = OmegaConf.select(node, "name")
     if isinstance(name, str) and name in choices:
         return choices[name]
-    how = f"begin the file with `name: X`, or with `defaults: [X, _self_]`, where X is one of {known}"
-    if name is None:
-        raise UserError(f"{group}: the file that is chosen does not say which {group} its values are of; {how}")
+    problem = f"does not say which {group} its values are of"
+    if name is not None:
+        problem = (
+            f"has the name {str(name)!r}, and there is no code of such a {group}: a file sets the values of a known one"
+        )
     raise UserError(
-        f"{group}: the file that is chosen has the name {str(name)!r}, and there is no code of such a {group}: a file "
-        f"sets the values of a known one; {how}"
+        f"{group}: the file that is chosen {problem}; begin the file with `name: X`, or with "
+        f"`defaults: [X, _self_]`, where X is one of {known}"
     )
 
 
 def checkpoint_of(settings: Settings) -> str | None:
     """Path of the run folder or checkpoint whose settings are used: `checkpoint=`, or `resume=` if it names a run."""
     return settings.checkpoint if settings.resume in (None, AUTO) else settings.resume
-
-
-def meaning(name: str) -> str:
-    """Help text of a key, by its dotted name."""
-    nodes = [
-        ("", Settings),
-        *((f"{group}.", node) for group, choices in CONFIG_GROUPS.items() for node in choices.values()),
-    ]
-    return next(
-        item.metadata["help"] for prefix, node in nodes for key, item, _ in iter_options(node, prefix) if key == name
-    )
 
 
 def checkpoint_choices(path: Path, resume: bool, overridden: Sequence[str]) -> list[str]:
@@ -169,7 +156,8 @@ def merge_with_checkpoint(current: Settings, overridden: Sequence[str]) -> Setti
         if not may_change(name, current.mode, resumed=current.resume is not None):
             check_unchanged(name, current, settings, source)
         copy_option(name, current, settings, source)
-    use_current_paths(settings, current)
+    settings.cache_dir = current.cache_dir  # the checkpoint may be a stranger's: it names no folder to write to
+    settings.download = current.download and settings.data_dir == current.data_dir
     reset_dependent_eval_options(settings, overridden)
     keep_trained_steps(settings, inner_loop)
     limit_ensemble(settings, overridden, path)
@@ -219,15 +207,6 @@ def reset_dependent_eval_options(settings: Settings, overridden: Sequence[str]) 
             setattr(settings.eval, name, None)
 
 
-def use_current_paths(settings: Settings, current: Settings) -> None:
-    """Set the keys that name folders to write to from the command line, since a checkpoint may be a stranger's file.
-
-    `data_dir` of the checkpoint is kept for reading; `download` is switched off if it differs from the current one.
-    """
-    settings.cache_dir = current.cache_dir
-    settings.download = current.download and settings.data_dir == current.data_dir
-
-
 def keep_trained_steps(settings: Settings, inner_loop: int) -> None:
     """Apply a changed `inner_loop` to evaluation only if the checkpoint has parameters for each inner step.
 
@@ -249,26 +228,25 @@ def limit_ensemble(settings: Settings, overridden: Sequence[str], path: Path) ->
     """
     if settings.mode == "predict" or (settings.mode == "evaluate" and path.is_file()):
         if "eval.ensemble" in overridden and settings.eval.ensemble > 1:
-            what = (
-                "mode=predict uses one network" if settings.mode == "predict" else f"checkpoint={path} is one network"
-            )
-            raise UserError(f"eval.ensemble={settings.eval.ensemble}: {what}; leave it out")
+            what = "mode=predict uses" if settings.mode == "predict" else f"checkpoint={path} is"
+            raise UserError(f"eval.ensemble={settings.eval.ensemble}: {what} one network; leave it out")
         settings.eval.ensemble = 1
 
 
 def check_unchanged(name: str, current: Settings, saved: Settings, source: str) -> None:
     """Raise UserError if a value of key or group `name` differs from that of the saved settings."""
-    for key, value in flatten_group(name, current).items():
-        old = flatten_group(name, saved).get(key)
-        if value != old:
-            raise UserError(f"{source}: {key}={value} differs from the run's {old}; start a new run or leave it out")
 
+    def values(settings: Settings) -> dict[str, Any]:
+        if name not in CONFIG_GROUPS:
+            return {key: value for key, _, value in iter_options(settings) if key == name}
+        return {name if k == "name" else f"{name}.{k}": v for k, v in asdict(getattr(settings, name)).items()}
 
-def flatten_group(name: str, settings: Settings) -> dict[str, Any]:
-    """Values of key or group `name`, by dotted name."""
-    if name in CONFIG_GROUPS:
-        return {name if key == "name" else f"{name}.{key}": v for key, v in asdict(getattr(settings, name)).items()}
-    return {key: value for key, _, value in iter_options(settings) if key == name}
+    old = values(saved)
+    for key, value in values(current).items():
+        if value != old.get(key):
+            raise UserError(
+                f"{source}: {key}={value} differs from the run's {old.get(key)}; start a new run or leave it out"
+            )
 
 
 def copy_option(name: str, current: Settings, saved: Settings, source: str) -> None:

@@ -88,7 +88,7 @@ def describe_run(folder: Path) -> str | None:
     if not os.path.lexists(folder / RESULT):
         return None
     try:
-        return "an evaluation" if read_result(folder)["config"]["mode"] == "evaluate" else "a training run"
+        return "an evaluation" if read_result(folder)["mode"] == "evaluate" else "a training run"
     except (OSError, ValueError, LookupError, TypeError):  # damaged: reported by those who read it
         return "a training run"
 

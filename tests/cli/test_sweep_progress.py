@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from metarun.cli import sweep_progress
+from metarun.cli import sweeps
 from metarun.config.schema import Settings
 from metarun.errors import UserError
 from tests.helpers.command_line import command
@@ -92,7 +92,7 @@ def test_a_table_that_cannot_be_written_is_told(runs: None, capsys: pytest.Captu
 def test_in_a_launcher_s_process_a_job_knows_only_of_itself(
     runs: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_progress.os, "getpid", iter(range(100)).__next__)
+    monkeypatch.setattr(sweeps.os, "getpid", iter(range(100)).__next__)
     assert command("--multirun", "seed=0,2") == 0
     jobs = [line for line in capsys.readouterr().out.splitlines() if line.startswith("job ")]
     assert jobs == ["job number 0 done: accuracy 50.00 ± 2.00 %", "job number 1 done: accuracy 70.00 ± 2.00 %"]

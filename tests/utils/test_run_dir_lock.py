@@ -145,7 +145,7 @@ def test_a_link_is_no_lock(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "theirs").write_text("theirs")
     (tmp_path / "run/.lock").symlink_to(tmp_path / "theirs")
-    with pytest.raises(UserError, match=r"run/\.lock: is a link"):
+    with pytest.raises(UserError, match=r"run/\.lock: it is a link"):
         run(small(tmp_path), tmp_path / "run")
 
 

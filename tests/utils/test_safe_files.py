@@ -87,8 +87,8 @@ def test_links_and_pipes_among_files_that_will_be_written_are_refused(tmp_path: 
 
 
 REFUSED_JSON = {
-    "not a number": ("[NaN]", "NaN"),
-    "infinite": ('{"mean": -Infinity}', "-Infinity"),
+    "not a number": ("[NaN]", "nan"),
+    "infinite": ('{"mean": -Infinity}', "-inf"),
     "too large for a float": ("[1e400]", "not finite"),
     "too large for an integer": (f"[{10**400}]", "64 bits"),
     "one more than 64 bits": (f"[{2**64}]", "64 bits"),
