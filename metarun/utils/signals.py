@@ -64,7 +64,7 @@ def defer_signals() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():  # handlers can be installed in the main thread only
         yield stop
         return
-    before = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in HANDLED_SIGNALS}
     stop.theirs = {n: handler for n, handler in before.items() if callable(handler) and handler not in DEFAULT_HANDLERS}
     ours = [number for number in STOPPING if before[number] in DEFAULT_HANDLERS] + list(stop.theirs)
     for number in ours:
