@@ -27,7 +27,8 @@ import torch
 
 from metarun.checkpointing import file_format, store
 from metarun.checkpointing.state import CheckpointState, Validation
-from metarun.config.groups import Maml, Mlp, Sinusoid
+from metarun.config.groups import Mlp, Sinusoid
+from metarun.config.methods import Maml
 from metarun.config.schema import Settings
 from metarun.errors import UserError
 from metarun.utils.random_state import get_rng_state

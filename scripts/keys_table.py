@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from metarun.cli.help import format_value, meaning
+from metarun.config import groups
 from metarun.config.groups import CONFIG_GROUPS
 from metarun.config.schema import Settings, iter_options
 
@@ -49,7 +50,7 @@ def page() -> str:
 def choices(group: str) -> str:
     if group == "experiment":
         return "none, or a published result: [the list](experiments.md)"
-    return ", ".join(f"`{path.stem}`" for path in sorted((CONFIGS / group).glob("*.yaml")))
+    return ", ".join(f"`{choice}`" for choice in groups.choices(group))
 
 
 def dataset_values() -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ from PIL import Image
 
 from metarun import methods
 from metarun.checkpointing.store import load
+from metarun.config.groups import choices
 from tests.helpers import small_data
 from tests.helpers.command_line import command
 
@@ -43,10 +44,6 @@ def data_dir(alone: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def run_folders(below: Path = Path()) -> list[Path]:
     """Those with a result, oldest first."""
     return [path.parent for path in sorted(below.rglob("result.json"), key=lambda path: path.stat().st_mtime_ns)]
-
-
-def choices(group: str) -> list[str]:
-    return sorted(path.stem for path in (ROOT / "configs" / group).glob("*.yaml"))
 
 
 @pytest.fixture(scope="session")
@@ -198,6 +195,43 @@ def test_the_method_of_the_docs_takes_steps_of_its_length(monkeypatch: pytest.Mo
     stepped = method.update(method.parameters.theta, gradient, {}, None, 0)
     moved = torch.cat([(stepped[name] - tensor).detach().flatten() for name, tensor in method.parameters.theta.items()])
     assert float(moved.norm()) == pytest.approx(0.1)
+
+
+NEW_FUNCTION = """
+from metarun.methods.maml import maml
+
+
+def halved(model, inner_learning_rate, factor):
+    return maml(model, inner_learning_rate * factor, name="halved")
+"""
+NEW_KEYS = """
+
+@dataclass
+class Halved(MethodConfig):
+    name: str = "halved"
+    factor: float = option(0.5, "factor of the inner learning rate", above=0)
+"""
+
+
+def test_a_method_is_added_by_its_file_and_its_keys(tmp_path: Path) -> None:
+    for name in ("metarun", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "metarun/methods/halved.py").write_text(NEW_FUNCTION)
+    keys = tmp_path / "metarun/config/methods.py"
+    text, registry = keys.read_text().split("\n\nMETHODS")
+    keys.write_text(f"{text}{NEW_KEYS}\n\nMETHODS{registry}")
+
+    def by_step(*words: str) -> list[float]:
+        words = ("dataset=sinusoid", "iterations=2", "eval.every=2", "eval.tasks=2", "eval.inner_loop=1", *words)
+        python = [sys.executable, "-m", "metarun", *words]
+        subprocess.run(python, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+        (path,) = tmp_path.glob("outputs/*/*/result.json")
+        values = json.loads(path.read_text())["by_step"]
+        shutil.rmtree(tmp_path / "outputs")
+        return values
+
+    assert by_step("method=halved", "method.factor=0.25", "inner_learning_rate=0.04") == by_step("method=maml")
 
 
 @pytest.mark.slow

@@ -8,7 +8,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 
 from metarun.cli import settings
-from metarun.config.groups import Fomaml, L2f, Maml, Msgd, Mtnet, Sinusoid, Warpgrad
+from metarun.config.groups import Sinusoid
+from metarun.config.methods import Fomaml, L2f, Maml, Msgd, Mtnet, Warpgrad
 from metarun.config.schema import Settings
 from scripts.experiments_table import PARTS, PRESETS, header, table
 from tests.helpers.command_line import command

@@ -17,7 +17,8 @@ from metarun.cli import help, settings, sweeps
 from metarun.cli.errors import CONFIG_GROUP_NAMES
 from metarun.cli.overrides import overridden_keys, task_overrides
 from metarun.config import paths
-from metarun.config.groups import CONFIG_GROUPS
+from metarun.config.groups import CONFIG_GROUPS, FORMS, choices
+from metarun.config.methods import METHODS
 from metarun.config.schema import Settings
 from metarun.errors import UserError
 from metarun.utils import run_dir_lock
@@ -120,6 +121,16 @@ def register() -> None:
     for group, nodes in CONFIG_GROUPS.items():
         for name, node in nodes.items():  # below schema/, so that --help does not list them as choices
             store.store(group=f"schema/{group}", name=name, node=node)
+    for name, node in METHODS.items():  # data sets have files, with values for all keys
+        if node.defaults:
+            defaults = [{"/schema/method@method": name}, "_self_"]
+            store.store(name, {"defaults": defaults, **node.defaults}, group="method", package="_global_")
+        else:
+            store.store(group="method", name=name, node={"defaults": [{"/schema/method@_here_": name}]})
+    for name in choices("backbone"):
+        values = dict(FORMS.get(name, {"name": name}))
+        defaults = [{"/schema/backbone@_here_": values.pop("name")}, "_self_"]
+        store.store(group="backbone", name=name, node={"defaults": defaults, **values})
     OmegaConf.register_new_resolver("metarun.checked", validate_before_run_dir, replace=True)
     OmegaConf.register_new_resolver("metarun.run_folder", run_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("metarun.sweep_folder", sweep_folder, use_cache=True, replace=True)

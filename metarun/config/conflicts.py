@@ -10,7 +10,8 @@ from itertools import chain
 from typing import NamedTuple
 
 from metarun.config.eval_grid import expand_eval_grid
-from metarun.config.groups import OWN_SPLIT, Fomaml, Glyphs, Mlp, Msgd, Mtnet, Omniglot, Pretrain, Sinusoid, Warpgrad
+from metarun.config.groups import OWN_SPLIT, Glyphs, Mlp, Omniglot, Sinusoid
+from metarun.config.methods import Fomaml, Msgd, Mtnet, Pretrain, Warpgrad
 from metarun.config.network_conflicts import check_batch_norm, check_network, check_warps
 from metarun.config.schema import Settings
 from metarun.errors import UserError, did_you_mean

@@ -2,38 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass
+from typing import Any
 
-
-def option(
-    default: Any,
-    help: str,
-    *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    choices: Any = None,
-    pattern: str = "",
-    several: type | None = None,
-) -> Any:
-    """A dataclass field for a configuration key.
-
-    Args:
-        default: the default value; "???" for a key that must be given.
-        help: one phrase for `--help` and docs/keys.md.
-        least, most: inclusive bounds of a number, or of each number of a list.
-        above: exclusive lower bound.
-        choices: the allowed values.
-        pattern: regular expression that text must match as a whole.
-        several: type of one value of a key that also takes a list; the field is then annotated Any.
-    """
-    metadata = {"help": help, "least": least, "above": above, "most": most, "choices": choices, "pattern": pattern}
-    metadata["several"] = several
-    if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata=metadata)
-    return field(default=default, metadata=metadata)
-
+from metarun.config.methods import METHODS
+from metarun.config.options import option
 
 NORM_TYPES = ("batch", "layer", "instance", "group", "none")
 OWN_SPLIT = "a JSON file with lists of class names for train, val and test"
@@ -120,12 +93,16 @@ class Sinusoid:
 
 @dataclass
 class Mlp:
+    """A multilayer perceptron, for vectors and curves."""
+
     name: str = "mlp"
     hidden: list[int] = option([40, 40], "widths of the hidden layers; []: a linear model", least=1, most=10**5)
 
 
 @dataclass
 class Conv4:
+    """Four blocks of convolution, norm, ReLU and max-pool, with a linear head (Vinyals et al. 2016)."""
+
     name: str = "conv4"
     filters: int = option(64, "output channels of each convolution", least=1, most=10**5)
     bias: bool = option(True, "whether convolutions have a bias")
@@ -139,6 +116,8 @@ class Conv4:
 
 @dataclass
 class Resnet12:
+    """ResNet-12 as in L2F, ALFA and MeTAL."""
+
     name: str = "resnet12"
     filters: list[int] = option([64, 128, 256, 512], "output channels of each of the four stages", least=1, most=10**5)
     activation: str = option("relu", "activation function; leaky_relu has slope 0.1", choices=("relu", "leaky_relu"))
@@ -148,95 +127,10 @@ class Resnet12:
 
 @dataclass
 class Torchvision:
+    """A classifier of torchvision with random weights; start=FILE gives others."""
+
     name: str = "torchvision"
     network: str = option("resnet18", "torchvision's name of a classification model")
-
-
-# any_step: evaluation may take more inner steps than training. Not so for methods that learn rates or warps for the
-# trained steps, which may diverge after them.
-
-
-@dataclass
-class Maml:
-    name: str = "maml"
-    any_step: ClassVar[bool] = True
-
-
-@dataclass
-class Fomaml:
-    name: str = "fomaml"
-    any_step: ClassVar[bool] = True
-
-
-@dataclass
-class Msgd:
-    name: str = "msgd"
-    alpha: str = option("element", "one learned rate for each of these", choices=("element", "tensor", "scalar"))
-    start: str = option(
-        "rate",
-        "initial rates: inner_learning_rate (rate), or one sample of U[0.005, 0.1] (random)",
-        choices=("rate", "random"),
-    )
-
-
-@dataclass
-class Mtnet:
-    name: str = "mtnet"
-    mask: bool = option(True, "learn masks of the inner gradient; false: T-net")
-    full: bool = option(
-        False, "sample a mask entry for each weight at each inner step, instead of one for each output unit"
-    )
-
-
-@dataclass
-class Warpgrad:
-    name: str = "warpgrad"
-    objective: str = option(
-        "warp_maml", "meta-objective of the warp layers", choices=("warp_maml", "trajectory", "unrolled")
-    )
-    initialisation: str = option(
-        "leap",
-        "trajectory: the initialisation is learned by Leap (leap), or stays fixed (frozen)",
-        choices=("leap", "frozen"),
-    )
-    approximate: bool = option(False, "omit the derivative through the look-ahead step (equation 12)")
-    start: str = option(
-        "reference",
-        "initial warp layers: random as in the reference code (reference), or the identity (identity)",
-        choices=("reference", "identity"),
-    )
-    after: list[str] | None = option(None, "names of the modules that a warp layer follows; null: every block")
-    depth: int = option(1, "number of layers of a warp", least=1, most=100)
-    kernel: int = option(3, "kernel size of warp convolutions, an odd number", least=1, most=999)
-    norm: bool = option(False, "batch norm before each convolution of a warp, and after the sum of a residual layer")
-    activation: bool = option(False, "ReLU after each convolution of a warp")
-    residual: bool = option(False, "residual connection around each layer of a warp")
-
-
-@dataclass
-class L2f:
-    name: str = "l2f"
-    any_step: ClassVar[bool] = True
-
-
-@dataclass
-class Anil:
-    name: str = "anil"
-    any_step: ClassVar[bool] = True
-
-
-@dataclass
-class Boil:
-    name: str = "boil"
-    any_step: ClassVar[bool] = True
-
-
-@dataclass
-class Pretrain:
-    name: str = "pretrain"
-    batch: int = option(
-        32, "images per mini-batch; an outer step averages over meta_batch mini-batches", least=2, most=10**5
-    )
 
 
 CONFIG_GROUPS: dict[str, dict[str, type]] = {
@@ -252,27 +146,23 @@ CONFIG_GROUPS: dict[str, dict[str, type]] = {
         "folder": Folder,
     },
     "backbone": {"mlp": Mlp, "conv4": Conv4, "resnet12": Resnet12, "torchvision": Torchvision},
-    "method": {
-        "maml": Maml,
-        "fomaml": Fomaml,
-        "msgd": Msgd,
-        "mtnet": Mtnet,
-        "warpgrad": Warpgrad,
-        "l2f": L2f,
-        "anil": Anil,
-        "boil": Boil,
-        "pretrain": Pretrain,
-    },
+    "method": dict(METHODS),
 }
 
-FORMS: dict[str, dict[str, Any]] = {  # configs/ choices that are another choice with these values
-    "conv4_strided": {"name": "conv4", "downsample": "stride"},
-    "conv4_narrow": {"name": "conv4", "filters": 32},
-    "resnet12_wide": {
+FORMS: dict[str, dict[str, Any]] = {  # choices that are another choice with these values
+    "conv4_strided": {"name": "conv4", "downsample": "stride"},  # MAML's for Omniglot's small images
+    "conv4_narrow": {"name": "conv4", "filters": 32},  # MAML's for mini-ImageNet
+    "resnet12_wide": {  # as in MetaOptNet (Lee et al. 2019)
         **{"name": "resnet12", "filters": [64, 160, 320, 640]},
         **{"activation": "leaky_relu", "pools": 4},
     },
 }
+
+
+def choices(group: str) -> list[str]:
+    """Everything that `group=` takes of metarun's own, sorted."""
+    forms = [form for form, values in FORMS.items() if values["name"] in CONFIG_GROUPS[group]]
+    return sorted([*CONFIG_GROUPS[group], *forms])
 
 
 def choice_name(node: Any) -> str:

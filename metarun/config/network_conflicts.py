@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from metarun.config.groups import Boil, Conv4, Folder, Mlp, Resnet12, Sinusoid, Torchvision, Warpgrad, choice_name
+from metarun.config.groups import Conv4, Folder, Mlp, Resnet12, Sinusoid, Torchvision, choice_name
+from metarun.config.methods import Boil, Warpgrad
 from metarun.config.schema import Settings
 from metarun.errors import did_you_mean
 

@@ -14,7 +14,8 @@ from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 from metarun.config import hints
-from metarun.config.groups import CONFIG_GROUPS, Sinusoid, choice_name, option
+from metarun.config.groups import CONFIG_GROUPS, Sinusoid, choice_name
+from metarun.config.options import option
 from metarun.errors import UserError, did_you_mean
 
 LARGEST = 10**9  # upper bound of numbers without `most`

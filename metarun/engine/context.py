@@ -14,7 +14,6 @@ from torch import Tensor
 
 from metarun.checkpointing import ensemble, store
 from metarun.checkpointing.state import Weights, copy_state_
-from metarun.config.groups import Pretrain
 from metarun.config.schema import Settings
 from metarun.core import batch_norm_stats as running
 from metarun.core import multi_step_loss, nearest_centroid
@@ -101,7 +100,7 @@ class RunContext:
     def tasks(self, first: int, count: int) -> tuple[Task, Tensor]:
         """Training tasks first .. first + count - 1, and the method's noise for each, [count, ...]."""
         s = self.settings
-        if isinstance(s.method, Pretrain):
+        if not s.method.episodic:
             return pretraining_tasks(self.source, s.seed, first, count, s.method.batch)
         tasks = self.source.draw(s.seed, "train", first, count, self.train_shape)
         noise = method_noise(s.seed, "train", first, count, self.learner.method.noise(s.inner_loop))
@@ -165,7 +164,7 @@ class RunContext:
         norm = dataclasses.replace(learner.norm, statistics=self.running.tensors if self.running else None)
         learner = dataclasses.replace(learner, inner_loop=self.eval_inner_loop, norm=norm)
         tasks, noise = evaluation_tasks(learner, self.source, split, first, count, self.eval_shape)
-        if isinstance(self.settings.method, Pretrain):
+        if not self.settings.method.episodic:
             return nearest_centroid.nearest_centroid_evaluate(learner, self.parameters, tasks, self.eval_shape.ways)
         return evaluate_tasks(learner, self.parameters, tasks, noise, self.vectorised)
 

@@ -6,7 +6,6 @@ from collections.abc import Collection
 from dataclasses import replace
 
 from metarun.checkpointing.state import Weights
-from metarun.config.groups import Pretrain
 from metarun.config.schema import Settings
 from metarun.core.expand_head import HeadNotExpandable, expand_head
 from metarun.errors import UserError
@@ -25,7 +24,7 @@ def with_max_ways(settings: Settings) -> Settings:
 
 def needs_wider_head(settings: Settings) -> bool:
     """Whether an evaluation needs more outputs than were trained; pretraining is evaluated without its head."""
-    return ways(settings) > settings.ways and not isinstance(settings.method, Pretrain)
+    return ways(settings) > settings.ways and settings.method.episodic
 
 
 def head_description(settings: Settings) -> str:

@@ -11,7 +11,6 @@ from torch import nn
 from metarun.backbones import BACKBONES
 from metarun.checkpointing import state
 from metarun.checkpointing.state import Weights
-from metarun.config.groups import Pretrain
 from metarun.config.schema import Settings
 from metarun.core.forward import MetaLearner
 from metarun.core.objectives import classification, regression
@@ -37,7 +36,7 @@ def build_learner(settings: Settings, source: TaskSampler, device: torch.device)
         rate, steps = settings.inner_learning_rate, settings.inner_loop
         method = prepare(chosen.pop("name"), model, rate, settings.learn_lr, steps, **chosen)
     objective = OBJECTIVES[source.metric]
-    steps = 0 if isinstance(settings.method, Pretrain) else settings.inner_loop
+    steps = settings.inner_loop if settings.method.episodic else 0
     order, precision = settings.use_second_order, settings.engine.precision
     return MetaLearner(model, method, objective, objective, steps, order, norm, precision)
 
@@ -62,7 +61,7 @@ def check_state_shapes(settings: Settings, source: TaskSampler, saved: Weights, 
 def build_model(settings: Settings, source: TaskSampler) -> nn.Module:
     backbone = as_kwargs(settings.backbone)
     outputs = source.num_outputs(settings.ways)
-    if isinstance(settings.method, Pretrain):
+    if not settings.method.episodic:
         assert isinstance(source, ImageTaskSampler)
         outputs = source.num_training_classes
     return BACKBONES[backbone.pop("name")](source.input_shape, outputs, **backbone)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from metarun.config.groups import Pretrain
 from metarun.config.schema import Settings
 from metarun.data import TaskSampler, TaskShape
 from metarun.engine import heads
@@ -20,7 +19,7 @@ def eval_shape(settings: Settings) -> TaskShape:
 
 def eval_inner_loop(settings: Settings) -> int:
     """Inner steps in an evaluation; 0 for pretraining, which is evaluated by nearest centroids."""
-    if isinstance(settings.method, Pretrain):
+    if not settings.method.episodic:
         return 0
     return settings.inner_loop if settings.eval.inner_loop is None else settings.eval.inner_loop
 

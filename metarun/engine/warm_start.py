@@ -17,6 +17,7 @@ from metarun.checkpointing import file_format, store, weights_file
 from metarun.checkpointing.state import CheckpointState, Weights, describe_state_mismatch
 from metarun.config import paths
 from metarun.config.groups import Torchvision
+from metarun.config.methods import METHODS
 from metarun.config.schema import Settings
 from metarun.engine.context import RunContext
 from metarun.engine.network import build_model
@@ -32,15 +33,6 @@ RUNNING_STAT_SUFFIXES = (
     ".running_var",
     ".num_batches_tracked",
 )  # norms use each batch's own statistics
-METHOD_STATE_PREFIXES = (
-    "attenuator.",
-    "inner_rates.",
-    "mask_logits.",
-)  # what a method learns that the network runs without
-INSEPARABLE_METHOD_PREFIXES = {
-    "t_layers.": "mtnet",
-    "warp_layers.": "warpgrad",
-}  # and what the network's weights mean nothing without
 
 
 def initial_parameters(work: RunContext, folder: Path, begins: bool) -> Weights | None:
@@ -127,13 +119,14 @@ def weights(found: Tensors, what: str) -> Tensors:
                 f"{what}: its {ascii(name)[1:-1]} is no tensor of weights; "
                 "give a file of weights by their names, or a run"
             )
-        for beginning, method in INSEPARABLE_METHOD_PREFIXES.items():
-            if name.startswith(beginning):
+        for method in METHODS.values():
+            if name.startswith(method.bound_state):
                 raise UserError(
-                    f"{what}: was learned by method={method}, whose {beginning[:-1]} its weights mean nothing "
-                    "without; give a run of another method"
+                    f"{what}: was learned by method={method.name}, whose {name.partition('.')[0]} its weights mean "
+                    "nothing without; give a run of another method"
                 )
-    return {name: tensor for name, tensor in found.items() if not name.startswith(METHOD_STATE_PREFIXES)}
+    removable = tuple(prefix for method in METHODS.values() for prefix in method.state)
+    return {name: tensor for name, tensor in found.items() if not name.startswith(removable)}
 
 
 def require_same_body(body: Tensors, saved: Tensors, what: str) -> None:

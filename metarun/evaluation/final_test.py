@@ -16,7 +16,7 @@ from tqdm import tqdm
 from metarun import __version__
 from metarun.checkpointing import ensemble, store
 from metarun.checkpointing.state import CheckpointState, Weights
-from metarun.config.groups import Pretrain, Sinusoid, choice_name
+from metarun.config.groups import Sinusoid, choice_name
 from metarun.config.schema import INVOCATION_KEYS, flatten
 from metarun.data import TaskShape
 from metarun.data.image_sampler import ImageTaskSampler
@@ -133,7 +133,7 @@ def task_name(work: RunContext, shape: TaskShape) -> str:
 
 def trained_on(work: RunContext) -> str:
     """What training draws: `5-way 1-shot` tasks, or for pretraining `64 classes`."""
-    if isinstance(work.settings.method, Pretrain) and isinstance(work.source, ImageTaskSampler):
+    if not work.settings.method.episodic and isinstance(work.source, ImageTaskSampler):
         return f"{work.source.num_training_classes} classes"
     return task_name(work, work.train_shape)
 

@@ -1,25 +1,26 @@
 """The methods, by the name that `method=` takes, and how the class interface's switches compose.
 
-Each is a function of a model, the inner learning rate and the method's options, and returns a `Method`.
+Each is a function of a model, the inner learning rate and the method's keys, and returns a `Method`. It has the name of
+its module; `metarun.config.methods` declares its keys, and thereby the method.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
 from torch import nn
 
+from metarun.config.methods import METHODS as CONFIGS
 from metarun.errors import UserError, did_you_mean
-from metarun.methods.anil_boil import anil, boil
 from metarun.methods.base import Method, split_parameters
 from metarun.methods.l2f import attenuate
 from metarun.methods.layers import resolved
 from metarun.methods.maml import maml
 from metarun.methods.msgd import learn_inner_rates
 from metarun.methods.mtnet import add_t_layers
-from metarun.methods.pretrain import pretrain
 from metarun.methods.warpgrad import warp
 from metarun.nn.norm import norm_parameters
 from metarun.types import Parameters, Tensors
@@ -27,33 +28,8 @@ from metarun.types import Parameters, Tensors
 __all__ = ["METHODS", "Method", "Parameters", "Tensors", "compose", "prepare"]
 
 
-def msgd(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
-    return learn_inner_rates(maml(model, 1.0), model, inner_learning_rate, **options)
-
-
-def mtnet(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
-    return add_t_layers(maml(model, inner_learning_rate), model, **options)
-
-
-def warpgrad(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
-    """Everything of the model adapts, the affine of its norm layers included."""
-    return warp(maml(model, inner_learning_rate, split_parameters(model, across=()), "warpgrad"), model, **options)
-
-
-def l2f(model: nn.Module, inner_learning_rate: float) -> Method:
-    return attenuate(maml(model, inner_learning_rate), model)
-
-
 METHODS: dict[str, Callable[..., Method]] = {
-    "maml": maml,
-    "fomaml": maml,  # its config turns second order off
-    "msgd": msgd,
-    "mtnet": mtnet,
-    "warpgrad": warpgrad,
-    "l2f": l2f,
-    "anil": anil,
-    "boil": boil,
-    "pretrain": pretrain,
+    name: getattr(import_module(f"metarun.methods.{config.module or name}"), name) for name, config in CONFIGS.items()
 }
 
 

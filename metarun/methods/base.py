@@ -91,7 +91,7 @@ class Method:
                     scalar; replaces meta_objective, see `metarun/core/offline.py`
     leap            offline only: whether theta_0 follows the tasks' trajectories or stays as it is
     noise           number of inner steps -> how many uniform random numbers in [0, 1) `begin` needs for a task
-    shown           (arguments of begin) -> summaries for TensorBoard by "quantity/layer": a scalar is drawn as the
+    summaries       (arguments of begin) -> summaries for TensorBoard by "quantity/layer": a scalar is drawn as the
                     curve of its mean over tasks, a larger tensor as a histogram for one task
     """
 
@@ -103,7 +103,7 @@ class Method:
     offline: Callable[[Tensors, Tensors, TaskLearnerProtocol, int], Tensor] | None = None
     leap: bool = True
     noise: Callable[[int], int] = no_noise
-    shown: Callable[[Tensors, Tensors, Callable[[Tensors], Tensors], Tensor], Tensors] = default_summaries
+    summaries: Callable[[Tensors, Tensors, Callable[[Tensors], Tensors], Tensor], Tensors] = default_summaries
 
 
 def split_parameters(model: nn.Module, across: Iterable[str] | None = None) -> Parameters:

@@ -18,6 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.methods.base import Method, PassThroughModuleDict, Tensors, attach, widest
+from metarun.methods.maml import maml
+
+
+def l2f(model: nn.Module, inner_learning_rate: float) -> Method:
+    """L2F on a model."""
+    return attenuate(maml(model, inner_learning_rate), model)
 
 
 def attenuate(method: Method, model: nn.Module) -> Method:
@@ -30,7 +36,7 @@ def attenuate(method: Method, model: nn.Module) -> Method:
     added = attach(model, "attenuator", attenuator)
     attenuated = Attenuated(method)
     parameters = method.parameters._replace(phi={**phi, **added})
-    return replace(method, parameters=parameters, begin=attenuated.begin, shown=attenuated.shown)
+    return replace(method, parameters=parameters, begin=attenuated.begin, summaries=attenuated.summaries)
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class Attenuated:
         attenuated = {name: gamma[i].to(tensor) * tensor for i, (name, tensor) in enumerate(theta.items())}
         return self.method.begin(attenuated, phi, gradient, noise)
 
-    def shown(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+    def summaries(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
         gamma = self.attenuation(theta, phi, gradient)
         gammas = {f"gamma/{name}": gamma[i] for i, name in enumerate(theta)}
-        return {**self.method.shown(theta, phi, gradient, noise), **gammas}
+        return {**self.method.summaries(theta, phi, gradient, noise), **gammas}

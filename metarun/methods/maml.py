@@ -33,6 +33,9 @@ def maml(
     return Method(parameters, partial(descend, inner_learning_rate))
 
 
+fomaml = maml  # its keys turn second order off
+
+
 def descend(
     inner_learning_rate: float, theta: Tensors, gradient: Tensors, phi: Tensors, fixed: Any, step: int
 ) -> Tensors:

@@ -19,9 +19,15 @@ from torch import Tensor, nn
 
 from metarun.errors import UserError
 from metarun.methods.base import FlatParameterDict, Method, Tensors, attach, escape_dots, require_choice, widest
+from metarun.methods.maml import maml
 
 ALPHAS = ("element", "tensor", "tensor_step", "scalar")
 PAPER_RANGE = (0.005, 0.1)  # from which alpha is initialised
+
+
+def msgd(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
+    """Meta-SGD on a model; see `learn_inner_rates` for the options."""
+    return learn_inner_rates(maml(model, 1.0), model, inner_learning_rate, **options)
 
 
 def learn_inner_rates(
@@ -65,7 +71,7 @@ def learn_inner_rates(
         {name: f"inner_rates.{escape_dots(name if name in rates else next(iter(rates)))}" for name in theta},
     )
     parameters = method.parameters._replace(phi={**phi, **added})
-    return replace(method, parameters=parameters, update=learned.update, shown=learned.shown)
+    return replace(method, parameters=parameters, update=learned.update, summaries=learned.summaries)
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ class LearnedRates:
         scaled = {name: self.rate(phi, name, step, entry.device) * entry for name, entry in gradient.items()}
         return self.method.update(theta, scaled, phi, fixed, step)
 
-    def shown(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+    def summaries(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
         names = {"all": next(iter(theta))} if self.alpha == "scalar" else {name: name for name in theta}
         rates = {f"inner_learning_rate/{label}": phi[self.key[name]] for label, name in names.items()}
-        return {**self.method.shown(theta, phi, gradient, noise), **rates}
+        return {**self.method.summaries(theta, phi, gradient, noise), **rates}

@@ -22,11 +22,17 @@ from torch import Tensor, nn
 from metarun.errors import UserError
 from metarun.methods.base import FlatParameterDict, Method, Tensors, attach, escape_dots
 from metarun.methods.layers import layers, name_left_out, parametrised
+from metarun.methods.maml import maml
 
 FULL_LOGIT_STD = {True: 0.01, False: 0.1}  # initial spread of zeta with full=True: with convolutions, without
 
 
 Maps = dict[str, tuple[str, int]]  # weight or bias -> (the weight whose T or mask acts on it, axis of output units)
+
+
+def mtnet(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
+    """MT-net on a model; see `add_t_layers` for the options."""
+    return add_t_layers(maml(model, inner_learning_rate), model, **options)
 
 
 def add_t_layers(method: Method, model: nn.Module, mask: bool = True, full: bool = False) -> Method:
@@ -111,7 +117,12 @@ def add_gradient_masks(method: Method, model: nn.Module, maps: Maps, full: bool)
     masked = Masked(method, maps, {name: logit.shape for name, logit in units.items()}, full)
     parameters = method.parameters._replace(phi={**phi, **added})
     return replace(
-        method, parameters=parameters, begin=masked.begin, shown=masked.shown, update=masked.update, noise=masked.noise
+        method,
+        parameters=parameters,
+        begin=masked.begin,
+        summaries=masked.summaries,
+        update=masked.update,
+        noise=masked.noise,
     )
 
 
@@ -151,11 +162,11 @@ class Masked:
             masked[name] = gradient[name] * broadcast_mask(mask[owner], gradient[name], units)
         return self.method.update(theta, masked, phi, before, step)
 
-    def shown(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+    def summaries(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
         """Adds, for each mask, the expected share of masked units or weights: the mean of P(M = 0)."""
         shares = {name: (-phi[f"mask_logits.{escape_dots(name)}"]).sigmoid().mean() for name in self.shapes}
         masked = {f"masked_{'weights' if self.full else 'units'}/{name}": share for name, share in shares.items()}
-        return {**self.method.shown(theta, phi, gradient, noise), **masked}
+        return {**self.method.summaries(theta, phi, gradient, noise), **masked}
 
     def noise(self, steps: int) -> int:
         """How many uniform random numbers the masks of one task need."""

@@ -37,7 +37,7 @@ def method_summaries(learner: MetaLearner, parameters: Parameters, tasks: Task, 
 
     def of_task(task: Task, own: Tensor) -> Tensors:
         one = TaskLearner(learner, task, own, autograd_gradient)
-        return learner.method.shown(theta, phi, lambda t: one.support_gradient(t, phi, graph=False), own)
+        return learner.method.summaries(theta, phi, lambda t: one.support_gradient(t, phi, graph=False), own)
 
     with torch.no_grad():
         return [of_task(task, own) for task, own in zip(unbind_tasks(tasks), noise, strict=True)]

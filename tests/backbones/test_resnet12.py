@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from metarun.backbones import ResNet12
 from metarun.errors import UserError
 from metarun.methods import METHODS
-from metarun.methods.warpgrad import default_warp_sites
+from metarun.methods.warp_layers import default_warp_sites
 from tests.helpers.laws import CASES, largest_relative_error, learning, shake
 from tests.helpers.problems import regression_tasks
 

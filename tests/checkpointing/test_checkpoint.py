@@ -10,7 +10,8 @@ import torch
 
 from metarun.checkpointing import store
 from metarun.checkpointing.state import CheckpointState, copy_state_
-from metarun.config.groups import Maml, Mlp, Sinusoid
+from metarun.config.groups import Mlp, Sinusoid
+from metarun.config.methods import Maml
 from metarun.config.schema import Settings
 from metarun.errors import RunFailure, UserError
 

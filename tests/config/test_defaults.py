@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_dir
 
 import tests
 from metarun.cli import settings
-from metarun.config.groups import CONFIG_GROUPS, choice_name
+from metarun.config.groups import CONFIG_GROUPS, choice_name, choices
 from metarun.config.schema import Settings, flatten
 from metarun.engine.eval_result import EvalResult
 from metarun.utils.run_outputs import read_result
@@ -47,7 +47,7 @@ def test_learned_rates_are_of_the_trained_steps(method: str, rates: str) -> None
     assert chosen(f"method={method}", "dataset=sinusoid", f"learn_lr={rates}").eval.inner_loop is None
 
 
-CHOICES = [(group, file.stem) for group in CONFIG_GROUPS for file in sorted((CONFIGS / group).glob("*.yaml"))]
+CHOICES = [(group, choice) for group in CONFIG_GROUPS for choice in choices(group)]
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

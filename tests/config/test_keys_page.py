@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import tests
-from metarun.config.groups import CONFIG_GROUPS
+from metarun.config.groups import CONFIG_GROUPS, choices
 from metarun.config.schema import Settings, iter_options
 from scripts import keys_table
 
@@ -19,5 +19,5 @@ def test_the_keys_page_has_every_key_and_choice() -> None:
     names = [name for name, _, _ in iter_options(Settings)]
     for group, nodes in CONFIG_GROUPS.items():
         names += [name for node in nodes.values() for name, _, _ in iter_options(node, f"{group}.")]
-        names += [path.stem for path in (keys_table.CONFIGS / group).glob("*.yaml")]
+        names += choices(group)
     assert [name for name in names if f"`{name}`" not in page] == []

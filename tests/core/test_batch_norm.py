@@ -17,7 +17,8 @@ from torch import Tensor
 
 from metarun.checkpointing import store
 from metarun.cli.settings import merge_with_checkpoint
-from metarun.config.groups import Conv4, Folder, Maml
+from metarun.config.groups import Conv4, Folder
+from metarun.config.methods import Maml
 from metarun.config.schema import Engine, EvalConfig, Save, Settings
 from metarun.core import batch_norm_stats, meta_learner
 from metarun.core.checkpointed import CheckpointedTaskLearner

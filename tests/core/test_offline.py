@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metarun import Init
-from metarun.config.groups import Warpgrad
+from metarun.config.methods import Warpgrad
 from metarun.core import offline
 from metarun.core.meta_learner import MetaLearner
 from metarun.core.objectives import regression

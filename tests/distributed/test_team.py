@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from metarun.checkpointing import store
-from metarun.config.groups import Warpgrad
+from metarun.config.methods import Warpgrad
 from metarun.config.schema import Engine
 from metarun.distributed import launch
 from metarun.distributed.task_parallel import TaskParallelGroup

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from metarun.backbones import BACKBONES
-from metarun.config.groups import Conv4, Glyphs, Maml, Mlp, Pretrain
+from metarun.config.groups import Conv4, Glyphs, Mlp
+from metarun.config.methods import Maml, Pretrain
 from metarun.config.schema import Engine, EvalConfig, Settings
 from metarun.core.meta_learner import MetaLearner, meta_gradient
 from metarun.core.objectives import classification

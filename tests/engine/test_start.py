@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from metarun.backbones import MLP
 from metarun.checkpointing import file_format, store, weights_file
-from metarun.config.groups import Maml, Mlp, Sinusoid
+from metarun.config.groups import Mlp, Sinusoid
+from metarun.config.methods import Maml
 from metarun.config.schema import Settings
 from metarun.distributed.task_parallel import TaskParallelGroup
 from metarun.engine import warm_start
@@ -69,7 +70,7 @@ def test_the_statistics_of_norms_are_left_out() -> None:
 
 
 def test_what_a_method_learned_beside_is_left_out_or_refused(tmp_path: Path) -> None:
-    from metarun.config.groups import L2f, Msgd, Mtnet, Warpgrad
+    from metarun.config.methods import L2f, Msgd, Mtnet, Warpgrad
 
     names = [name for name in other() if not name.startswith("layers.2")]
     for method in (L2f(), Msgd(), Mtnet(), Warpgrad()):

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 from metarun import runner
 from metarun.checkpointing import store
-from metarun.config.groups import CifarFs, Conv4, Folder, Maml, Mtnet
+from metarun.config.groups import CifarFs, Conv4, Folder
+from metarun.config.methods import Maml, Mtnet
 from metarun.config.schema import Engine, EvalConfig, Settings
 from metarun.core.forward import functional_forward
 from metarun.core.meta_learner import TaskLearner, autograd_gradient

@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 
 from metarun.checkpointing.state import CheckpointState
-from metarun.config.groups import CifarFs, Folder, Glyphs, Maml, Mlp, Sinusoid
+from metarun.config.groups import CifarFs, Folder, Glyphs, Mlp, Sinusoid
+from metarun.config.methods import Maml
 from metarun.config.schema import Settings
 from metarun.data import IMAGE_DATASETS, DataPaths, load
 from metarun.data.image_spec import ImageSpec, decode_image

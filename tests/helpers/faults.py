@@ -16,7 +16,8 @@ import torch
 
 from metarun.checkpointing import store
 from metarun.checkpointing.state import CheckpointState
-from metarun.config.groups import Maml, Mlp, Sinusoid
+from metarun.config.groups import Mlp, Sinusoid
+from metarun.config.methods import Maml
 from metarun.config.schema import Settings
 from metarun.errors import RunFailure, UserError
 from metarun.utils.files import remove_partial_files

@@ -54,7 +54,8 @@ def checkpoints() -> None:
 
     from metarun.checkpointing import file_format, store
     from metarun.checkpointing.state import CheckpointState
-    from metarun.config.groups import Glyphs, Maml, Mlp, Pretrain, Sinusoid
+    from metarun.config.groups import Glyphs, Mlp, Sinusoid
+    from metarun.config.methods import Maml, Pretrain
     from metarun.config.schema import Settings
     from metarun.distributed.task_parallel import TaskParallelGroup
     from metarun.engine.context import build_context

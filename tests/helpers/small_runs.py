@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 
 from metarun.checkpointing import store
-from metarun.config.groups import Maml, Mlp, Sinusoid
+from metarun.config.groups import Mlp, Sinusoid
+from metarun.config.methods import Maml
 from metarun.config.schema import EvalConfig, Save, Settings
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarun.config.groups import Warpgrad
+from metarun.config.methods import Warpgrad
 from metarun.core import meta_learner
 from metarun.core.checkpointed import CheckpointedTaskLearner
 from metarun.errors import UserError

@@ -17,7 +17,7 @@ def shows(case: str) -> Tensors:
         return {name: torch.ones_like(tensor) for name, tensor in theta.items()}
 
     with torch.no_grad():
-        return one.learner.method.shown(theta, phi, gradient, torch.empty(0))
+        return one.learner.method.summaries(theta, phi, gradient, torch.empty(0))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from metarun import backbones
 from metarun.checkpointing import store
 from metarun.checkpointing.state import CheckpointState
 from metarun.cli import app
-from metarun.config.groups import CONFIG_GROUPS, Conv4, Folder, Glyphs, Maml, Mlp, Sinusoid
+from metarun.config.groups import CONFIG_GROUPS, Conv4, Folder, Glyphs, Mlp, Sinusoid
+from metarun.config.methods import Maml
 from metarun.config.schema import Engine, EvalConfig, Settings
 from metarun.core.expand_head import expand_head
 from metarun.core.forward import MetaLearner

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from metarun.checkpointing import store
-from metarun.config.groups import Warpgrad
+from metarun.config.methods import Warpgrad
 from metarun.engine.context import RunContext
 from metarun.methods import Parameters
 from metarun.runner import run

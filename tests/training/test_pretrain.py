@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from PIL import Image
 
 from metarun.checkpointing import store
-from metarun.config.groups import Anil, Conv4, Folder, Maml, Mlp, Mtnet, Pretrain
+from metarun.config.groups import Conv4, Folder, Mlp
+from metarun.config.methods import Anil, Maml, Mtnet, Pretrain
 from metarun.config.schema import Engine, EvalConfig, Save, Settings
 from metarun.core.meta_learner import meta_gradient
 from metarun.data.minibatches import minibatches
