@@ -5,22 +5,32 @@ They do not affect the run: they draw no random number and change no parameter.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 import numpy as np
+import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from metarun.checkpointing.state import Validation
 from metarun.config.schema import Settings
-from metarun.core.meta_learner import MetaLearner, evaluate_tasks, unbind_tasks
+from metarun.core.forward import MetaLearner, functional_forward, query_weights
+from metarun.core.meta_learner import (
+    TaskLearner,
+    autograd_gradient,
+    evaluate_tasks,
+    functional_gradient,
+    unbind_tasks,
+    vmap_or_loop,
+)
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.engine.context import RunContext
 from metarun.engine.eval_result import EvalResult, evaluation_tasks
 from metarun.loggers.base import Logger
+from metarun.methods import Tensors
 from metarun.types import Task
-from metarun.visualization import closeup
 from metarun.visualization.tasks import classification_grid, metric_by_step, regression_plot
 
 IMAGE_TASKS = 3  # validation tasks that are drawn
@@ -86,7 +96,16 @@ def method_summaries(work: RunContext, learner: MetaLearner) -> Summaries:
     A scalar is its mean over the tasks; a larger tensor is the first task's, as a histogram and its mean.
     """
     tasks, noise = evaluation_tasks(learner, work.source, "val", 0, SUMMARY_TASKS, work.eval_shape)
-    per_task = closeup.method_summaries(learner, work.parameters, tasks, noise)
+    theta, phi = tree_map(torch.detach, work.parameters)
+
+    def summarise(task: Task, task_noise: Tensor) -> Tensors:
+        task_learner = TaskLearner(learner, task, task_noise, autograd_gradient)
+        return learner.method.summaries(
+            theta, phi, lambda theta: task_learner.support_gradient(theta, phi, graph=False), task_noise
+        )
+
+    with torch.no_grad():
+        per_task = [summarise(*inputs) for inputs in zip(unbind_tasks(tasks), noise, strict=True)]
     summaries = Summaries()
     for name, first in per_task[0].items():
         if first.dim() == 0:
@@ -104,7 +123,7 @@ def task_images(work: RunContext, learner: MetaLearner, step: int) -> dict[str, 
     if not isinstance(source, ImageTaskSampler):
         shape, steps = shape._replace(queries=CURVE_POINTS), evenly_spaced(learner.inner_loop)
     tasks, noise = evaluation_tasks(learner, source, "val", 0, IMAGE_TASKS, shape)
-    outputs = closeup.logits_by_inner_step(learner, work.parameters, tasks, noise, steps, work.vectorised).float().cpu()
+    outputs = logits_by_inner_step(work, learner, tasks, noise, steps).float().cpu()
     if isinstance(source, ImageTaskSampler):
         support, query = source.to_uint8(tasks.support_data), source.to_uint8(tasks.query_data)
         tasks = tasks._replace(support_data=support, query_data=query)
@@ -116,6 +135,22 @@ def task_images(work: RunContext, learner: MetaLearner, step: int) -> dict[str, 
         else:
             images[f"tasks/{number}"] = regression_plot(title, task, logits, steps)
     return images
+
+
+def logits_by_inner_step(
+    work: RunContext, learner: MetaLearner, tasks: Task, noise: Tensor, steps: Sequence[int]
+) -> Tensor:
+    """Logits on each query set after each of the inner `steps`: [tasks, steps, queries, outputs]."""
+    learner = replace(learner, use_second_order=False)
+    params = tree_map(torch.detach, work.parameters)
+    gradient = functional_gradient if work.vectorised else autograd_gradient
+
+    def task_logits(task: Task, task_noise: Tensor) -> Tensor:
+        iterates = TaskLearner(learner, task, task_noise, gradient).adapt(params)
+        weights = [query_weights(learner, iterates[step], params.phi, task.support_data, step) for step in steps]
+        return torch.stack([functional_forward(learner, each, task.query_data) for each in weights])
+
+    return vmap_or_loop(task_logits, tasks, noise, work.vectorised)
 
 
 def should_log_images(settings: Settings, step: int) -> bool:

@@ -1,124 +1,151 @@
-"""What a validation looks like: images with what was right and wrong, fits of curves, the metric by inner step."""
+"""PNG pictures of a validation: task images with the predicted classes, fits of curves, the metric by inner step."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from metarun.engine.eval_result import EvalResult, ci95_halfwidth
 from metarun.metrics import METRIC_BY_NAME
 from metarun.types import Task
-from metarun.visualization.canvas import (
-    BLUE,
-    GREEN,
-    GREY,
-    LETTERS,
-    ORANGE,
-    PALE_GREEN,
-    RED,
-    WHITE,
-    WIDTH,
-    Canvas,
-    Colour,
-    Curve,
-    blend,
-    plot,
-    round_values,
-)
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GREEN, PALE_GREEN, RED, GREY = (26, 150, 65), (130, 210, 140), (215, 25, 28), (110, 110, 110)
+COLOURS = ("tab:blue", "tab:orange")
 CLASSES, SHOTS, QUERIES = 10, 3, 5  # of a task, shown at most
-CELL, GAP = 42, 7  # pixels, of an image and to the next
-LEFT, TOP, BETWEEN = 56, 68, 12  # pixels, before and above the images, and between support and query
-BADGE = 14  # pixels, of the number of a class in the corner of an image
-FIRST_FIT, LAST_FIT = (190, 212, 238), (8, 48, 120)  # colours, of the fits before and after the inner loop
-COLOURS = (BLUE, ORANGE)
+CELL, PITCH = 84, 98  # side of an image, and distance to the next, in pixels of a picture that is halved at the end
+LEFT, TOP, BETWEEN = 112, 136, 24  # margins before and above the images, and between support and query
+BADGE = 28  # side of the square with the predicted class
+WIDTH, HEIGHT, DPI = 420, 300, 100  # of a plot, in pixels; TensorBoard shows about 330 across
 
 
-def classification_grid(title: str, task: Task, found: Tensor) -> bytes:
-    """A PNG: a row for each class, its support images, then its query images, framed green (right) or red (wrong).
+def classification_grid(title: str, task: Task, predictions: Tensor) -> bytes:
+    """A row for each class: its support images, then its query images, framed green (correct) or red (wrong).
 
     Args:
-        task: whose data are images as people see them, uint8 [images, channels, height, width].
-        found: [queries] the classes that the network chose.
+        task: its data are uint8 [images, channels, height, width].
+        predictions: [queries], the predicted classes.
     """
     ways = int(task.support_target.max()) + 1
     rows = min(ways, CLASSES)
-    all_shots, all_queries = len(task.support_target) // ways, len(task.query_target) // ways
-    shots = min(SHOTS, all_shots)
-    queries = min(QUERIES, all_queries)
-    query_left = LEFT + shots * (CELL + GAP) + BETWEEN
-    right = int((found == task.query_target).sum())
-    paper = Canvas(max(query_left + queries * (CELL + GAP), WIDTH), TOP + rows * (CELL + GAP))
-    paper.text(8, 12, f"{title}: {right} of {len(found)} queries right")
-    paper.text(8, 30, "green: right; red: wrong, with the number of the class found", colour=GREY)
-    paper.text(LEFT, 52, heading("support", shots, all_shots))
-    paper.text(query_left, 52, heading("query", queries, all_queries))
-    for label in range(rows):
-        y = TOP + label * (CELL + GAP)
-        paper.text(8, y + CELL / 2, f"class {label}")
-        for column, number in enumerate((task.support_target == label).nonzero().flatten()[:shots].tolist()):
-            one_image(paper, LEFT + column * (CELL + GAP), y, task.support_data[number], None, GREY)
-        for column, number in enumerate((task.query_target == label).nonzero().flatten()[:queries].tolist()):
-            chosen = int(found[number])
-            colour = GREEN if chosen == label else RED
-            one_image(paper, query_left + column * (CELL + GAP), y, task.query_data[number], chosen, colour)
-    return paper.png()
+    num_shots, num_queries = (len(target) // ways for target in (task.support_target, task.query_target))
+    query_left = LEFT + min(SHOTS, num_shots) * PITCH + BETWEEN
+    width = max(query_left + min(QUERIES, num_queries) * PITCH, 2 * WIDTH)
+    canvas = Image.new("RGB", (width, TOP + rows * PITCH), "white")
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(24)
+    correct = int((predictions == task.query_target).sum())
+    for x, y, words, colour in (
+        (16, 24, f"{title}: {correct} of {len(predictions)} queries right", "black"),
+        (16, 60, "green: right; red: wrong, with the number of the class found", GREY),
+        (LEFT, 104, group_heading("support", SHOTS, num_shots), "black"),
+        (query_left, 104, group_heading("query", QUERIES, num_queries), "black"),
+        *((16, TOP + row * PITCH + CELL // 2, f"class {row}", "black") for row in range(rows)),
+    ):
+        draw.text((x, y), words, colour, font, anchor="lm")
+    for left, most, data, target in (
+        (LEFT, SHOTS, task.support_data, task.support_target),
+        (query_left, QUERIES, task.query_data, task.query_target),
+    ):
+        for row in range(rows):
+            for column, index in enumerate((target == row).nonzero().flatten()[:most].tolist()):
+                x, y = left + column * PITCH, TOP + row * PITCH
+                canvas.paste(resized(data[index]), (x, y))
+                frame = (x - 4, y - 4, x + CELL + 3, y + CELL + 3)
+                if data is task.support_data:
+                    draw.rectangle(frame, outline=GREY, width=2)
+                    continue
+                colour = GREEN if predictions[index] == row else RED
+                draw.rectangle(frame, outline=colour, width=6)
+                draw.rectangle((frame[2] - BADGE, frame[1], frame[2], frame[1] + BADGE), colour)
+                centre = (frame[2] - BADGE // 2, frame[1] + BADGE // 2)
+                draw.text(centre, str(int(predictions[index])), "white", ImageFont.load_default(22), anchor="mm")
+    file = io.BytesIO()
+    canvas.reduce(2).save(file, "PNG")
+    return file.getvalue()
 
 
-def heading(name: str, shown: int, count: int) -> str:
-    """How many images of each class are shown, where there are more."""
-    return name if shown == count else f"{name} ({shown} of {count})"
+def group_heading(name: str, most: int, count: int) -> str:
+    return name if count <= most else f"{name} ({most} of {count})"
 
 
-def one_image(paper: Canvas, x: int, y: int, pixels: Tensor, chosen: int | None, frame: Colour) -> None:
-    """An image in its frame, with the class that was found in a corner."""
+def resized(pixels: Tensor) -> Image.Image:
+    """uint8 [channels, height, width] as a square image of side CELL; a smaller one keeps its pixels."""
     array = pixels.movedim(0, -1).numpy()
-    paper.paste(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array), x, y, CELL)
-    paper.box((x - 2, y - 2, x + CELL + 1.5, y + CELL + 1.5), frame, 1 if chosen is None else 3)
-    if chosen is not None:
-        paper.fill((x + CELL + 1.5 - BADGE, y - 2, x + CELL + 1.5, y - 2 + BADGE), frame)
-        paper.text(x + CELL + 1.5 - BADGE / 2, y - 2 + BADGE / 2, f"{chosen}", "mm", WHITE, LETTERS - 1)
+    image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
+    return image.resize((CELL, CELL), Image.Resampling.NEAREST if image.width < CELL else Image.Resampling.BOX)
 
 
 def regression_plot(title: str, task: Task, outputs: Tensor, steps: Sequence[int]) -> bytes:
-    """A PNG: the true curve, the support points, and the network's curve after each of the steps.
+    """The true curve, the support points, and the network's curve after each of the inner `steps`.
 
     Args:
         task: [points, 1] each; the query set is the true curve.
         outputs: [steps, query points, 1].
     """
+    from matplotlib import colormaps
+
     x, order = task.query_data[:, 0].sort()
     true = task.query_target[order, 0].numpy()
     errors = (outputs - task.query_target).square().mean((1, 2)).tolist()
-    span = max(float(true.max() - true.min()), 1.0)
-    colours = [blend(FIRST_FIT, LAST_FIT, number / max(len(steps) - 1, 1)) for number in range(len(steps))]
-    drawn = [
-        Curve(f"after {step}", x.numpy(), one[order, 0].numpy(), colour)
-        for step, one, colour in zip(steps, outputs, colours, strict=True)
-    ]
-    curves = [
-        Curve("true curve", x.numpy(), true, PALE_GREEN, width=7),
-        *drawn,
-        Curve("support", task.support_data[:, 0].numpy(), task.support_target[:, 0].numpy(), RED, dots=True),
-    ]
-    words = f"{title}\nsquared error {errors[0]:.3g} before, {errors[-1]:.3g} after {steps[-1]} inner steps"
-    middle = float(true.max() + true.min()) / 2
-    return plot(words, "input", curves, (middle - 0.8 * span, middle + 0.8 * span), [-4.0, -2.0, 0.0, 2.0, 4.0])
+    figure, axes = new_plot(
+        f"{title}\nsquared error {errors[0]:.3g} before, {errors[-1]:.3g} after {steps[-1]} inner steps", "input"
+    )
+    middle, span = float(true.max() + true.min()) / 2, max(float(true.max() - true.min()), 1.0)
+    axes.set_ylim(middle - 0.8 * span, middle + 0.8 * span)
+    axes.plot(x, true, color=np.divide(PALE_GREEN, 255), linewidth=5, label="true curve")
+    for number, (step, output) in enumerate(zip(steps, outputs, strict=True)):
+        shade = 0.3 + 0.7 * number / max(len(steps) - 1, 1)
+        axes.plot(x, drawable(output[order, 0], axes), color=colormaps["Blues"](shade), label=f"after {step}")
+    axes.plot(task.support_data, task.support_target, "o", color="tab:red", markeredgecolor="white", label="support")
+    return plot_png(figure, axes)
 
 
-def metric_by_step(title: str, judged: dict[str, EvalResult]) -> bytes:
-    """A PNG: the mean metric against inner steps, with its 95 % interval, a curve for each evaluation."""
-    curves = []
-    for (name, found), colour in zip(judged.items(), COLOURS, strict=False):
-        x = np.arange(found.values.shape[1], dtype=float)
-        curves.append(Curve(name, x, found.values.mean(0).numpy(), colour, band=ci95_halfwidth(found.values).numpy()))
-    metric = next(iter(judged.values())).metric
-    ends = np.concatenate([curve.y + curve.band for curve in curves if curve.band is not None])
+def metric_by_step(title: str, results: dict[str, EvalResult]) -> bytes:
+    """The mean metric against inner steps with its 95 % interval, a curve for each evaluation."""
+    metric = next(iter(results.values())).metric
+    figure, axes = new_plot(f"{metric} {title}", "inner steps")
+    means = {name: (result.values.mean(0), ci95_halfwidth(result.values)) for name, result in results.items()}
+    ends = np.concatenate([(mean + half).numpy() for mean, half in means.values()])
     highest = max(ends[np.isfinite(ends)], default=1.0)
-    top = METRIC_BY_NAME[metric].upper_bound or float(1.05 * highest) or 1.0
-    longest = max(found.steps for found in judged.values())
-    ticks = [value for value in round_values(0, max(longest, 1), 10) if value == round(value)]
-    return plot(f"{metric} {title}", "inner steps", curves, (0.0, top), ticks)
+    axes.set_ylim(0, METRIC_BY_NAME[metric].upper_bound or 1.05 * highest or 1.0)
+    for (name, (mean, half)), colour in zip(means.items(), COLOURS, strict=False):
+        steps = range(len(mean))
+        low, high = drawable(mean - half, axes), drawable(mean + half, axes)
+        axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(steps, drawable(mean, axes), "o-", color=colour, markeredgecolor="white", label=name)
+    axes.locator_params(axis="x", integer=True)
+    return plot_png(figure, axes)
+
+
+def new_plot(title: str, x_label: str) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure  # imported where a picture is drawn, since it takes 0.3 s
+
+    figure = Figure((WIDTH / DPI, HEIGHT / DPI), DPI)
+    axes = figure.add_axes((0.12, 0.15, 0.61, 0.70))
+    axes.set_title(title, loc="left", x=-0.16, fontsize=8.5)
+    axes.set_xlabel(x_label, fontsize=8)
+    axes.tick_params(labelsize=8)
+    axes.grid(axis="y", color="#dddddd")
+    return figure, axes
+
+
+def drawable(values: Tensor, axes: Axes) -> np.ndarray:
+    """Values with non-finite ones as gaps, and those far outside the y axis at a distance that can be drawn."""
+    low, high = axes.get_ylim()
+    finite = values.double().where(values.isfinite(), np.nan)
+    return finite.clamp(2 * low - high, 2 * high - low).numpy()
+
+
+def plot_png(figure: Figure, axes: Axes) -> bytes:
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1.03), frameon=False, fontsize=8)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()

@@ -7,15 +7,14 @@ import io
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from metarun.engine.eval_result import EvalResult
 from metarun.types import Task
-from metarun.visualization.canvas import GREEN, PALE_GREEN, RED, Canvas, Colour, round_values
-from metarun.visualization.tasks import classification_grid, metric_by_step, regression_plot
+from metarun.visualization.tasks import GREEN, PALE_GREEN, RED, classification_grid, metric_by_step, regression_plot
 
 
-def amount(png: bytes, colour: Colour) -> int:
+def amount(png: bytes, colour: tuple[int, int, int]) -> int:
     """Pixels of about that colour."""
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
     return int((np.abs(pixels - colour).max(-1) < 12).sum())
@@ -51,7 +50,7 @@ def test_headings_say_how_many_of_a_class_are_shown(
     shots: int, said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[str] = []
-    monkeypatch.setattr(Canvas, "text", lambda self, x, y, words, *how, **more: drawn.append(words))
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda self, place, words, *rest, **named: drawn.append(words))
     support, query = torch.arange(3).repeat_interleave(shots), torch.arange(3).repeat_interleave(15)
     grey = [torch.full((len(target), 1, 8, 8), 128, dtype=torch.uint8) for target in (support, query)]
     classification_grid("a", Task(grey[0], support, grey[1], query), query)
@@ -75,10 +74,3 @@ def test_numbers_that_cannot_be_drawn_are_left_out(value: float) -> None:
     losses = torch.tensor([[1.0, value, 2.0], [3.0, 1.0, 1.0]], dtype=torch.float64)
     for metric in ("mse", "accuracy"):
         assert len(metric_by_step("", {"validation": EvalResult(metric, losses, losses)})) > 1000
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"), [(0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]), (-3, 45, [0, 10, 20, 30, 40])]
-)
-def test_ticks_are_round(low: float, high: float, expected: list[float]) -> None:
-    assert round_values(low, high) == pytest.approx(expected)
