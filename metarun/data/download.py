@@ -6,7 +6,7 @@ import hashlib
 import tempfile
 from pathlib import Path
 
-from metarun.data.formats.pickles import refuse_web_page
+from metarun.data.formats.reading import refuse_web_page
 from metarun.errors import UserError
 
 

@@ -204,6 +204,6 @@ def test_an_archive_without_the_data_set(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with tarfile.open(tmp_path / "data" / "mini-imagenet.tar.gz", "w:gz") as tarred:
         tarred.add(tmp_path / "whole", ".")
-    with pytest.raises(UserError, match=r"data/mini-imagenet.tar.gz: holds no form of the data set"):
+    with pytest.raises(UserError, match=r"data/mini-imagenet.tar.gz: holds no known format of the data set"):
         load("miniimagenet", tmp_path / "data")
     assert [path for path in (tmp_path / "cache").iterdir() if path.suffix != ".lock"] == []

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarun.data.formats.arrays import cache_pickles, category_pickles, hdf5_files
+from metarun.data.formats.arrays import cache_pickles, category_pickles, npz_files, png_pickles
 from metarun.data.formats.detect import FormatDetector
-from metarun.data.formats.tiered import npz_files, png_pickles
+from metarun.data.formats.hdf5 import hdf5_files
 from metarun.data.image_spec import Raw
 from metarun.data.task_sampler import SPLITS
 from metarun.errors import UserError

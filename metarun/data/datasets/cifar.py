@@ -21,19 +21,17 @@ from metarun.data.formats.archives import LastReadFile
 from metarun.data.formats.arrays import (
     check_same_count,
     class_name,
-    make_format,
-    raise_user_error,
+    detect_split_files,
     read_category_pickle,
     require_key,
-    split_files,
     to_int64,
 )
 from metarun.data.formats.detect import FormatDetector, FoundFormat
+from metarun.data.formats.hdf5 import cifar_hdf5
 from metarun.data.formats.image_folders import listed_folders, split_folders
-from metarun.data.formats.pickles import load_pickle, read_pickle, refuse_web_page
-from metarun.data.formats.torchmeta import grouped_hdf5
+from metarun.data.formats.pickles import load_pickle, unpickle
+from metarun.data.formats.reading import open_data_file, read_errors
 from metarun.data.image_spec import ImageSpec
-from metarun.utils.safe_files import open_regular
 
 SPEC = ImageSpec(size=32, channels=3)
 FOLDER = "cifar-100-python"
@@ -66,13 +64,10 @@ def cifar_archive(folder: Path) -> FoundFormat | None:
         return None
 
     def contents(_: ExitStack) -> RawDataset:
-        with raise_user_error(path, "CIFAR-100's archive"):
-            with open_regular(path) as file:
-                refuse_web_page(file.read(512), path)
-            with gzip.open(path) as file:
-                bounded: Any = LastReadFile(file, MAX_PICKLE_BYTES)
-                with tarfile.open(fileobj=bounded, mode="r:") as archive:
-                    return read_cifar_100(*(read_archived_pickle(archive, path, part) for part in PICKLES))
+        with open_data_file(path, "CIFAR-100's archive") as file, gzip.open(file) as unzipped:
+            bounded: Any = LastReadFile(unzipped, MAX_PICKLE_BYTES)
+            with tarfile.open(fileobj=bounded, mode="r:") as archive:
+                return read_cifar_100(*(read_archived_pickle(archive, path, part) for part in PICKLES))
 
     return FoundFormat("CIFAR-100's archive", [path], contents)
 
@@ -83,20 +78,20 @@ def read_archived_pickle(archive: tarfile.TarFile, path: Path, part: str) -> tup
     if file is None:
         raise ValueError(f"{FOLDER}/{part} is no file in it of up to {MAX_PICKLE_BYTES} bytes")
     place = path / FOLDER / part
-    return place, read_pickle(file, place)  # pyright: ignore[reportArgumentType]
+    return place, unpickle(file, place)  # pyright: ignore[reportArgumentType]
 
 
 def read_cifar_100(train: tuple[Path, Any], test: tuple[Path, Any], meta: tuple[Path, Any]) -> RawDataset:
-    names = require_key(*meta, "fine_label_names", list)
+    with read_errors(meta[0], "CIFAR-100's pickle"):
+        names = require_key(meta[1], "fine_label_names", list)
     halves = []
     for path, content in (train, test):
-        rows, labels = require_key(path, content, "data", np.ndarray), require_key(path, content, "fine_labels", list)
-        with raise_user_error(path, "CIFAR-100's pickle"):
-            images = np.asarray(rows).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            labels = to_int64(path, "fine_labels", labels)
+        with read_errors(path, "CIFAR-100's pickle"):
+            images = require_key(content, "data", np.ndarray).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            labels = to_int64("fine_labels", require_key(content, "fine_labels", list))
             if images.dtype != np.uint8 or not set(labels.tolist()) <= set(range(len(names))):
                 raise ValueError(f"{images.dtype} pictures of the classes {labels.min()} to {labels.max()}")
-        check_same_count(path, len(images), path, len(labels))
+            check_same_count(len(images), len(labels), path)
         halves.append((path, images, labels))
     images = ((f"{path}[{i}]", row) for path, rows, _ in halves for i, row in enumerate(rows))
     return RawDataset([class_name(name) for name in names], np.concatenate([labels for _, _, labels in halves]), images)
@@ -105,17 +100,18 @@ def read_cifar_100(train: tuple[Path, Any], test: tuple[Path, Any], meta: tuple[
 # --- the two divisions of it -------------------------------------------------------------------------------
 
 
-def split_pickles(folder: Path, prefix: str) -> FoundFormat | None:
-    """MetaOptNet's PREFIX_train.pickle, _val, _test, which know their classes by number only."""
-    return make_format("a pickle for each split", split_files(folder, f"{prefix}_{{}}.pickle"), read_category_pickle)
-
-
 def cifar_dataset(name: str, prefix: str, folders: tuple[str, ...], *others: FormatDetector) -> PublishedDataset:
+    split_pickles = partial(  # MetaOptNet's, whose classes have numbers only
+        detect_split_files,
+        name="a pickle for each split",
+        patterns=(f"{prefix}_{{}}.pickle",),
+        read=read_category_pickle,
+    )
     return PublishedDataset(
         name=name,
         spec=SPEC,
         folders=(FOLDER, *folders),
-        detectors=(cifar_pickles, cifar_archive, partial(split_pickles, prefix=prefix), grouped_hdf5, *others),
+        detectors=(cifar_pickles, cifar_archive, split_pickles, cifar_hdf5, *others),
         remedy=f"{ARCHIVE} from {ADDRESS}, unpacked or not (download=true fetches it), or {prefix}_train.pickle, "
         f"{prefix}_val.pickle and {prefix}_test.pickle, or Torchmeta's cifar100/data.hdf5 with its lists",
         official=(ADDRESS, MD5),

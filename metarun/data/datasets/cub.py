@@ -6,8 +6,8 @@ from functools import partial
 from pathlib import Path
 
 from metarun.data.datasets.published import PublishedDataset, published_class_folders
-from metarun.data.formats.arrays import hdf5_files
 from metarun.data.formats.detect import FoundFormat
+from metarun.data.formats.hdf5 import hdf5_files
 from metarun.data.formats.image_folders import json_lists
 from metarun.data.image_spec import ImageSpec
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 from metarun.data.datasets.published import PublishedDataset, published_class_folders
-from metarun.data.formats.arrays import cache_pickles, category_pickles, hdf5_files
+from metarun.data.formats.arrays import cache_pickles, category_pickles
+from metarun.data.formats.hdf5 import hdf5_files
 from metarun.data.formats.image_folders import csv_lists, json_lists, split_folders
 from metarun.data.image_spec import ImageSpec
 

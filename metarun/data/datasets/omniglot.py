@@ -11,7 +11,7 @@ import numpy as np
 from metarun.data.cache import RawDataset, fingerprint, load_or_build_cache
 from metarun.data.datasets.omniglot_splits import BACKGROUND, EVALUATION, SPLITS, characters
 from metarun.data.formats.detect import DataPaths
-from metarun.data.formats.omniglot import Drawing, DrawingReader, find_drawings
+from metarun.data.formats.omniglot import Drawing, find_drawings, iterate_images
 from metarun.data.image_set import ImageSet, image_set
 from metarun.data.image_spec import ImageSpec
 from metarun.data.splits import format_sizes
@@ -57,9 +57,7 @@ def load(
         )
 
     def contents(stack: ExitStack) -> RawDataset:
-        reader = stack.enter_context(DrawingReader())
-        images = ((str(drawing.source / drawing.member), reader.read(drawing)) for drawing in drawings)
-        return RawDataset(names.tolist(), labels, images)
+        return RawDataset(names.tolist(), labels, iterate_images(drawings, stack))
 
     other = () if spec == SPEC else (spec,)
     stamp = fingerprint(VERSION, *other, *(f"{drawing.name}/{drawing.file} {drawing.stamp}" for drawing in drawings))

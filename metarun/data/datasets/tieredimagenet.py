@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from metarun.data.datasets.published import PublishedDataset, published_class_folders
-from metarun.data.formats.arrays import hdf5_files
+from metarun.data.formats.arrays import npz_files, png_pickles
+from metarun.data.formats.hdf5 import hdf5_files
 from metarun.data.formats.image_folders import split_folders
-from metarun.data.formats.tiered import npz_files, png_pickles
 from metarun.data.image_spec import ImageSpec
 
 NAMES = ("tiered-imagenet", "tiered_imagenet", "tieredimagenet", "tieredImageNet", "tieredImagenet")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metarun.data.cache import RawDataset
-from metarun.errors import UserError
+from metarun.data.formats.reading import os_errors
 
 
 class DataPaths(NamedTuple):
@@ -28,9 +28,7 @@ class FoundFormat(NamedTuple):
     left_out: Sequence[tuple[str, str]] = ()  # files and folders that are not used, and why
 
 
-FormatDetector = Callable[
-    [Path], FoundFormat | None
-]  # folder -> the data set in it, or None if it does not have the format
+FormatDetector = Callable[[Path], FoundFormat | None]  # folder -> the data set in it, or None if in another format
 
 
 def detect_format(folders: Sequence[Path], detectors: Sequence[FormatDetector]) -> tuple[Path, FoundFormat] | None:
@@ -40,11 +38,9 @@ def detect_format(folders: Sequence[Path], detectors: Sequence[FormatDetector]) 
         UserError: a folder cannot be read.
     """
     for folder in folders:
-        try:
+        with os_errors(folder):
             for detector in detectors if folder.is_dir() else ():
                 found = detector(folder)
                 if found is not None:
                     return folder, found
-        except OSError as error:
-            raise UserError(f"{error.filename or folder}: cannot be read ({error.strerror or error})") from error
     return None

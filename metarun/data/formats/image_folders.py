@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from metarun.data.cache import RawDataset
-from metarun.data.formats.arrays import raise_user_error
 from metarun.data.formats.detect import FoundFormat
 from metarun.data.formats.listing import LeftOut, Listing, classes_in, deduplicate, is_folder, list_visible
+from metarun.data.formats.reading import read_errors
 from metarun.data.formats.tables import csv_rows, first_existing, json_rows
 from metarun.data.task_sampler import SPLITS
 from metarun.errors import UserError
@@ -62,7 +62,7 @@ def listed_folders(folder: Path, images: str, lists: str) -> FoundFormat | None:
 
 
 def read_class_names(file: Path) -> list[str]:
-    with raise_user_error(file, "a list of class names"):
+    with read_errors(file, "a list of class names"):
         return read_text(file).split()
 
 

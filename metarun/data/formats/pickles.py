@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
-from metarun.errors import UserError
-from metarun.utils.safe_files import open_regular
+from metarun.data.formats.reading import open_data_file, read_errors
 
+WHAT = "a pickle of arrays"
 MAX_READS = 2**21  # of an operation or its argument: the most in a data file are 10**6, and none makes over 100 bytes
 OPCODE_NAMES = (
     *("PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "DUP", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT"),
@@ -225,31 +225,16 @@ class Unpickler(PythonUnpickler):
 
 
 def load_pickle(path: Path) -> Any:
-    """What the file holds; strings of Python 2 are read as latin-1.
+    """Content of a pickle; strings of Python 2 are read as latin-1.
 
     Raises:
         UserError: the file cannot be read, is a web page, is cut short, or would run something.
     """
-    try:
-        with open_regular(path) as file:
-            return read_pickle(file, path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
+    with open_data_file(path, WHAT) as file:
+        return unpickle(file, path)
 
 
-def read_pickle(file: BinaryIO, path: Path) -> Any:
-    """The same of a file that is open, as a member of an archive is; `path` names it in messages."""
-    refuse_web_page(file.read(512), path)
-    try:
+def unpickle(file: BinaryIO, path: Path) -> Any:
+    """`load_pickle` of an open file, as a member of an archive is. `path` names it in messages."""
+    with read_errors(path, WHAT):
         return Unpickler(Bounded(file), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle fails in whatever it happens to say
-        if isinstance(error, OSError):
-            raise
-        cause = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: not a pickle of arrays, or damaged ({cause}); put back the original file") from error
-
-
-def refuse_web_page(start: bytes, path: Path) -> None:
-    """Raises UserError where a file that begins so is what a dead download link answers with."""
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise UserError(f"{path}: a web page, not data; delete it and fetch the file again from where it really lies")
