@@ -1,4 +1,4 @@
-"""Device, task execution, processes and threads of a run, automatic or as `engine.*` asks; only rounding differs."""
+"""Device, task execution, threads and memory of a run. They change only the rounding of its numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from torch import nn
 from metarun.core.compiled import has_compiler
 from metarun.engine.rank import RENDEZVOUS_ENV, SINGLE_PROCESS, Rank
 from metarun.errors import UserError
+
+MIN_STEPS_TO_COMPILE = 10_000  # outer steps: compiling takes 10 to 40 s and saves a small network 2 to 10 ms a step
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+ALL_THREADS = torch.get_num_threads()
 
 
 def choose_device(device_key: str, process: Rank = SINGLE_PROCESS) -> torch.device:
@@ -34,18 +38,12 @@ def choose_device(device_key: str, process: Rank = SINGLE_PROCESS) -> torch.devi
     return torch.device("cuda", process.local_rank)
 
 
-MIN_STEPS_TO_COMPILE = 10_000  # outer steps: compiling takes 10 to 40 s and saves a small network 2 to 10 ms a step
-
-
 def select_task_execution(wanted: str, model: nn.Module, device: torch.device, steps: int) -> tuple[str, str]:
-    """How the tasks of a meta-batch are computed, and why.
+    """How the tasks of a meta-batch are computed ("looped", "vectorised" or "compiled"), and the reason for the log.
 
     Args:
-        wanted: `engine.tasks`: one of the three below, or "auto".
+        wanted: `engine.tasks`, one of these three or "auto".
         steps: outer steps of the run; 0 if its outer step cannot be compiled.
-
-    Returns:
-        "looped", "vectorised" or "compiled", and the reason in a few words.
     """
     if wanted != "auto":
         return wanted, "as asked for"
@@ -56,46 +54,17 @@ def select_task_execution(wanted: str, model: nn.Module, device: torch.device, s
     if steps < MIN_STEPS_TO_COMPILE:
         return "vectorised", "small layers are faster at once"
     if not has_compiler():
-        return (
-            "vectorised",
-            "small layers are faster at once; compiled they would be faster still, but no C++ compiler is found",
-        )
+        reason = "small layers are faster at once; compiled they would be faster still, but no C++ compiler is found"
+        return "vectorised", reason
     return "compiled", "small layers are fastest so, and the run is long enough for it to pay"
 
 
-MIN_STEPS_FOR_WORKERS = 200  # outer steps: a process takes 3 s to start
-MIN_TEST_TASKS_FOR_WORKERS = 600  # times inner steps + 1; one task's step takes conv4 some 16 ms
-
-
-def select_num_workers(
-    wanted: int | None, convolutional: bool, device: torch.device, amount: float, num_tasks: int
-) -> int:
-    """Number of processes that share `num_tasks` tasks, of a meta-batch or an evaluation.
-
-    `engine.workers`, if given. Otherwise, for convolutional networks on a CPU, one process with one thread for each
-    core: two such processes are 1.3 times as fast as one with two threads, which wait for each other in every layer.
-
-    Args:
-        wanted: `engine.workers`.
-        convolutional: the network has convolutions, and its tasks are looped.
-        amount: of work, as a multiple of the least that is worth starting a process for.
-    """
-    if wanted is not None:
-        return wanted
-    worthwhile = convolutional and device.type == "cpu" and amount >= 1
-    return min(ALL_THREADS, num_tasks) if worthwhile else 1
-
-
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-ALL_THREADS = torch.get_num_threads()
-
-
 def set_num_threads(vectorised: bool, device: torch.device, process: Rank = SINGLE_PROCESS) -> int:
-    """Set torch's threads for each operation, and return their number.
+    """Sets torch's number of threads, and returns it.
 
-    One for vectorised tasks on a CPU: the operations of a small network are too short to share, and two threads are
+    1 for vectorised tasks on a CPU: the operations of a small network are too short to share, and two threads are
     fifty times slower if another process uses the second core. Otherwise the processes on one machine divide its
-    cores, or each of torchrun's takes OMP_NUM_THREADS.
+    cores, but each process that torchrun started takes OMP_NUM_THREADS.
     """
     user_set = "OMP_NUM_THREADS" in os.environ and RENDEZVOUS_ENV not in os.environ
     each = ALL_THREADS if user_set else max(1, ALL_THREADS // process.local_world_size)
@@ -105,7 +74,7 @@ def set_num_threads(vectorised: bool, device: torch.device, process: Rank = SING
 
 
 def configure_malloc() -> None:
-    """Let glibc's allocator keep freed memory for the next step: returning it costs a third of a step's time."""
+    """Lets glibc's allocator keep freed memory for the next step: returning it costs a third of a step's time."""
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(M_TRIM_THRESHOLD, 2**30)

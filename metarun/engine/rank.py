@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-RENDEZVOUS_ENV = "METARUN_JOIN"  # set for the processes that engine.workers starts: the URL where they meet
+RENDEZVOUS_ENV = "METARUN_JOIN"  # holds the rendezvous URL in processes that engine.workers starts
 
 
 class Rank(NamedTuple):
-    """Rank and world size of a process, among all processes of the run and among those on this machine.
-
-    The process of rank 0 is the leader, the others are its workers.
-    """
+    """Rank and world size in the run, and on this machine. Rank 0 is the leader, the others are its workers."""
 
     rank: int
     world_size: int
@@ -25,7 +22,5 @@ SINGLE_PROCESS = Rank(0, 1, 0, 1)
 
 def rank_from_env() -> Rank | None:
     """The rank that torchrun, or the leader, has set in the environment; None if this process was started alone."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-    if not all(name in os.environ for name in names):
-        return None
-    return Rank(*(int(os.environ[name]) for name in names))
+    values = [os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")]
+    return None if None in values else Rank(*(int(value) for value in values if value is not None))

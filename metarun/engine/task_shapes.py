@@ -1,10 +1,16 @@
-"""Ways, shots, queries and inner steps of a run's training and evaluation tasks."""
+"""Ways, shots, queries and inner steps of a run's training and evaluation tasks, and the outputs that they need."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from metarun.config.schema import Settings
 from metarun.data import TaskSampler, TaskShape
-from metarun.engine import heads
+
+
+def eval_ways(settings: Settings) -> int:
+    """Classes of an evaluation task: `eval.ways`, or `ways` if it is not set."""
+    return settings.eval.ways or settings.ways
 
 
 def train_shape(settings: Settings) -> TaskShape:
@@ -12,9 +18,8 @@ def train_shape(settings: Settings) -> TaskShape:
 
 
 def eval_shape(settings: Settings) -> TaskShape:
-    return TaskShape(
-        heads.ways(settings), settings.eval.shots or settings.shots, settings.eval.queries or settings.queries
-    )
+    s = settings
+    return TaskShape(eval_ways(s), s.eval.shots or s.shots, s.eval.queries or s.queries)
 
 
 def eval_inner_loop(settings: Settings) -> int:
@@ -22,6 +27,18 @@ def eval_inner_loop(settings: Settings) -> int:
     if not settings.method.episodic:
         return 0
     return settings.inner_loop if settings.eval.inner_loop is None else settings.eval.inner_loop
+
+
+def with_max_ways(settings: Settings) -> Settings:
+    """The settings with `ways` raised to `eval.ways`: the network then has outputs for both."""
+    return replace(settings, ways=max(settings.ways, eval_ways(settings)))
+
+
+def head_description(settings: Settings) -> str:
+    """Which head an evaluation uses, in the words of result.json."""
+    if eval_ways(settings) == settings.ways:
+        return "as trained"
+    return "widened" if eval_ways(settings) > settings.ways else "its first outputs"
 
 
 def check_task_shapes(settings: Settings, source: TaskSampler) -> None:

@@ -22,9 +22,9 @@ from metarun.data import TaskShape
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.distributed import execution_info
 from metarun.distributed.task_parallel import TaskParallelGroup
-from metarun.engine import heads
 from metarun.engine.context import RunContext
 from metarun.engine.eval_result import EvalResult
+from metarun.engine.task_shapes import head_description
 from metarun.errors import UserError, relative_to_cwd
 from metarun.evaluation import summaries
 from metarun.evaluation.confusion import ConfusionStats
@@ -187,7 +187,7 @@ def build_result(
         "validation": state.best and asdict(state.best),
         "trained_on": state.settings.dataset.name,
         "trained_ways": s.ways if classes else None,
-        "head": heads.head_description(s) if classes else "as trained",
+        "head": head_description(s) if classes else "as trained",
         TEST_TASKS_KEY: test_task_id(work),
         "batch_norm": work.batch_norm,
         "seed": s.seed,

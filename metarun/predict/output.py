@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from metarun.config.schema import Settings
-from metarun.engine.context import eval_inner_loop
+from metarun.engine.task_shapes import eval_inner_loop
 from metarun.methods import Tensors
 from metarun.predict.labelled_images import LabelledImages, join_truncated
 from metarun.utils.text import csv_table, printable

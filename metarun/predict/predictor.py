@@ -24,7 +24,7 @@ from metarun.core.meta_learner import TaskLearner, autograd_gradient
 from metarun.core.objectives import classification_among
 from metarun.data import method_noise
 from metarun.data.image_sampler import ImageTaskSampler
-from metarun.engine.eval_preprocessing import preprocessing_from_checkpoint
+from metarun.engine.dataset import preprocessing_from_checkpoint
 from metarun.engine.eval_result import EVALUATION_SEED
 from metarun.engine.execution import choose_device
 from metarun.engine.network import batch_norm, build_learner, build_model, check_state_shapes

@@ -22,7 +22,7 @@ from metarun.core.outer_step import adam_state
 from metarun.data import permutation_list, preprocessing
 from metarun.distributed import execution_info
 from metarun.distributed.task_parallel import TaskParallelGroup
-from metarun.engine import eval_preprocessing
+from metarun.engine.dataset import require_same_pictures
 from metarun.errors import RunFailure, UserError
 from metarun.evaluation import summaries
 from metarun.loggers.base import Logger
@@ -110,7 +110,7 @@ class Trainer:
         if not state.generators:
             raise UserError(f"checkpoint {path}: holds weights alone, a run cannot go on from it")
         self.work.load_state_dict(state.weights, str(path))
-        eval_preprocessing.require_same_pictures(self.work.settings.dataset, self.work.source, state)
+        require_same_pictures(self.work.settings.dataset, self.work.source, state)
         self.step, self.validation_pending, self.num_lines = state.step, state.validation_due, state.lines
         self.metric_sums, self.seconds = dict(state.sums), state.seconds
         self.skipped, self.skipped_in_a_row = state.skipped, state.skipped_in_a_row

@@ -10,12 +10,12 @@ import torch
 
 from metarun.backbones import BACKBONES
 from metarun.config.groups import Conv4, Glyphs, Mlp
-from metarun.config.methods import Maml, Pretrain
+from metarun.config.methods import Maml, Pretrain, Warpgrad
 from metarun.config.schema import Engine, EvalConfig, Settings
 from metarun.core.meta_learner import MetaLearner, meta_gradient
 from metarun.core.objectives import classification
 from metarun.distributed.group import num_workers
-from metarun.engine.execution import select_num_workers, set_num_threads
+from metarun.engine.execution import set_num_threads
 from metarun.engine.rank import RENDEZVOUS_ENV, SINGLE_PROCESS, Rank
 from metarun.methods import METHODS
 from metarun.types import Task
@@ -39,17 +39,7 @@ def test_the_order_in_memory_changes_nothing(channels: int, norm: str) -> None:
     torch.testing.assert_close(other[1], plain[1], rtol=1e-12, atol=0)
 
 
-def test_how_many_processes_share_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("metarun.engine.execution.ALL_THREADS", 8)
-    assert select_num_workers(3, False, CPU, 0.05, 4) == 3  # as asked for
-    assert select_num_workers(None, True, CPU, 50, 4) == 4  # one for each task
-    assert select_num_workers(None, True, CPU, 50, 32) == 8  # one for each core
-    assert select_num_workers(None, True, CPU, 0.05, 4) == 1  # a short run
-    assert select_num_workers(None, False, CPU, 50, 4) == 1  # small layers
-    assert select_num_workers(None, True, torch.device("cuda"), 50, 4) == 1
-
-
-def test_an_evaluation_takes_the_processes_that_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_are_taken_where_they_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("metarun.engine.execution.ALL_THREADS", 2)
 
     def of(**changes: Any) -> int:
@@ -65,6 +55,11 @@ def test_an_evaluation_takes_the_processes_that_pay(monkeypatch: pytest.MonkeyPa
     assert of(engine=Engine(workers=1)) == 1  # as asked for
     train = {"mode": "train", "meta_batch": 4}
     assert (of(iterations=200, **train), of(iterations=199, **train)) == (2, 1)
+    monkeypatch.setattr("metarun.engine.execution.ALL_THREADS", 8)
+    assert (of(**train), of(**{**train, "meta_batch": 32})) == (4, 8)  # one for each task, or for each core
+    assert (of(**train, backbone=Mlp()), of(**train, method=Warpgrad(objective="trajectory"))) == (1, 1)
+    monkeypatch.setattr("metarun.engine.execution.choose_device", lambda key: torch.device("cuda"))
+    assert of(**train) == 1
 
 
 @pytest.mark.parametrize(

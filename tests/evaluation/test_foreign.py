@@ -18,7 +18,7 @@ from metarun.config.schema import Settings
 from metarun.data import IMAGE_DATASETS, DataPaths, load
 from metarun.data.image_spec import ImageSpec, decode_image
 from metarun.data.preprocessing import ImagePreprocessing
-from metarun.engine.eval_preprocessing import preprocessing_for_eval_dataset, preprocessing_from_checkpoint
+from metarun.engine.dataset import preprocessing_for_eval_dataset, preprocessing_from_checkpoint
 from metarun.errors import UserError
 from tests.helpers import small_data
 
@@ -56,7 +56,7 @@ def test_what_was_learned_stays_as_it_is() -> None:
 
 def test_curves_are_no_pictures() -> None:
     for dataset, learned in ((Glyphs(), Sinusoid()), (Sinusoid(), Glyphs())):
-        with pytest.raises(UserError, match=rf"dataset={dataset.name}: checkpoint run learned {learned.name}"):
+        with pytest.raises(UserError, match=rf"dataset={dataset.name}: checkpoint run was trained on {learned.name}"):
             preprocessing_for_eval_dataset(dataset, content(learned, None), "run", CPU)
 
 

@@ -223,7 +223,7 @@ def test_a_run_goes_on_from_any_folder(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert typed(*sweep, "dataset.root=moved", "hydra.sweep.dir=here/sweep") == 0
     pictures("others", shade=10)
     told = refused(capsys, "resume=here/run", "iterations=20", "dataset.root=others", folder="here/run")
-    assert "others: its training pictures are not those that the run learned" in told
+    assert "others: its training pictures are not those that the run was trained on" in told
 
 
 @pytest.mark.parametrize(
