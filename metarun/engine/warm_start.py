@@ -1,7 +1,7 @@
-"""What a run begins with: the body of another run's network, or of a file of weights. The head is its own.
+"""Initial weights of a run: random ones, or with `start=` the body of another run's network or of a file of weights.
 
-A run that was given a start keeps the parameters that it began with in checkpoints/start.safetensors, so that what it
-scores untrained can be told later on, wherever the start is then.
+The head is always random. A run with `start=` keeps its initial parameters in checkpoints/start.safetensors, so that
+the untrained network can be tested later, even if the start has been moved.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,118 +29,112 @@ from metarun.methods.layers import head_names
 log = logging.getLogger(__name__)
 
 FILE = f"start{store.SUFFIX}"
-RUNNING_STAT_SUFFIXES = (
-    ".running_mean",
-    ".running_var",
-    ".num_batches_tracked",
-)  # norms use each batch's own statistics
+RUNNING_STATS = (".running_mean", ".running_var", ".num_batches_tracked")  # unused: norms take each batch's statistics
 
 
 def initial_parameters(work: RunContext, folder: Path, begins: bool) -> Weights | None:
-    """The parameters that training begins with, or began with, as `Work.restore` takes them; None where they are lost.
+    """The parameters that training begins with, or began with; None, with a warning, if their file is missing.
 
     Args:
         folder: of the run's checkpoints.
-        begins: the run is at its beginning, and takes its start.
+        begins: the run takes its first step: `start=` is loaded into the network, and the parameters are saved.
 
     Raises:
-        UserError: there is no such start, or it is not of this network; or what was kept of it is damaged.
+        UserError: the start does not exist or is of another network, or start.safetensors is damaged.
     """
-    place, kept = work.settings.start, folder / FILE
-    if place is None:
-        if begins and isinstance(work.settings.backbone, Torchvision):
-            tell_of_weights(work.settings.backbone.network)
+    start, backbone, saved = work.settings.start, work.settings.backbone, folder / FILE
+    if start is None:
+        if begins and isinstance(backbone, Torchvision):
+            log.info(
+                "%s begins with random weights; those that torchvision trained on ImageNet are at %s: "
+                "download them, and begin with start=FILE",
+                *(backbone.network, weights_url(backbone.network)),
+            )
         return work.state_dict()
     if begins:
-        path = paths.warm_start_path(place)
+        path = paths.warm_start_path(start)
         load_backbone_weights(work, store.resolve_checkpoint(path) if path.is_dir() else path)
-        begun = work.state_dict()
-        store.save(kept, CheckpointState(work.settings, *begun))
-        return begun
-    if not kept.is_file():
-        log.warning("%s is missing: what the network scored before training is not told", relative_to_cwd(kept))
+        weights = work.state_dict()
+        store.save(saved, CheckpointState(work.settings, *weights))
+        return weights
+    if not saved.is_file():
+        log.warning("%s is missing: the untrained network is not tested", relative_to_cwd(saved))
         return None
-    return store.load(kept).weights
-
-
-def tell_of_weights(network: str) -> None:
-    log.info(
-        "%s begins with random weights; those that torchvision learned on ImageNet are at %s: "
-        "download them, and begin with start=FILE",
-        *(network, weights_url(network)),
-    )
+    return store.load(saved).weights
 
 
 def load_backbone_weights(work: RunContext, path: Path) -> None:
-    """Give the network's body the weights of a checkpoint or of a file of weights.
+    """Loads the weights of the network's body from a checkpoint or a file of weights.
 
     Raises:
         UserError: the file cannot be read, or its tensors are not those of the network's body.
     """
-    what = f"start={relative_to_cwd(path)}"
+    start = f"start={relative_to_cwd(path)}"
     with torch.device("meta"):
-        network = build_model(work.settings, work.source)
-    head = head_names(network)
-    body: Tensors = {name: tensor for name, tensor in network.named_parameters() if name not in head}
+        model = build_model(work.settings, work.source)
+    head = head_names(model)
+    body: Tensors = {name: tensor for name, tensor in model.named_parameters() if name not in head}
     if not body:
-        raise UserError(f"{what}: the network is a head alone, which has no body to begin with")
-    found, settings = read(path, what)
+        raise UserError(f"{start}: the network is a head alone, which has no body to begin with")
+    tensors, settings = read(path, start)
     try:
-        found, prefix = weights_file.unwrapped(found, body)
+        tensors, prefix = weights_file.unwrapped(tensors, body)
     except UserError as error:
-        raise UserError(f"{what}: {error}") from error
-    saved = weights(found, what)
-    require_same_body(body, {name: tensor for name, tensor in saved.items() if name not in head}, what)
-    told = "a file of weights" if settings is None else require_same_network(work, settings, what)
-    told += f"; {prefix!a} was taken off its names" if prefix else ""
+        raise UserError(f"{start}: {error}") from error
+    tensors = network_weights(tensors, start)
+    mismatch = describe_state_mismatch(body, {name: tensor for name, tensor in tensors.items() if name not in head})
+    if mismatch:
+        raise UserError(f"{start}: its body is another: {mismatch}; give the backbone keys that it was trained with")
+    origin = "a file of weights"
+    if settings is not None:
+        require_same_backbone(work.settings.backbone, settings.backbone, start)
+        origin = f"{settings.method.name} on {settings.dataset.name}"
+    origin += f"; {prefix!a} was taken off its names" if prefix else ""
     with torch.no_grad():
         for part in work.parameters:
             for name in part.keys() & body.keys():
-                part[name].copy_(saved[name])
-    log.info("beginning with the body of %s: %s", relative_to_cwd(path), told)
+                part[name].copy_(tensors[name])
+    log.info("beginning with the body of %s: %s", relative_to_cwd(path), origin)
 
 
-def read(path: Path, what: str) -> tuple[Tensors, Settings | None]:
-    """The tensors of a run's checkpoint, with its settings, or of a file of weights."""
+def read(path: Path, start: str) -> tuple[Tensors, Settings | None]:
+    """Tensors and settings of a run's checkpoint, or tensors and None of a file of weights."""
     try:
         if file_format.is_checkpoint(path):
             state = store.load(path)
             return {**state.theta, **state.phi}, state.settings
         return weights_file.read(path), None
     except file_format.FormatError as error:
-        raise UserError(f"{what}: {error}") from error
+        raise UserError(f"{start}: {error}") from error
 
 
-def weights(found: Tensors, what: str) -> Tensors:
-    """The tensors by their names, without what a network runs without."""
-    found = {name: tensor for name, tensor in found.items() if not name.endswith(RUNNING_STAT_SUFFIXES)}
-    for name, tensor in found.items():
+def network_weights(tensors: Tensors, start: str) -> Tensors:
+    """The tensors without running statistics of norms and without what a method added to the network.
+
+    Raises:
+        UserError: a tensor is not of floating-point numbers, or the network cannot run without what a method added.
+    """
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith(RUNNING_STATS)}
+    for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise UserError(
-                f"{what}: its {ascii(name)[1:-1]} is no tensor of weights; "
+                f"{start}: its {ascii(name)[1:-1]} is no tensor of weights; "
                 "give a file of weights by their names, or a run"
             )
         for method in METHODS.values():
             if name.startswith(method.bound_state):
                 raise UserError(
-                    f"{what}: was learned by method={method.name}, whose {name.partition('.')[0]} its weights mean "
-                    "nothing without; give a run of another method"
+                    f"{start}: was trained with method={method.name}, whose {name.partition('.')[0]} the network's "
+                    "weights cannot be separated from; give a run of another method"
                 )
-    removable = tuple(prefix for method in METHODS.values() for prefix in method.state)
-    return {name: tensor for name, tensor in found.items() if not name.startswith(removable)}
+    separable = tuple(prefix for method in METHODS.values() for prefix in method.state)
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(separable)}
 
 
-def require_same_body(body: Tensors, saved: Tensors, what: str) -> None:
-    """Raises UserError where names or shapes differ; names the first few."""
-    if mismatch := describe_state_mismatch(body, saved):
-        raise UserError(f"{what}: its body is another: {mismatch}; give the backbone keys that it was trained with")
-
-
-def require_same_network(work: RunContext, theirs: Settings, what: str) -> str:
-    """Where the run comes from, in words. Raises UserError where its network computes something else."""
-    saved = asdict(theirs.backbone)
-    for name, value in asdict(work.settings.backbone).items():
-        if saved.get(name) != value:
+def require_same_backbone(backbone: Any, trained: Any, start: str) -> None:
+    """Raises UserError if the keys of the run's backbone are not those that the start was trained with."""
+    before = asdict(trained)
+    for name, value in asdict(backbone).items():
+        if before.get(name) != value:
             key = "backbone" if name == "name" else f"backbone.{name}"
-            raise UserError(f"{what}: was trained with {key}={saved.get(name)}, here it is {value}; give the same")
-    return f"{theirs.method.name} on {theirs.dataset.name}"
+            raise UserError(f"{start}: was trained with {key}={before.get(name)}, here it is {value}; give the same")

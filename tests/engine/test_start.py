@@ -66,7 +66,7 @@ def test_a_file_of_weights_gives_the_body(tmp_path: Path, form: str, caplog: pyt
 
 def test_the_statistics_of_norms_are_left_out() -> None:
     names = {name for name, _ in Normed().named_parameters()}
-    assert set(warm_start.weights(Normed().state_dict(), "start=x")) == names
+    assert set(warm_start.network_weights(Normed().state_dict(), "start=x")) == names
 
 
 def test_what_a_method_learned_beside_is_left_out_or_refused(tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_what_a_method_learned_beside_is_left_out_or_refused(tmp_path: Path) -> 
         store.save(tmp_path / "run.safetensors", training.state_dict())
         taking = work()
         if isinstance(method, (Mtnet, Warpgrad)):
-            with pytest.raises(UserError, match=f"was learned by method={method.name}, .* another method"):
+            with pytest.raises(UserError, match=f"was trained with method={method.name}, .* another method"):
                 warm_start.load_backbone_weights(taking, tmp_path / "run.safetensors")
         else:
             with torch.no_grad():
