@@ -25,7 +25,6 @@ from metarun.engine.rank import Rank, rank_from_env
 from metarun.engine.task_shapes import eval_inner_loop
 from metarun.errors import RunFailure, UserError
 
-
 MIN_STEPS_FOR_WORKERS = 200  # outer steps: a process takes 3 s to start
 MIN_TEST_TASKS_FOR_WORKERS = 600  # times inner steps + 1: an inner step of a task takes conv4 some 16 ms
 
