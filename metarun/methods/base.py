@@ -6,7 +6,7 @@ theta denotes the parameters that adapt to a task, phi those that are learned ac
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Any, Protocol
 
@@ -18,19 +18,17 @@ from metarun.errors import UserError
 from metarun.nn.norm import norm_parameters
 from metarun.types import Parameters, Tensors
 
+Gradient = Callable[[Tensors], Tensors]  # theta -> gradient of a task's support loss, without a graph
+
 
 class TaskLearnerProtocol(Protocol):
-    """The operations on one task that a meta-objective may use; `core.meta_learner.TaskLearner` implements them."""
+    """The operations on one task that a meta-objective may use; implemented by `core.meta_learner.TaskLearner`."""
 
     inner_loop: int  # K, the number of inner steps
     loss_weights: Tensor | None  # [K], weights of the multi-step loss; None: only theta_K is evaluated
 
     def adapt(self, parameters: Parameters, steps: int | None = None) -> list[Tensors]:
         """The iterates theta_0 .. theta_K of the inner loop, or of its first `steps` steps."""
-        ...
-
-    def adapt_final(self, parameters: Parameters) -> Tensors:
-        """The adapted parameters theta_K."""
         ...
 
     def adapted_loss(self, parameters: Parameters) -> Tensor:
@@ -42,38 +40,31 @@ class TaskLearnerProtocol(Protocol):
         ...
 
     def inner_step(self, theta: Tensors, phi: Tensors, number: int) -> Tensors:
-        """The parameters after inner step `number` (from 0) from theta; computes the support gradient itself."""
+        """theta after inner step `number` (from 0), whose support gradient is computed here."""
         ...
 
     def query_loss(self, theta: Tensors, phi: Tensors, taken: int | None = None) -> Tensor:
-        """The outer objective on the query set at theta, reached after `taken` inner steps (None: all K): a scalar."""
+        """The query loss at theta, reached after `taken` inner steps (None: all K): a scalar."""
         ...
 
 
-def default_begin(
-    theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor
-) -> tuple[Tensors, Any]:
-    """Returns theta itself as the task's starting point, and no per-task state."""
+def unchanged_start(theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> tuple[Tensors, Any]:
     return theta, None
 
 
-def weights(theta: Tensors, phi: Tensors) -> Tensors:
-    """Returns theta and phi unchanged, as the weights that the network runs with."""
+def all_weights(theta: Tensors, phi: Tensors) -> Tensors:
     return {**theta, **phi}
 
 
-def meta_objective(parameters: Parameters, task: TaskLearnerProtocol) -> Tensor:
-    """The query loss after the last inner step, or the multi-step loss."""
+def query_loss(parameters: Parameters, task: TaskLearnerProtocol) -> Tensor:
     return task.adapted_loss(parameters)
 
 
 def no_noise(steps: int) -> int:
-    """Returns 0: the method draws no random numbers."""
     return 0
 
 
-def default_summaries(theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
-    """Returns no summaries of the method's own."""
+def no_summaries(theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> Tensors:
     return {}
 
 
@@ -83,27 +74,43 @@ class Method:
 
     parameters      the model's parameters and those that the method added to it, divided into theta and phi
     update          (theta, support gradient, phi, per-task state, step number from 0) -> the next theta
-    begin           (theta, phi, gradient, noise) -> (the task's starting theta, per-task state); `gradient(theta)` is
-                    the gradient of the support loss, without a graph; noise: [noise(inner_loop)]
+    begin           (theta, phi, gradient, noise) -> (the task's starting theta, per-task state); noise is uniform in
+                    [0, 1), [noise(inner_loop)]
     weights         (theta, phi) -> the weights that the network runs with, by name
     meta_objective  (parameters, task learner) -> the task's contribution to the outer loss, a scalar
     offline         (theta_k, phi, task learner, k) -> the look-ahead loss that phi descends at a stored iterate, a
                     scalar; replaces meta_objective, see `metarun/core/offline.py`
     leap            offline only: whether theta_0 follows the tasks' trajectories or stays as it is
-    noise           number of inner steps -> how many uniform random numbers in [0, 1) `begin` needs for a task
+    noise           number of inner steps -> how many random numbers `begin` needs for a task
     summaries       (arguments of begin) -> summaries for TensorBoard by "quantity/layer": a scalar is drawn as the
                     curve of its mean over tasks, a larger tensor as a histogram for one task
     """
 
     parameters: Parameters
     update: Callable[[Tensors, Tensors, Tensors, Any, int], Tensors]
-    begin: Callable[[Tensors, Tensors, Callable[[Tensors], Tensors], Tensor], tuple[Tensors, Any]] = default_begin
-    weights: Callable[[Tensors, Tensors], Tensors] = weights
-    meta_objective: Callable[[Parameters, TaskLearnerProtocol], Tensor] = meta_objective
+    begin: Callable[[Tensors, Tensors, Gradient, Tensor], tuple[Tensors, Any]] = unchanged_start
+    weights: Callable[[Tensors, Tensors], Tensors] = all_weights
+    meta_objective: Callable[[Parameters, TaskLearnerProtocol], Tensor] = query_loss
     offline: Callable[[Tensors, Tensors, TaskLearnerProtocol, int], Tensor] | None = None
     leap: bool = True
     noise: Callable[[int], int] = no_noise
-    summaries: Callable[[Tensors, Tensors, Callable[[Tensors], Tensors], Tensor], Tensors] = default_summaries
+    summaries: Callable[[Tensors, Tensors, Gradient, Tensor], Tensors] = no_summaries
+
+
+def extend(method: Method, model: nn.Module, name: str, module: nn.Module, **functions: Any) -> Method:
+    """The method with the given functions in place of its own, and with the parameters of `module` in phi.
+
+    `module` is added to the model as attribute `name`; its parameters are called "name.inner" in phi.
+
+    Raises:
+        UserError: the model has that attribute already, because a method was prepared on it before.
+    """
+    if hasattr(model, name):
+        raise UserError(f"the model has a part {name!r} already: a method prepares a model once; give it a fresh one")
+    model.add_module(name, module)
+    added = {f"{name}.{inner}": parameter for inner, parameter in module.named_parameters()}
+    theta, phi = method.parameters
+    return replace(method, parameters=Parameters(theta, {**phi, **added}), **functions)
 
 
 def split_parameters(model: nn.Module, across: Iterable[str] | None = None) -> Parameters:
@@ -121,10 +128,10 @@ def split_parameters(model: nn.Module, across: Iterable[str] | None = None) -> P
                 "model(data), before it is given"
             )
     names = norm_parameters(model) if across is None else set(across)
-    learned = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
+    trainable = {name: tensor for name, tensor in model.named_parameters() if tensor.requires_grad}
     return Parameters(
-        theta={name: tensor for name, tensor in learned.items() if name not in names},
-        phi={name: tensor for name, tensor in learned.items() if name in names},
+        theta={name: tensor for name, tensor in trainable.items() if name not in names},
+        phi={name: tensor for name, tensor in trainable.items() if name in names},
     )
 
 
@@ -150,18 +157,11 @@ def widest(tensors: Tensors) -> torch.dtype:
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
 
 
-def attach(model: nn.Module, name: str, module: nn.Module) -> Tensors:
-    """Adds `module`, which a method learns across tasks, to the model as attribute `name`.
+class PassThroughModuleDict(nn.ModuleDict):
+    """Modules that do not act on the data: a model that runs all its children, such as nn.Sequential, skips them."""
 
-    Returns its parameters by their full names, "name.inner".
-
-    Raises:
-        UserError: the model has that attribute already, because a method was prepared on it before.
-    """
-    if hasattr(model, name):
-        raise UserError(f"the model has a part {name!r} already: a method prepares a model once; give it a fresh one")
-    model.add_module(name, module)
-    return {f"{name}.{inner}": parameter for inner, parameter in module.named_parameters()}
+    def forward(self, x: Any) -> Any:
+        return x
 
 
 class FlatParameterDict(nn.Module):
@@ -173,14 +173,7 @@ class FlatParameterDict(nn.Module):
             self.register_parameter(escape_dots(name), nn.Parameter(tensor))
 
     def forward(self, x: Any) -> Any:
-        """Returns its input: a model that runs all its children, such as nn.Sequential, runs this one too."""
-        return x
-
-
-class PassThroughModuleDict(nn.ModuleDict):
-    """Modules that the model holds but does not run; `forward` returns its input, as in `FlatParameterDict`."""
-
-    def forward(self, x: Any) -> Any:
+        """Returns its input, as `PassThroughModuleDict` does."""
         return x
 
 

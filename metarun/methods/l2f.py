@@ -9,15 +9,14 @@ norm layers are learned across tasks only.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.methods.base import Method, PassThroughModuleDict, Tensors, attach, widest
+from metarun.methods.base import Gradient, Method, PassThroughModuleDict, Tensors, extend, widest
 from metarun.methods.maml import maml
 
 
@@ -28,15 +27,12 @@ def l2f(model: nn.Module, inner_learning_rate: float) -> Method:
 
 def attenuate(method: Method, model: nn.Module) -> Method:
     """Extends a method: each task starts from an attenuated theta. Adds `attenuator`, g_psi, to the model."""
-    theta, phi = method.parameters
+    theta = method.parameters.theta
     size, device = len(theta), next(iter(theta.values())).device
-    attenuator = PassThroughModuleDict({"0": nn.Linear(size, size), "2": nn.Linear(size, size)}).to(
-        device, widest(theta)
-    )
-    added = attach(model, "attenuator", attenuator)
+    attenuator = PassThroughModuleDict({"0": nn.Linear(size, size), "2": nn.Linear(size, size)})
+    attenuator.to(device, widest(theta))
     attenuated = Attenuated(method)
-    parameters = method.parameters._replace(phi={**phi, **added})
-    return replace(method, parameters=parameters, begin=attenuated.begin, summaries=attenuated.summaries)
+    return extend(method, model, "attenuator", attenuator, begin=attenuated.begin, summaries=attenuated.summaries)
 
 
 @dataclass(frozen=True)
@@ -45,21 +41,19 @@ class Attenuated:
 
     method: Method
 
-    def attenuation(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors]) -> Tensor:
+    def attenuation(self, theta: Tensors, phi: Tensors, gradient: Gradient) -> Tensor:
         """gamma in (0, 1), one for each tensor of theta: [len(theta)]."""
         like = phi["attenuator.0.weight"]
         means = torch.stack([entry.mean().to(like) for entry in gradient(theta).values()]).detach()
         hidden = F.linear(means, like, phi["attenuator.0.bias"]).relu()
         return F.linear(hidden, phi["attenuator.2.weight"], phi["attenuator.2.bias"]).sigmoid()
 
-    def begin(
-        self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor
-    ) -> tuple[Tensors, Any]:
+    def begin(self, theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> tuple[Tensors, Any]:
         gamma = self.attenuation(theta, phi, gradient)
         attenuated = {name: gamma[i].to(tensor) * tensor for i, (name, tensor) in enumerate(theta.items())}
         return self.method.begin(attenuated, phi, gradient, noise)
 
-    def summaries(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+    def summaries(self, theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> Tensors:
         gamma = self.attenuation(theta, phi, gradient)
         gammas = {f"gamma/{name}": gamma[i] for i, name in enumerate(theta)}
         return {**self.method.summaries(theta, phi, gradient, noise), **gammas}

@@ -10,15 +10,23 @@ entry may become negative. The paper takes one step; more are an extension. MAML
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError
-from metarun.methods.base import FlatParameterDict, Method, Tensors, attach, escape_dots, require_choice, widest
+from metarun.methods.base import (
+    FlatParameterDict,
+    Gradient,
+    Method,
+    Tensors,
+    escape_dots,
+    extend,
+    require_choice,
+    widest,
+)
 from metarun.methods.maml import maml
 
 ALPHAS = ("element", "tensor", "tensor_step", "scalar")
@@ -53,25 +61,18 @@ def learn_inner_rates(
     require_choice("start", start, ("rate", "random"))
     if alpha == "tensor_step" and not steps:
         raise UserError(f"alpha='tensor_step': needs steps=N, the number of inner steps in training; found {steps}")
-    theta, phi = method.parameters
+    theta = method.parameters.theta
     initial = inner_learning_rate if start == "rate" else float(torch.empty((), device="cpu").uniform_(*PAPER_RANGE))
-
-    def rate(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        shape = {"element": tensor.shape, "tensor_step": (steps,)}.get(alpha, ())
-        return torch.full(shape, initial, dtype=dtype, device=tensor.device)
-
-    rates = {name: rate(tensor, tensor.dtype) for name, tensor in theta.items()}
-    if alpha == "scalar":
-        name, tensor = next(iter(theta.items()))
-        rates = {name: rate(tensor, widest(theta))}
-    added = attach(model, "inner_rates", FlatParameterDict(rates))
-    learned = LearnedRates(
-        method,
-        alpha,
-        {name: f"inner_rates.{escape_dots(name if name in rates else next(iter(rates)))}" for name in theta},
-    )
-    parameters = method.parameters._replace(phi={**phi, **added})
-    return replace(method, parameters=parameters, update=learned.update, summaries=learned.summaries)
+    first = next(iter(theta))  # a scalar has the name and device of the first parameter
+    rates: Tensors = {}
+    for name in [first] if alpha == "scalar" else theta:
+        shape = {"element": theta[name].shape, "tensor_step": (steps,)}.get(alpha, ())
+        dtype = widest(theta) if alpha == "scalar" else theta[name].dtype
+        rates[name] = torch.full(shape, initial, dtype=dtype, device=theta[name].device)
+    key = {name: f"inner_rates.{escape_dots(first if alpha == 'scalar' else name)}" for name in theta}
+    learned = LearnedRates(method, alpha, key)
+    functions = {"update": learned.update, "summaries": learned.summaries}
+    return extend(method, model, "inner_rates", FlatParameterDict(rates), **functions)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class LearnedRates:
         scaled = {name: self.rate(phi, name, step, entry.device) * entry for name, entry in gradient.items()}
         return self.method.update(theta, scaled, phi, fixed, step)
 
-    def summaries(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+    def summaries(self, theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> Tensors:
         names = {"all": next(iter(theta))} if self.alpha == "scalar" else {name: name for name in theta}
         rates = {f"inner_learning_rate/{label}": phi[self.key[name]] for label, name in names.items()}
         return {**self.method.summaries(theta, phi, gradient, noise), **rates}

@@ -12,17 +12,21 @@ between W and T, T is applied to the weights: the network runs on T W and T b.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError
-from metarun.methods.base import FlatParameterDict, Method, Tensors, attach, escape_dots
-from metarun.methods.layers import layers, name_left_out, parametrised
+from metarun.methods.base import FlatParameterDict, Gradient, Method, Tensors, escape_dots, extend
+from metarun.methods.layers import LINEAR, TRANSPOSED, linear_modules, names_by_tensor
 from metarun.methods.maml import maml
+
+log = logging.getLogger(__name__)
 
 FULL_LOGIT_STD = {True: 0.01, False: 0.1}  # initial spread of zeta with full=True: with convolutions, without
 
@@ -48,82 +52,80 @@ def add_t_layers(method: Method, model: nn.Module, mask: bool = True, full: bool
         UserError: no layer to act on; a grouped convolution, whose T would have to be block-diagonal; or a layer whose
             weight is computed by a parametrisation.
     """
-    theta, phi = method.parameters
-    if computed := parametrised(model):
+    theta = method.parameters.theta
+    maps = output_axes(model, theta)
+    identities = {
+        name: torch.eye(theta[name].shape[axis], dtype=theta[name].dtype, device=theta[name].device)
+        for name, (owner, axis) in maps.items()
+        if name == owner
+    }
+    weights = partial(transform_weights, method, maps)
+    transformed = extend(method, model, "t_layers", FlatParameterDict(identities), weights=weights)
+    warn_without_t(model, [name for name in theta if name not in maps])
+    return add_gradient_masks(transformed, model, maps, full) if mask else transformed
+
+
+def output_axes(model: nn.Module, theta: Tensors) -> Maps:
+    """The weights and biases that T and masks act on. Raises UserError as `add_t_layers`."""
+    computed = [name for name, module in linear_modules(model).items() if module._parameters.get("weight") is None]
+    if computed:
         raise UserError(
             f"mtnet: {', '.join(computed)}: T is multiplied into weights, and there a parametrisation computes them, "
             "as spectral or weight norm does; remove it (torch.nn.utils.parametrize), or take another method"
         )
-    maps: Maps = {}
-    for layer in layers(model, theta):
-        if getattr(layer.module, "groups", 1) != 1:
-            raise UserError(f"mtnet: {layer.name} is a grouped convolution, which T cannot act on")
-        maps[layer.weight] = (layer.weight, layer.units)
-        if layer.bias is not None:
-            maps[layer.bias] = (layer.weight, 0)
+    names, maps = names_by_tensor(model), Maps()
+    for layer, module in model.named_modules():
+        weight, bias = (names.get(id(module._parameters.get(part)), "") for part in ("weight", "bias"))
+        if not isinstance(module, LINEAR) or weight not in theta:
+            continue
+        if getattr(module, "groups", 1) != 1:
+            raise UserError(f"mtnet: {layer} is a grouped convolution, which T cannot act on")
+        maps[weight] = (weight, int(isinstance(module, TRANSPOSED)))
+        if bias in theta:
+            maps[bias] = (weight, 0)
     if not maps:
         raise UserError("mtnet: the model has no convolution or linear layer whose weights adapt")
-    transforms = {
-        name: torch.eye(theta[name].shape[units], dtype=theta[name].dtype, device=theta[name].device)
-        for name, (owner, units) in maps.items()
-        if name == owner
-    }
-    added = attach(model, "t_layers", FlatParameterDict(transforms))
-    name_left_out(
-        "mtnet: T and masks act on convolution and linear layers; these adapt without",
-        model,
-        theta.keys() - maps.keys(),
-    )
-    with_t = Transformed(method, maps)
-    transformed = replace(method, parameters=method.parameters._replace(phi={**phi, **added}), weights=with_t.weights)
-    return add_gradient_masks(transformed, model, maps, full) if mask else transformed
+    return maps
 
 
-@dataclass(frozen=True)
-class Transformed:
-    """`method` with a network that runs on T W and T b."""
+def warn_without_t(model: nn.Module, params: Iterable[str]) -> None:
+    """Logs the modules that own these parameters."""
+    owners = dict.fromkeys(name.rpartition(".")[0] for name in params)
+    modules = [f"{owner or 'the model'} ({type(model.get_submodule(owner)).__name__})" for owner in owners]
+    if modules:
+        more = f" and {len(modules) - 5} more" if len(modules) > 5 else ""
+        message = "mtnet: T and masks act on convolution and linear layers; these adapt without: %s%s"
+        log.warning(message, ", ".join(modules[:5]), more)
 
-    method: Method
-    maps: Maps
 
-    def weights(self, theta: Tensors, phi: Tensors) -> Tensors:
-        """T W and T b for each layer, T [out, out]; other weights as they are."""
-        weights = self.method.weights(theta, phi)
-        for name, (owner, units) in self.maps.items():
-            t, tensor = phi[f"t_layers.{escape_dots(owner)}"], weights[name]
-            if tensor.dim() == 1:
-                weights[name] = t @ tensor
-            else:
-                moved = tensor.transpose(0, units) if units else tensor
-                product = (t @ moved.flatten(1)).view(moved.shape)
-                weights[name] = product.transpose(0, units) if units else product
-        return weights
+def transform_weights(method: Method, maps: Maps, theta: Tensors, phi: Tensors) -> Tensors:
+    """The method's weights, with T W and T b for each layer, T [out, out]."""
+    weights = method.weights(theta, phi)
+    for name, (owner, axis) in maps.items():
+        t, tensor = phi[f"t_layers.{escape_dots(owner)}"], weights[name]
+        if tensor.dim() == 1:
+            weights[name] = t @ tensor
+        else:
+            moved = tensor.transpose(0, axis) if axis else tensor
+            product = (t @ moved.flatten(1)).view(moved.shape)
+            weights[name] = product.transpose(0, axis) if axis else product
+    return weights
 
 
 def add_gradient_masks(method: Method, model: nn.Module, maps: Maps, full: bool) -> Method:
     """Extends a method by masked gradients: one mask entry per output unit, or per weight and bias entry if `full`."""
-    theta, phi = method.parameters
+    theta, logits = method.parameters.theta, Tensors()
+    std = FULL_LOGIT_STD[any(theta[name].dim() > 2 for name in maps)]
     if full:
-        std = FULL_LOGIT_STD[any(theta[name].dim() > 2 for name in maps)]
         maps = {name: (name, 0) for name in maps}
-        units = {name: nn.init.trunc_normal_(torch.empty(theta[name].shape), std=std).to(theta[name]) for name in maps}
-    else:
-        units = {
-            name: theta[name].new_zeros(theta[name].shape[axis])
-            for name, (owner, axis) in maps.items()
-            if name == owner
-        }
-    added = attach(model, "mask_logits", FlatParameterDict(units))
-    masked = Masked(method, maps, {name: logit.shape for name, logit in units.items()}, full)
-    parameters = method.parameters._replace(phi={**phi, **added})
-    return replace(
-        method,
-        parameters=parameters,
-        begin=masked.begin,
-        summaries=masked.summaries,
-        update=masked.update,
-        noise=masked.noise,
-    )
+    for name, (owner, axis) in maps.items():
+        if full:
+            logits[name] = nn.init.trunc_normal_(torch.empty(theta[name].shape), std=std).to(theta[name])
+        elif name == owner:
+            logits[name] = theta[name].new_zeros(theta[name].shape[axis])
+    masked = Masked(method, maps, {name: logit.shape for name, logit in logits.items()}, full)
+    functions = {name: getattr(masked, name) for name in ("begin", "update", "noise", "summaries")}
+    return extend(method, model, "mask_logits", FlatParameterDict(logits), **functions)
 
 
 @dataclass(frozen=True)
@@ -148,9 +150,7 @@ class Masked:
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
-    def begin(
-        self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor
-    ) -> tuple[Tensors, Any]:
+    def begin(self, theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> tuple[Tensors, Any]:
         theta, fixed = self.method.begin(theta, phi, gradient, noise)
         return theta, (fixed, [self.draw(phi, part) for part in noise.view(-1, self.noise(1))])
 
@@ -162,7 +162,7 @@ class Masked:
             masked[name] = gradient[name] * broadcast_mask(mask[owner], gradient[name], units)
         return self.method.update(theta, masked, phi, before, step)
 
-    def summaries(self, theta: Tensors, phi: Tensors, gradient: Callable[[Tensors], Tensors], noise: Tensor) -> Tensors:
+    def summaries(self, theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> Tensors:
         """Adds, for each mask, the expected share of masked units or weights: the mean of P(M = 0)."""
         shares = {name: (-phi[f"mask_logits.{escape_dots(name)}"]).sigmoid().mean() for name in self.shapes}
         masked = {f"masked_{'weights' if self.full else 'units'}/{name}": share for name, share in shares.items()}

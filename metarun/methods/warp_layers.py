@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from metarun.errors import UserError
-from metarun.methods.base import PassThroughModuleDict, attach, escape_dots
 from metarun.methods.layers import called
 from metarun.nn.norm import Norm, before_norm
 
@@ -83,8 +82,8 @@ class Warp(nn.Module):
                     nn.init.dirac_(parameter)
 
 
-def insert_warps(model: nn.Module, names: list[str], norm: bool, make: Callable[[nn.Module], Warp]) -> dict[str, Warp]:
-    """Adds `warp_layers` to the model, a warp behind each named module, and returns them by these names.
+def make_warps(model: nn.Module, names: list[str], norm: bool, make: Callable[[nn.Module], Warp]) -> dict[str, Warp]:
+    """A warp for the output of each named module, by the module's name; `run_warp` is the hook that runs it.
 
     Args:
         norm: whether the warps have batch norm, which needs 2-d convolutions.
@@ -109,9 +108,6 @@ def insert_warps(model: nn.Module, names: list[str], norm: bool, make: Callable[
         if norm and not isinstance(layers[-1], (nn.Conv2d, nn.ConvTranspose2d)):
             raise UserError(f"warpgrad: norm=true needs 2-d convolutions, {name!r} ends in {type(layers[-1]).__name__}")
         warps[name] = make(layers[-1])
-    attach(model, "warp_layers", PassThroughModuleDict({escape_dots(name): warp for name, warp in warps.items()}))
-    for name, layer in warps.items():
-        modules[name].register_forward_hook(partial(run_warp, name, layer))  # a partial is copied along with the model
     return warps
 
 

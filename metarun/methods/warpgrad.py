@@ -22,16 +22,19 @@ from torch.utils._pytree import tree_map
 
 from metarun.errors import UserError
 from metarun.methods.base import (
+    Gradient,
     Method,
     Parameters,
+    PassThroughModuleDict,
     TaskLearnerProtocol,
     Tensors,
     escape_dots,
+    extend,
     require_choice,
     split_parameters,
 )
 from metarun.methods.maml import maml
-from metarun.methods.warp_layers import Warp, default_warp_sites, insert_warps
+from metarun.methods.warp_layers import Warp, default_warp_sites, make_warps, run_warp
 
 
 def warpgrad(model: nn.Module, inner_learning_rate: float, **options: Any) -> Method:
@@ -77,18 +80,13 @@ def warp(
         raise UserError(f"warpgrad: kernel={kernel} would change the shape of what it warps; give an odd one")
     names = default_warp_sites(model) if after is None else after
     make = partial(Warp, start=start, depth=depth, kernel=kernel, norm=norm, activation=activation, residual=residual)
-    warps = insert_warps(model, names, norm, make)
-    learned = {
-        f"warp_layers.{escape_dots(name)}.{inner}": parameter
-        for name, layer in warps.items()
-        for inner, parameter in layer.named_parameters()
-    }
-    method = replace(
-        method,
-        parameters=method.parameters._replace(phi={**method.parameters.phi, **learned}),
-        update=partial(update, method.update, warps),
-        summaries=partial(summaries, method.summaries, names),
-    )
+    warps = make_warps(model, names, norm, make)
+    layers = PassThroughModuleDict({escape_dots(name): layer for name, layer in warps.items()})
+    warped_update, warped_summaries = partial(update, method.update, warps), partial(summaries, method.summaries, names)
+    method = extend(method, model, "warp_layers", layers, update=warped_update, summaries=warped_summaries)
+    for name, layer in warps.items():
+        module = model.get_submodule(name)
+        module.register_forward_hook(partial(run_warp, name, layer))  # a partial is copied along with the model
     if objective == "unrolled":
         return method
     if objective == "trajectory":
@@ -152,7 +150,7 @@ def summaries(
     names: list[str],
     theta: Tensors,
     phi: Tensors,
-    gradient: Callable[[Tensors], Tensors],
+    gradient: Gradient,
     noise: Tensor,
 ) -> Tensors:
     """The summaries of the method without warps, and the norm of each warp layer's parameters."""
