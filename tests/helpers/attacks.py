@@ -224,7 +224,7 @@ ATTACKS = [
     Attack("A6", "a pipe as a run to go on with", pipe("x"), ("resume=x",), 2, "no run folder"),
     Attack("A6", "a pipe as runs", pipe("runs"), REPORT, 2, "no such folder"),
     Attack("A7", "a bomb of aliases", bad_run(".hydra/overrides.yaml", BOMB), REPORT, 0, "alias"),
-    Attack("A7", "a mean of NaN", bad_mean("NaN"), REPORT, 0, "NaN"),
+    Attack("A7", "a mean of NaN", bad_mean("NaN"), REPORT, 0, "nan"),
     Attack("A7", "a mean of 10**400", bad_mean(str(10**400)), REPORT, 0, "64 bits"),
     Attack("A7", "lists in lists", bad_run("result.json", "[" * 10**5), REPORT, 0, "nested"),
     Attack(

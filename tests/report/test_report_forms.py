@@ -98,7 +98,7 @@ def test_the_page_runs_and_loads_nothing(read: LoadedRuns) -> None:
     assert not [attrs for _, attrs in parser.found if "href" in attrs or any(name.startswith("on") for name in attrs)]
     assert "default-src 'none'" in shown and "prefers-color-scheme: dark" in shown and "width=device-width" in shown
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in shown and "\x1b" not in shown
-    assert "class=best" in shown and "metarun method=maml seed=1" in shown
+    assert 'class="best"' in shown and "metarun method=maml seed=1" in shown
 
 
 def test_plots_are_pictures_with_a_row_for_each_table(read: LoadedRuns, tmp_path: Path) -> None:
