@@ -11,17 +11,22 @@ from metarun.config.paths import dataset_root as existing_root
 from metarun.data.cache import file_fingerprints, fingerprint, load_or_build_cache
 from metarun.data.decoding import Manifest
 from metarun.data.formats.detect import DataPaths, FoundFormat
-from metarun.data.formats.image_folders import listing_format, names_by_split, single_names, split_format
+from metarun.data.formats.image_folders import (
+    csv_rows,
+    first_existing,
+    listing_format,
+    names_by_split,
+    single_names,
+    split_format,
+)
 from metarun.data.formats.listing import (
     LeftOut,
     class_listing,
-    entries_of,
-    files_below,
+    holds_class_folders,
+    holds_pictures,
     is_folder,
-    is_picture,
     list_visible,
 )
-from metarun.data.formats.tables import csv_rows, first_existing
 from metarun.data.image_set import ImageSet, image_set
 from metarun.data.image_spec import ImageSpec
 from metarun.data.random_numbers import permutation_list
@@ -83,14 +88,13 @@ def detect_format(place: Path) -> FoundFormat:
     if place.is_file():
         return csv_file(place)
     left_out: LeftOut = []
-    folders = {entry.name: entry for entry in list_visible(place) if is_folder(entry)}
+    folders = [entry.name for entry in list_visible(place) if is_folder(entry)]
     found = names_by_split(folders)
     named = [name for names in found.values() for name in names]
     if not named:
         return class_folders(place, left_out)
-    inside = {name: entries_of(Path(entry.path), []) for name, entry in folders.items()}
-    nested = [n for n in folders if any(is_folder(e) and files_below(Path(e.path), []) for e in inside[n])]
-    direct = [n for n in folders if any(map(is_picture, inside[n]))]
+    nested = [name for name in folders if holds_class_folders(place / name)]
+    direct = [name for name in folders if holds_pictures(place / name)]
     others = [n for n in folders if n in {*nested, *direct} and n not in named]
     if others and set(named) <= set(direct):  # a class may be called "train"
         return class_folders(place, left_out)
