@@ -28,14 +28,15 @@ CONFIGS = config_folder()
 WHOLE = (Sinusoid.name, Glyphs.name, Omniglot.name)
 RATES = [f"learn_lr={kind}" for kind in ("element", "tensor", "tensor_step", "scalar")]
 SHORT = ["eval.tasks=50", "eval.validation_tasks=20"]
-SMALL = [*small_data.SHAPE, "meta_batch=2", "iterations=4", "eval.tasks=4", "eval.validation_tasks=2", "eval.every=4"]
+SMALL = [*small_data.SHAPE, "meta_batch=2", "eval.tasks=4", "eval.validation_tasks=2"]
 
 
 def words_of(method: str, dataset: str, iterations: int, place: Path) -> list[str]:
     """What is typed, but for what is the same for all."""
     words = [f"dataset={dataset}", f"method={method}"] if "=" not in method else [f"dataset={dataset}", method]
+    words += [f"iterations={iterations}", f"eval.every={iterations}"]
     if dataset in WHOLE:
-        return [*words, *SHORT, f"iterations={iterations}", f"eval.every={iterations}"]
+        return [*words, *SHORT]
     root = [f"dataset.root={place / 'data' / 'pictures'}"] if dataset == Folder.name else []
     return [*words, *SMALL, *root, f"data_dir={place / 'data'}", "download=false"]
 

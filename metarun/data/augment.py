@@ -1,4 +1,4 @@
-"""Random changes of training images, applied to all images of a meta-batch at once, where they lie.
+"""Random augmentation of training images, applied to all images of a meta-batch at once, on their device.
 
 As in CloserLookFewShot and MetaOptNet: a crop out of the zero-padded image, a mirror image, and colours changed in
 brightness, contrast and saturation (Krizhevsky et al. 2012; Chen et al. 2019, arXiv 1904.04232, section 4.1).
@@ -19,7 +19,7 @@ LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601: how bright red, green and blue loo
 
 
 def augment_images(images: Tensor, random: Tensor, names: Sequence[str]) -> Tensor:
-    """Images [n, channels, height, width] in [0, 1], random numbers [n, 6] in [0, 1) -> changed images."""
+    """Augmented images [n, channels, height, width] in [0, 1], given random numbers [n, 6] in [0, 1)."""
     down, right, mirrored, *factors = random.unbind(1)
     if "crop" in names:
         images = crop(images, down, right)
@@ -31,7 +31,7 @@ def augment_images(images: Tensor, random: Tensor, names: Sequence[str]) -> Tens
 
 
 def crop(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
-    """Each image moved by its own whole number of pixels; what comes in is 0."""
+    """Shift each image by whole pixels of its own; uncovered pixels are 0."""
     n, _, height, width = images.shape
     border = max(height, width) // PADDING
     padded = F.pad(images, (border,) * 4)
@@ -42,14 +42,14 @@ def crop(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor) -> Tensor:
-    """Factors [n, 1, 1, 1]; contrast is about the image's mean grey, saturation about each pixel's grey."""
+    """Change contrast about the image's mean grey and saturation about each pixel's grey; factors [n, 1, 1, 1]."""
     images = (images * brightness).clamp(0, 1)
     images = (grey(images).mean((1, 2, 3), keepdim=True).lerp(images, contrast)).clamp(0, 1)
     return grey(images).lerp(images, saturation).clamp(0, 1)
 
 
 def grey(images: Tensor) -> Tensor:
-    """[n, channels, height, width] -> [n, 1, height, width]."""
+    """Grey images [n, 1, height, width] of images [n, channels, height, width]."""
     if images.shape[1] == 1:
         return images
     return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)

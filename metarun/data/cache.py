@@ -48,7 +48,7 @@ def load_or_build_cache(
     contents: Callable[[ExitStack], RawDataset],
     skip_unreadable: bool = False,
 ) -> CachedDataset:
-    """The images kept in cache_dir under `name`; made of `contents` where there are none or they are damaged.
+    """Images cached in cache_dir under `name`; built from `contents` if they are missing or damaged.
 
     Args:
         name: names the files; it must change with whatever changes what they hold.
@@ -76,7 +76,7 @@ def load_or_build_cache(
 
 
 def warn_left_out_and_equal(found: CachedDataset) -> None:
-    """What of the source was left out, and which of its pictures are equal."""
+    """Warn of pictures that were left out and of duplicates."""
     listed = f"; {found.path} lists them"
     if left_out := found.manifest.left_out:
         names = [f"{name} ({reason})" for name, reason in left_out]
@@ -93,12 +93,12 @@ def warn_left_out_and_equal(found: CachedDataset) -> None:
 
 
 def first_few(names: Sequence[str]) -> str:
-    """The first few of them."""
+    """The first few entries, joined by commas."""
     return ", ".join(map(printable, names[:MAX_LISTED])) + (", ..." if len(names) > MAX_LISTED else "")
 
 
 def acquire_cache_lock(stem: Path) -> BaseFileLock:
-    """The lock of what is kept under `stem`, once no other process holds it."""
+    """Lock of the cached files under `stem`; waits while another process holds it."""
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{stem}.lock")
@@ -116,7 +116,7 @@ def acquire_cache_lock(stem: Path) -> BaseFileLock:
 
 
 def read(stem: Path, tell: bool = False) -> CachedDataset | None:
-    """What is kept under `stem`, or None where it is not there or damaged, which may be told."""
+    """The cached images under `stem`, or None if they are missing or damaged; damage is logged if asked."""
     path = manifest_path(stem)
     try:
         manifest = Manifest(**json.loads(path.read_text()))
@@ -173,7 +173,7 @@ def images_path(stem: Path) -> Path:
 def build(
     stem: Path, spec: ImageSpec, source: Path | str, contents: Callable[[ExitStack], RawDataset], skip_unreadable: bool
 ) -> None:
-    """Write both files, whole or not at all. Whoever calls this holds the lock, so what is left over is nobody's."""
+    """Write both files atomically. The caller holds the lock, so that leftover temporary files can be removed."""
     partial_images, partial_manifest = (Path(f"{path}.partial") for path in (images_path(stem), manifest_path(stem)))
     try:
         with ExitStack() as stack:
@@ -204,12 +204,12 @@ def build(
 
 
 def fingerprint(*lines: Any) -> str:
-    """16 hexadecimal digits that change with any of the lines."""
+    """Fingerprint of the lines: 16 hexadecimal digits."""
     return hashlib.sha256("\n".join(map(str, lines)).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def file_fingerprints(files: Iterable[Path]) -> Iterator[str]:
-    """A line for each file, which changes when the file does or lies elsewhere. Raises UserError for one not there."""
+    """A line per file with its path, size and modification time. Raises UserError if a file is missing."""
     for file in files:
         try:
             status = file.stat()

@@ -1,4 +1,4 @@
-"""Mini-batches of all training classes at once, for an ordinary classifier."""
+"""Mini-batches of images from all training classes, for pretraining a classifier."""
 
 from __future__ import annotations
 

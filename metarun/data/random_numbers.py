@@ -1,4 +1,4 @@
-"""Random numbers that are a function of (seed, stream, index): the same whatever else was drawn, and by whom.
+"""Counter-based random numbers: functions of (seed, stream, index), independent of other draws and of processes.
 
 Philox is a counter-based generator (Salmon et al. 2011): number n of a key can be had without those before.
 """
@@ -60,7 +60,7 @@ def permutation_list(seed: int, index: int, count: int) -> list[int]:
 
 
 def augmentation_noise(seed: int, first: int, count: int, images: int) -> torch.Tensor:
-    """What the images of training tasks first .. first + count - 1 are changed by: [count, images, CHANGES]."""
+    """Random numbers that augment the images of training tasks first .. first + count - 1: [count, images, CHANGES]."""
     drawn = philox_words(seed, AUGMENT_STREAM, first, count, images * AUGMENTATION_NUMBERS)
     return to_unit(drawn).view(count, images, AUGMENTATION_NUMBERS)
 
@@ -71,5 +71,5 @@ def to_unit(drawn: np.ndarray) -> torch.Tensor:
 
 
 def method_noise(seed: int, split: str, first: int, count: int, each: int) -> torch.Tensor:
-    """What a method draws for tasks first .. first + count - 1: float32 [count, each], uniform in [0, 1)."""
+    """Random numbers of a method for tasks first .. first + count - 1: float32 [count, each], uniform in [0, 1)."""
     return to_unit(philox_words(seed, NOISE_STREAM + SPLITS.index(split), first, count, each))

@@ -1,4 +1,4 @@
-"""Which runs are the same but for their seed, and which can be compared with one another."""
+"""Groups runs that differ only in their seed, and groups that can be compared with one another into tables."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Identity = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs with the same settings, one a seed; their metrics are finite."""
+    """Runs with equal settings, one per seed, with finite test metrics."""
 
     identity: Identity
     runs: tuple[Run, ...]
@@ -73,17 +73,17 @@ class ComparisonTable:
     protocol: tuple[str, ...] = ()  # settings in which it was tested otherwise than other blocks of its task
 
     def label(self, group: SeedGroup) -> str:
-        """The method, and what the groups differ in besides."""
+        """The method, and the settings in which the groups of this table differ."""
         return label(group.identity, self.varied)
 
     @property
     def task(self) -> str:
-        """Its name without its protocol."""
+        """The table's name without the protocol."""
         return task_name(self.groups[0].runs[0])
 
     @property
     def best(self) -> list[SeedGroup]:
-        """The best group; all of them where several are equal, none of a single one."""
+        """The best group, or all groups that share the best mean; empty if there is a single group."""
         first = (max if self.larger_is_better else min)(group.mean for group in self.groups)
         return [group for group in self.groups if group.mean == first] if len(self.groups) > 1 else []
 
@@ -94,13 +94,13 @@ def label(identity: Identity, varied: Sequence[str]) -> str:
 
 
 def value_of(identity: Identity, name: str) -> str:
-    """As it is typed, a rate with four digits; nothing where the choice of method or backbone has no such key."""
+    """A setting as it is typed, floats with four digits; empty if the chosen method or backbone has no such key."""
     value = identity.get(name)
     return "" if name not in identity else f"{value:.4g}" if isinstance(value, float) else format_value(value)
 
 
 def identity_of(run: Run) -> Identity:
-    """Everything that was set but for the seed, paths and how it is computed."""
+    """All settings of a run except the seed, paths and the engine."""
     own = {name: value for name, value in run.settings.items() if name not in IGNORED_SETTINGS}
     own = {name: value for name, value in own.items() if not name.startswith(("save.", "engine."))}
     for name in FOLLOWING:
@@ -117,7 +117,7 @@ def identity_of(run: Run) -> Identity:
 
 
 def tested_on(identity: Identity) -> Identity:
-    """The settings that decide which test tasks there are, and how they are measured."""
+    """The settings that determine the test tasks and how they are evaluated."""
     of_data = [name for name in identity if name.startswith("dataset.") and name not in TRAINING_ONLY]
     return {name: identity.get(name) for name in (*TESTED_ON, *of_data)}
 
@@ -127,7 +127,7 @@ def key_of(identity: Identity) -> str:
 
 
 def blocks(runs: Iterable[Run]) -> tuple[list[ComparisonTable], list[str]]:
-    """The runs in groups and blocks, and what is to be told of runs that are left out of them."""
+    """Comparison tables of the runs, and a warning for each run that is in none of them."""
     told = []
     grouped: dict[str, tuple[Identity, dict[int, Run]]] = {}
     for run in runs:
@@ -173,7 +173,7 @@ def task_name(run: Run) -> str:
 
 
 def by_task(blocks: Iterable[ComparisonTable]) -> dict[str, list[ComparisonTable]]:
-    """The blocks of each data set, ways, shots and metric."""
+    """Tables by data set, ways, shots and metric."""
     found: dict[str, list[ComparisonTable]] = {}
     for one in blocks:
         found.setdefault(f"{one.task}: {one.metric}", []).append(one)
@@ -181,7 +181,7 @@ def by_task(blocks: Iterable[ComparisonTable]) -> dict[str, list[ComparisonTable
 
 
 def varied(identities: Sequence[Identity]) -> tuple[str, ...]:
-    """The settings that differ; a choice's own keys (`method.alpha`) only where they differ for the same choice."""
+    """Names of the settings that differ. Keys of a choice (`method.alpha`) count only if they differ for one choice."""
     found = []
     for name in dict.fromkeys(name for identity in identities for name in identity):
         values: dict[Any, set[str]] = {}

@@ -91,7 +91,7 @@ def contents(found: LoadedRuns) -> Report:
 
 
 def compared(found: LoadedRuns, parts: Sequence[ComparisonTable]) -> str:
-    """What is compared, in a sentence."""
+    """A sentence that says which methods, tasks and seeds are compared."""
     if not parts:
         return "No run is finished."
     methods = ", ".join(dict.fromkeys(run.method for run in found.runs))
@@ -113,7 +113,7 @@ def compared(found: LoadedRuns, parts: Sequence[ComparisonTable]) -> str:
 
 
 def overview(parts: Sequence[ComparisonTable]) -> Table:
-    """Method x data set and shots."""
+    """Table of all methods (rows) by task (columns)."""
     names = tuple(dict.fromkeys(name for part in parts for name in part.varied))
     rows: dict[str, list[str]] = {}
     for place, part in enumerate(parts):
@@ -214,7 +214,7 @@ def unreadable(found: LoadedRuns) -> Table:
 
 
 def deduplicate_notes(tables: Iterable[Table]) -> Iterator[Table]:
-    """The same, without notes that stand below an earlier one."""
+    """The tables, each note kept only below the first table that has it."""
     told: set[str] = set()
     for table in tables:
         yield replace(table, notes=tuple(note for note in table.notes if note not in told))

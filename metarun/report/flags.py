@@ -12,7 +12,7 @@ NAMED = 5  # rows, in one line
 
 
 def comparability_warnings(blocks: Sequence[ComparisonTable], runs: Sequence[Run]) -> list[str]:
-    """One line each, the gravest first."""
+    """Warnings of one line each, the most serious first."""
     told = [line for alike in by_task(blocks).values() for line in incomparable(alike)]
     told += [line for block in blocks for line in unequal(block)]
     versions = counted(run.version for run in runs)
@@ -31,7 +31,7 @@ def not_finite(run: Run) -> Iterator[str]:
 
 
 def incomparable(blocks: Sequence[ComparisonTable]) -> list[str]:
-    """Of one task's blocks: what they were tested with that differs."""
+    """Warnings about the test settings in which the tables of one task differ."""
     first, groups = blocks[0], [group for block in blocks for group in block.groups]
     return [
         f"{first.task}: {name} differs ({divided(groups, name)}): not comparable with one another; "
@@ -55,7 +55,7 @@ def unequal(block: ComparisonTable) -> list[str]:
 
 
 def divided(groups: Sequence[SeedGroup], name: str) -> str:
-    """Each value of a setting, and how many runs have it."""
+    """Each value of a setting with the number of runs that have it."""
     return listed(counted(value_of(group.identity, name) or "none" for group in groups for _ in group.runs), " runs")
 
 

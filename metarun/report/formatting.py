@@ -1,4 +1,4 @@
-"""Numbers as people read them: per cent for accuracy, minutes for seconds."""
+"""Formats numbers for people: accuracies in per cent, durations in minutes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ def metric_name(metric: str) -> str:
 
 
 def scaled(metric: str, value: float) -> float:
-    """A stored value in the unit that people read, per cent for accuracy."""
+    """Value in display units, per cent for accuracy."""
     return METRIC_BY_NAME[metric].scale * value
 
 
@@ -35,5 +35,5 @@ def duration(seconds: float) -> str:
 
 
 def pluralize(count: int, what: str) -> str:
-    """`1 run`, `2 runs`."""
+    """Count with its noun: `1 run`, `2 runs`."""
     return f"{count} {what}{'' if count == 1 else 's'}"

@@ -1,4 +1,4 @@
-"""The 95 % interval of a mean over seeds."""
+"""95 % confidence interval of a mean over seeds."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cache
 
 @cache
 def student_t(freedom: int) -> float:
-    """The t that a Student variable of so many degrees of freedom exceeds in size in 5 % of cases."""
+    """Two-sided 95 % quantile of Student's t distribution with `freedom` degrees of freedom."""
     low, high = 0.0, 13.0
     for _ in range(60):
         middle = (low + high) / 2
@@ -32,7 +32,7 @@ def t_cdf_two_sided(t: float, freedom: int) -> float:
 
 
 def seed_ci95(values: Sequence[float]) -> float | None:
-    """Half of the 95 % interval of the mean by Student's t; None for a single value."""
+    """Half width of the 95 % interval of the mean, by Student's t; None for a single value."""
     if len(values) < 2:
         return None
     return student_t(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))

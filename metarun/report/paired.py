@@ -17,7 +17,7 @@ ROUNDING = 1e-4  # of a mean over tasks in single precision, and to spare
 
 @dataclass(frozen=True)
 class Difference:
-    """A group against the best of several, over the same test tasks; each task's metric is a mean over seeds."""
+    """Paired difference of a group to the best group on the same test tasks; metrics are means over seeds."""
 
     best: SeedGroup
     other: SeedGroup
@@ -34,7 +34,7 @@ class Difference:
 
 
 def differences(groups: Sequence[SeedGroup]) -> tuple[list[Difference], list[str]]:
-    """Of each group to the best on the test tasks that all of them share, and why one is missing.
+    """Paired differences of each group to the best on their shared test tasks, and reasons for missing ones.
 
     All draw their tasks from the same, so that those with fewer tasks have the first of the others'. Where the best
     over all of its own tasks cannot be read, there is nothing to compare with.
@@ -60,14 +60,14 @@ def differences(groups: Sequence[SeedGroup]) -> tuple[list[Difference], list[str
 
 
 def difference(best: SeedGroup, of_best: Sequence[float], other: SeedGroup, of_other: Sequence[float]) -> Difference:
-    """Of the metrics of the same tasks, in order."""
+    """Paired difference of two groups' metrics, given task by task in the same order."""
     each = [b - a for a, b in zip(of_best, of_other, strict=True)]
     mean, interval = mean_ci95(each)
     return Difference(best, other, mean, interval, mean_ci95(of_best)[1], mean_ci95(of_other)[1], len(each))
 
 
 def sharing(blocks: Sequence[ComparisonTable]) -> list[list[SeedGroup]]:
-    """Groups of several blocks that were tested alike but for the number of tasks."""
+    """Groups of tables that differ only in the number of test tasks."""
     alike: dict[str, list[ComparisonTable]] = {}
     for block in blocks:
         tested = {name: value for name, value in tested_on(block.groups[0].identity).items() if name != "eval.tasks"}

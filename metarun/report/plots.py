@@ -35,7 +35,7 @@ Points = list[tuple[float, float, float, float]]  # x, the mean over seeds, thei
 
 
 def draw(blocks: Sequence[ComparisonTable]) -> list[Picture]:
-    """Three pictures with a row for each block; the first `BLOCKS` of them."""
+    """The report's pictures, with a row for each of the first `BLOCKS` tables."""
     names = [text for block in blocks for text in (block.name, *map(block.label, block.groups))]
     with rc_context({"font.family": families(names)}):
         return pictures(blocks)
@@ -95,7 +95,7 @@ def by_step(blocks: Sequence[ComparisonTable]) -> bytes:
 
 
 def lines(axes: Axes, block: ComparisonTable, points_of: Callable[[SeedGroup], Points]) -> None:
-    """One for each group; those of a method alike where there are too many."""
+    """Draw a line for each group; with many groups, those of one method look alike."""
     middles = []
     for group in block.groups:
         points = [(x, *(scaled(block.metric, value) for value in values)) for x, *values in points_of(group)]
@@ -117,7 +117,7 @@ def lines(axes: Axes, block: ComparisonTable, points_of: Callable[[SeedGroup], P
 
 
 def learned(group: SeedGroup, split: str, metric: str) -> Points:
-    """The metric over outer steps: steps that every seed has."""
+    """The metric over outer steps, at the steps that all seeds have."""
     seeds = [
         {entry["step"]: entry[metric] for entry in run.metrics if drawn(entry, split, metric)} for run in group.runs
     ]
@@ -151,7 +151,7 @@ def comparison(blocks: Sequence[ComparisonTable]) -> bytes:
 
 
 def row_height(block: ComparisonTable, group: SeedGroup) -> float:
-    """Inches, of as many lines as its label has."""
+    """Height in inches of a row whose label has so many lines."""
     return 0.14 + 0.2 * (1 + wrapped(block.label(group)).count("\n"))
 
 
@@ -184,7 +184,7 @@ def side_by_side(axes: Axes, block: ComparisonTable) -> None:
 
 
 def limits(block: ComparisonTable, groups: Sequence[SeedGroup]) -> tuple[float, float]:
-    """Of the axis: it holds every mean, single seed and interval over tasks; one over two seeds may be far wider."""
+    """Limits of the axis: they enclose all means, seeds and intervals over tasks, but not the wide ones over seeds."""
     values = [scaled(block.metric, value) for group in groups for value in group.means]
     for group in groups:
         middle, tasks = scaled(block.metric, group.mean), scaled(block.metric, group.tasks_interval)
@@ -197,7 +197,7 @@ def limits(block: ComparisonTable, groups: Sequence[SeedGroup]) -> tuple[float, 
 
 
 def style(block: ComparisonTable, group: SeedGroup) -> dict[str, str]:
-    """Its colour, dashes and mark: its own, or its method's where there are too many."""
+    """Colour, dashes and marker of a group; with many groups, those of its method."""
     names = legend_names(block)
     place = names.index(legend_name(block, group))
     dashes = DASHES[place // len(COLOURS) % len(DASHES)]
@@ -228,7 +228,7 @@ def label_axes(axes: Axes, title: str, below: str, beside: str) -> None:
 
 
 def legend(axes: Axes, block: ComparisonTable) -> None:
-    """To the right of the curves."""
+    """Draw the legend to the right of the curves."""
     seen: dict[str, dict[str, str]] = {}
     for group in block.groups:
         seen.setdefault(wrapped(legend_name(block, group)), style(block, group))
@@ -237,7 +237,7 @@ def legend(axes: Axes, block: ComparisonTable) -> None:
 
 
 def wrapped(words: str) -> str:
-    """Whole, over several lines; names come from files: no control characters, no mathematics."""
+    """A name from a file, wrapped over lines, with control characters and `$` escaped."""
     lines = textwrap.wrap(drawable(words), LETTERS, break_on_hyphens=False)
     return "\n".join(lines).replace("$", r"\$")
 

@@ -80,11 +80,11 @@ class LoadedRuns:
 
 
 class UnreadableRun(ValueError):
-    """Why a run folder cannot be read."""
+    """A run folder cannot be read; the message says why."""
 
 
 def folders(places: str | Sequence[str]) -> list[Path]:
-    """The run folders that are, or lie below, `places`: each once, in the order of their names.
+    """The run folders at or below `places`, without repeats, in natural order of their names.
 
     Raises:
         UserError: a place that is none and has none below it.
@@ -107,7 +107,7 @@ def folders(places: str | Sequence[str]) -> list[Path]:
 
 
 def search(top: Path) -> Iterator[Path]:
-    """Run folders at or below `top`; not those within a run folder, in hidden folders or behind links."""
+    """Iterate over run folders at or below `top`, skipping hidden folders, links and folders within run folders."""
     waiting = [top]
     while waiting:
         folder = waiting.pop()
@@ -122,14 +122,14 @@ def search(top: Path) -> Iterator[Path]:
 
 
 def natural(path: Path) -> list[tuple[bool, int, str]]:
-    """Sorts job 2 before job 10."""
+    """Sort key that puts job 2 before job 10."""
     return [
         (not part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in re.split(r"(\d+)", path.name)
     ]
 
 
 def read(run_folders: Sequence[Path]) -> LoadedRuns:
-    """What is in each of them; predictions and reports, which test nothing, are left out."""
+    """Read run folders; predictions and reports are skipped, since they have no test result."""
     runs, unfinished, unreadable = [], [], []
     for folder in run_folders:
         try:
@@ -149,7 +149,7 @@ def read(run_folders: Sequence[Path]) -> LoadedRuns:
 
 
 def finished(folder: Path) -> list[Run]:
-    """Its result, or its results where one evaluation had several.
+    """The result of a finished run, or all results of an evaluation.
 
     Raises:
         UnreadableRun: result.json is damaged or lacks what this version writes.
@@ -239,7 +239,7 @@ def faults(name: str) -> Iterator[None]:
 
 
 def typed_settings(folder: Path) -> dict[str, Any]:
-    """What Hydra wrote down, by dotted name; nothing where it wrote nothing. Raises UnreadableRun if it is damaged."""
+    """Settings in .hydra/config.yaml by dotted name; empty without that file. Raises UnreadableRun if it is damaged."""
     content = hydra_file(folder, "config.yaml", dict)
     flat: dict[str, Any] = {}
     for name, value in content.items():
@@ -253,7 +253,7 @@ def typed_settings(folder: Path) -> dict[str, Any]:
 
 
 def command(folder: Path) -> str:
-    """What was typed, as a shell takes it."""
+    """The command line of the run, quoted for a shell."""
     return shlex.join(["metarun", *map(str, hydra_file(folder, "overrides.yaml", list))])
 
 
@@ -270,7 +270,7 @@ def hydra_file(folder: Path, name: str, kind: type) -> Any:
 
 
 def progress_description(folder: Path, settings: Mapping[str, Any]) -> str:
-    """How far an unfinished run has come."""
+    """One phrase on the progress of an unfinished run."""
     if settings.get("mode") == "evaluate":
         return "the evaluation is not finished"
     marks = [MARKED.fullmatch(path.name) for path in (folder / "checkpoints").glob("step-*")]

@@ -19,7 +19,7 @@ WIDTH = 100  # letters of a note on the terminal
 
 
 def plain(report: Report) -> str:
-    """For a terminal; commands, which are long, are left out."""
+    """The report as text for a terminal, without the column of commands."""
     parts = [f"{report.title}: {report.compared}"]
     parts += [f"! {flag}" for flag in report.flags]
     for table in (*report.tables, *(table.without(COMMAND) for table in report.lists)):
@@ -48,7 +48,7 @@ def aligned(table: Table) -> Iterable[str]:
 
 
 def markdown(report: Report, pictures: Sequence[Picture] = ()) -> str:
-    """`pictures` lie beside it."""
+    """The report as Markdown that refers to `pictures` in the same folder."""
     parts = [f"# {escaped(report.title)}", escaped(report.compared)]
     if report.flags:
         parts.append("\n".join(f"- **!** {escaped(flag)}" for flag in report.flags))
@@ -82,7 +82,7 @@ def escaped(words: str) -> str:
 
 
 def code(words: str) -> str:
-    """In backticks: a table's bar needs its backslash there as well, and backticks cannot be escaped."""
+    """Text as inline code in a table cell: bars are escaped, and backticks become apostrophes."""
     return f"`{printable(words).replace('`', chr(39)).replace('|', chr(92) + '|')}`"
 
 
@@ -90,7 +90,7 @@ def code(words: str) -> str:
 
 
 def groups_csv(blocks: Sequence[ComparisonTable]) -> bytes:
-    """A line for each row of the tables; numbers in full, accuracy as a fraction."""
+    """CSV with a line for each row of the tables; numbers in full precision, accuracy as a fraction."""
     names = list(dict.fromkeys(name for block in blocks for name in (*block.protocol, *block.varied)))
     heads = ["dataset", "ways", "shots", "method", *names, "metric", "mean", "ci95_seeds", "ci95_tasks", "untrained"]
     rows = []
@@ -107,7 +107,7 @@ def groups_csv(blocks: Sequence[ComparisonTable]) -> bytes:
 
 
 def runs_csv(runs: Sequence[Run]) -> bytes:
-    """A line for each run; numbers in full, accuracy as a fraction."""
+    """CSV with a line for each run; numbers in full precision, accuracy as a fraction."""
     heads = ["folder", "dataset", "ways", "shots", "method", "seed", "metric", "mean", "ci95", "tasks", "untrained"]
     rows = [
         [

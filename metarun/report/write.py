@@ -1,4 +1,4 @@
-"""From folders to a report: its files, and its table on the terminal."""
+"""Writes a report of run folders: CSV, Markdown, HTML, pictures, and tables on the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 
 def report(places: str | Sequence[str], folder: Path, record: Callable[[], object]) -> None:
-    """Compare the runs at or below `places`; everything it leaves lies in `folder`.
+    """Compare the runs at or below `places` and write the report into `folder`.
 
     Args:
         record: writes down there what was typed.

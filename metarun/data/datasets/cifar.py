@@ -46,7 +46,7 @@ PICKLES = ("train", "test", "meta")
 
 
 def cifar_pickles(folder: Path) -> FoundFormat | None:
-    """The pickles train, test and meta, as they are in the official archive."""
+    """Format of the pickles train, test and meta of the official archive."""
     files = [folder / part for part in PICKLES]
     if not all(file.is_file() for file in files):
         return None
@@ -58,7 +58,7 @@ def cifar_pickles(folder: Path) -> FoundFormat | None:
 
 
 def cifar_archive(folder: Path) -> FoundFormat | None:
-    """The official archive as it is: its three pickles are read in place, and nothing is unpacked."""
+    """Format of the official archive, whose three pickles are read without unpacking it."""
     path = folder / ARCHIVE
     if not path.is_file():
         return None

@@ -15,7 +15,7 @@ ADDRESS = "https://data.caltech.edu/records/65de6-vp158"
 
 
 def bird_folders(folder: Path) -> FoundFormat | None:
-    """CUB_200_2011/images/NNN.Name/*, or from images/ or NNN.Name/ on."""
+    """Format of class folders: CUB_200_2011/images/NNN.Name/*, images/NNN.Name/* or NNN.Name/*."""
     places = (folder, folder / "images", folder / "CUB_200_2011" / "images")
     return next(filter(None, map(partial(published_class_folders, dataset="cub"), places)), None)
 

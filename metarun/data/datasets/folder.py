@@ -156,7 +156,7 @@ def csv_file(path: Path) -> FoundFormat:
 
 
 def require_splits(place: Path, names: Iterable[str], found: Mapping[str, Sequence[str]]) -> None:
-    """Raises UserError where the names, of which `found` are known, are neither three splits, nor two, nor none."""
+    """Raises UserError unless the names are three splits, two splits or none."""
     names = list(names)
     known = sum(len(spellings) for spellings in found.values())
     if names != [""] and (known < len(names) or not {"train", "test"} <= set(found)):
@@ -167,7 +167,7 @@ def require_splits(place: Path, names: Iterable[str], found: Mapping[str, Sequen
 
 
 def deal_classes(ready: Manifest, names: Sequence[str], pattern: Sequence[str], seed: int) -> dict[str, list[str]]:
-    """The classes dealt out to the splits of `pattern` in turn, those of most pictures first, equals in random order.
+    """Classes by split: dealt out to the splits of `pattern` in turn, largest class first, ties in random order.
 
     Where classes of too few pictures are left out, those that stay are the first ones: they are in the same splits,
     and each split has its share of them.

@@ -1,4 +1,4 @@
-"""Drawing a character of an invented alphabet with a wavering hand.
+"""Draws characters of a generated alphabet with random variations in handwriting.
 
 A stroke is the path of a pen: a heading, a length, and how much the pen turns at each step. Every drawing repeats its
 character's strokes with other headings, lengths, turns and joints, then slants, turns, stretches, bends and moves the
@@ -18,7 +18,7 @@ STEPS = 64  # of the pen in a stroke: less than a pixel each
 
 @dataclass(frozen=True)
 class StrokeSet:
-    """An alphabet's strokes."""
+    """The strokes of an alphabet."""
 
     heading: np.ndarray  # [STOCK] radians
     length: np.ndarray  # [STOCK] share of the character's size
@@ -27,7 +27,7 @@ class StrokeSet:
 
 @dataclass(frozen=True)
 class Character:
-    """Which strokes, in the order of writing, and where each is joined to those before it. n = its strokes."""
+    """A character of n strokes: which ones, in writing order, and where each joins an earlier one."""
 
     strokes: np.ndarray  # [n] in the stock
     length: np.ndarray  # [n] factor
@@ -38,7 +38,7 @@ class Character:
 
 @dataclass(frozen=True)
 class HandStyle:
-    """How far a drawing departs from its character: standard deviations, unless a range is given."""
+    """Variation of drawings of a character: standard deviations, unless a range is given."""
 
     heading: float = 0.05  # of a stroke, radians
     length: float = 0.05  # of a stroke, its logarithm
@@ -58,7 +58,7 @@ class HandStyle:
 def draw(
     character: Character, stock: StrokeSet, hand: HandStyle, rng: np.random.Generator, drawings: int
 ) -> np.ndarray:
-    """`drawings` drawings of one character: uint8 [drawings, SIZE, SIZE]."""
+    """Images of one character: uint8 [drawings, SIZE, SIZE]."""
     points = place(transform_character(write(character, stock, hand, rng, drawings), hand, rng), hand, rng)
     return ink(subsample_points(points, len(character.strokes)), rng.uniform(*hand.pen, size=(drawings, 1)))
 
@@ -66,7 +66,7 @@ def draw(
 def write(
     character: Character, stock: StrokeSet, hand: HandStyle, rng: np.random.Generator, drawings: int
 ) -> np.ndarray:
-    """The pen's path of every drawing: [drawings, n * STEPS, 2], in units of the character."""
+    """Pen paths of all drawings: [drawings, n * STEPS, 2], in units of the character."""
     strokes, n = character.strokes, len(character.strokes)
     each = (drawings, n)
     along = np.linspace(-1, 1, STEPS)
@@ -91,7 +91,7 @@ def write(
 
 
 def transform_character(points: np.ndarray, hand: HandStyle, rng: np.random.Generator) -> np.ndarray:
-    """Bring each drawing to unit size about 0, then slant, turn, stretch and bend it. Shape as given."""
+    """Normalise each drawing to unit size about 0, then slant, rotate, stretch and bend it; the shape stays."""
     drawings = len(points)
     low, high = points.min(1, keepdims=True), points.max(1, keepdims=True)
     points = (points - (low + high) / 2) / (high - low).max(2, keepdims=True)
@@ -106,7 +106,7 @@ def transform_character(points: np.ndarray, hand: HandStyle, rng: np.random.Gene
 
 
 def place(points: np.ndarray, hand: HandStyle, rng: np.random.Generator) -> np.ndarray:
-    """Scale to pixels and move about, staying on the picture. Shape as given."""
+    """Scale to pixels and shift at random within the image; the shape stays."""
     drawings = len(points)
     points = points * (19 * np.exp(hand.scale * rng.normal(size=(drawings, 1, 1))))
     low, high = points.min(1, keepdims=True), points.max(1, keepdims=True)
@@ -117,7 +117,7 @@ def place(points: np.ndarray, hand: HandStyle, rng: np.random.Generator) -> np.n
 
 
 def subsample_points(points: np.ndarray, strokes: int) -> np.ndarray:
-    """Leave out points of short strokes that ink does not need: those left are within 0.8 pixels of the next."""
+    """Drop points that the image does not need: remaining ones are within 0.8 pixels of the next."""
     kept = []
     for stroke in np.split(points, strokes, axis=1):
         step = np.linalg.norm(np.diff(stroke, axis=1), axis=2).max()
@@ -126,7 +126,7 @@ def subsample_points(points: np.ndarray, strokes: int) -> np.ndarray:
 
 
 def ink(points: np.ndarray, pen: np.ndarray) -> np.ndarray:
-    """Ink along `points` [drawings, points, 2] in pixels: 255 close to one, fading over a pixel about `pen`'s distance.
+    """Images with ink along `points` [drawings, points, 2]: 255 within distance `pen`, fading over one pixel.
 
     pen: [drawings, 1], up to 1.1. Returns uint8 [drawings, SIZE, SIZE].
     """

@@ -1,4 +1,4 @@
-"""The embedded data set: characters of invented alphabets, drawn by a wavering hand. Needs no download.
+"""Glyphs: handwritten characters of generated alphabets, which need no download.
 
 An alphabet has a stock of strokes in one style; its characters join one to four of them, as the programs of Lake et
 al. (2015) do: a stroke starts, ends or crosses somewhere along an earlier one. `glyphs_draw` draws them.
@@ -55,7 +55,7 @@ def load(paths: DataPaths, seed: int, spec: ImageSpec = SPEC) -> ImageSet:
 
 
 def draw_alphabet(seed: int, number: int) -> np.ndarray:
-    """All drawings of one alphabet, character after character: uint8 [CHARACTERS * DRAWINGS, SIZE, SIZE]."""
+    """Images of one alphabet, sorted by character: uint8 [CHARACTERS * DRAWINGS, SIZE, SIZE]."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
     stock = invent_strokes(rng)
     characters = select_distinct([invent_character(rng) for _ in range(4 * CHARACTERS)], stock)
@@ -66,7 +66,7 @@ def draw_alphabet(seed: int, number: int) -> np.ndarray:
 
 
 def invent_strokes(rng: np.random.Generator) -> StrokeSet:
-    """A stock in one style: few headings, few kinds of turning, one degree of roundness."""
+    """Strokes in one style: few directions, few kinds of curvature, one degree of roundness."""
     t = np.linspace(0, 1, STEPS)
     lean = rng.normal(0, 0.12)
     headings = rng.choice(list(HEADINGS), 3, replace=False, p=list(HEADINGS.values())) * np.pi / 4 + lean
@@ -97,7 +97,7 @@ def invent_strokes(rng: np.random.Generator) -> StrokeSet:
 
 
 def invent_character(rng: np.random.Generator) -> Character:
-    """One to four strokes of the stock; each but the first is joined to an earlier one."""
+    """A character of one to four strokes, each but the first joined to an earlier one."""
     n = rng.choice(np.arange(1, STROKES + 1), p=[0.05, 0.4, 0.4, 0.15])
     return Character(
         strokes=rng.integers(STOCK, size=n),
@@ -109,7 +109,7 @@ def invent_character(rng: np.random.Generator) -> Character:
 
 
 def select_distinct(candidates: list[Character], stock: StrokeSet) -> list[Character]:
-    """The CHARACTERS least alike of the candidates: each next one is the farthest from those already taken."""
+    """The CHARACTERS most distinct candidates, by farthest-point selection."""
     still = HandStyle(*[0.0] * 12, pen=(1.0, 1.0))
     rng = np.random.default_rng(0)  # draws nothing that shows
     pictures = np.stack([draw(c, stock, still, rng, 1)[0] for c in candidates]).astype(np.float64) / 255
@@ -126,7 +126,7 @@ def select_distinct(candidates: list[Character], stock: StrokeSet) -> list[Chara
 
 
 def clarity(picture: np.ndarray) -> float:
-    """How far a character spreads over its picture and stays open: [SIZE, SIZE] in 0 to 1 -> score."""
+    """Legibility score of an image [SIZE, SIZE] in [0, 1]: spread over the image with little filled area."""
     rows, columns = np.nonzero(picture > 0.5)
     height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
     return min(height, width) / max(height, width) - len(rows) / (height * width)

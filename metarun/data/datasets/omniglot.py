@@ -70,7 +70,7 @@ def load(
 
 
 def known_drawings(drawings: list[Drawing]) -> list[Drawing]:
-    """The drawings of Omniglot's own characters; others, which belong to no split, are left out with a warning."""
+    """Drawings of Omniglot's characters; others belong to no split and are left out with a warning."""
     ours = set(characters(BACKGROUND | EVALUATION))
     others = sorted({drawing.name for drawing in drawings} - ours)
     if others:

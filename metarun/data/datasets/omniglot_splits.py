@@ -1,4 +1,4 @@
-"""Omniglot's alphabets and its divisions into training, validation and test characters."""
+"""Omniglot's alphabets and its splits into training, validation and test characters."""
 
 from __future__ import annotations
 
@@ -64,12 +64,12 @@ VINYALS_TEST += ("Sylheti", "Syriac_(Serto)", "Tengwar", "Tibetan", "ULOG")
 
 
 def characters(alphabets: dict[str, int]) -> list[str]:
-    """Every character of the alphabets, as "Latin/character01"."""
+    """All characters of the alphabets, named like "Latin/character01"."""
     return [f"{name}/character{n:02}" for name, count in alphabets.items() for n in range(1, count + 1)]
 
 
 def shuffled(names: list[str]) -> list[str]:
-    """A random order that is the same everywhere and always: by each name's SHA-256."""
+    """Names in a pseudo-random order that is the same everywhere: sorted by SHA-256."""
     return sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
 
 

@@ -44,7 +44,7 @@ class SinusoidTaskSampler:
         return self.tasks(philox_words(seed, curve, first, count, 3), x_words, shape.shots)
 
     def tasks(self, curve_words: np.ndarray, x_words: np.ndarray, shots: int) -> Task:
-        """Tasks of random words for the curves [tasks, 3] and their points [tasks, shots + queries]."""
+        """Tasks from random words for the curves [tasks, 3] and their points [tasks, shots + queries]."""
         chosen = curve_words[:, :, None, None]
         amplitude, phase = uniform(chosen[:, 0], *AMPLITUDE), uniform(chosen[:, 1], *PHASE)
         frequency = uniform(chosen[:, 2], self.frequency[0], self.frequency[1])

@@ -1,4 +1,4 @@
-"""tieredImageNet: 608 classes of ImageNet, divided by what they are kinds of (Ren et al. 2018, arXiv 1803.00676)."""
+"""tieredImageNet: 608 classes of ImageNet, split by superclass (Ren et al. 2018, arXiv 1803.00676)."""
 
 from __future__ import annotations
 
