@@ -191,20 +191,21 @@ def parse_header(header: Any, size: int) -> tuple[dict[str, str], list[TensorEnt
 
 def parse_entry(name: str, value: Any) -> TensorEntry:
     """The entry of tensor `name`. Raises FormatError if dtype, shape and offsets are invalid or inconsistent."""
-    keys = ("dtype", "shape", "data_offsets")
-    dtype, shape, offsets = (value.get(key) if isinstance(value, dict) else None for key in keys)
+    invalid = FormatError(f"is damaged: its header gives tensor {name[:60]!a} no valid type, shape and offsets")
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise invalid
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if isinstance(dtype, str) and dtype not in DTYPES:
-        raise FormatError(
-            f"cannot be read: its tensor {name[:60]!a} is of type {dtype[:20]!a}, not {', '.join(DTYPES)}"
-        )
-    sizes = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
+        known = ", ".join(DTYPES)
+        raise FormatError(f"cannot be read: its tensor {name[:60]!a} is of type {dtype[:20]!a}, known are {known}")
+    if not (isinstance(dtype, str) and isinstance(shape, list) and isinstance(offsets, list)):
+        raise invalid
     if (
-        not (isinstance(dtype, str) and value.keys() == set(keys) and len(offsets) == 2 and len(shape) <= MAX_DIMS)
-        or not all(type(size) is int and size >= 0 for size in sizes)
-        or math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS
+        not all(type(size) is int and size >= 0 for size in (*shape, *offsets))
+        or (len(offsets) != 2 or len(shape) > MAX_DIMS or math.prod(max(size, 1) for size in shape) > MAX_ELEMENTS)
         or offsets[1] - offsets[0] != math.prod(shape) * DTYPES[dtype][1]
     ):
-        raise FormatError(f"is damaged: its header gives tensor {name[:60]!a} no valid shape and offsets")
+        raise invalid
     return TensorEntry(name, dtype, tuple(shape), *offsets)
 
 

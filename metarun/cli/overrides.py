@@ -80,9 +80,9 @@ def checkpoint_group_overrides(overrides: Sequence[str]) -> list[str]:
     values = {override.key_or_group: override.value() for override in parsed if not override.is_delete()}
     resume, checkpoint = values.get("resume"), values.get("checkpoint")
     if isinstance(resume, str) and resume != AUTO:
-        return settings.checkpoint_choices(paths.resume_dir(resume), True, list(values))
+        return settings.checkpoint_choices(paths.existing_path("resume", resume), True, list(values))
     if isinstance(checkpoint, str):
-        return settings.checkpoint_choices(paths.checkpoint(checkpoint), False, list(values))
+        return settings.checkpoint_choices(paths.existing_path("checkpoint", checkpoint), False, list(values))
     return []
 
 

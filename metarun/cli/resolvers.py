@@ -64,7 +64,7 @@ def run_folder(resume: str | None) -> str:
     """Resolver `${metarun.run_folder:}`: the folder of the resumed run, or a new folder below outputs/."""
     if resume == AUTO:
         raise UserError(f"resume=auto: {AUTO_NEEDS}, give hydra.run.dir=FOLDER")
-    return create_run_dir(Path("outputs")) if resume is None else str(paths.resume_dir(resume))
+    return create_run_dir(Path("outputs")) if resume is None else str(paths.existing_path("resume", str(resume)))
 
 
 def sweep_folder(resume: str | None) -> str:

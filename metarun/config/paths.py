@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,101 +11,84 @@ from metarun.config.schema import Settings
 from metarun.errors import UserError
 
 
-def expanded(path: str) -> Path:
-    """The path with `~` and `~USER` expanded. Raises UserError if there is no such user."""
+def has_checkpoints(path: Path) -> bool:
+    return (path / "checkpoints").is_dir()
+
+
+PATHS = {  # key -> test of its path, and what is wrong with a path that fails it
+    "data_dir": (lambda path: not path.is_file(), "is a file; give a folder"),
+    "cache_dir": (lambda path: not path.is_file(), "is a file; give a folder"),
+    "dataset.root": (
+        Path.exists,
+        "no such folder or file; give a folder of class folders, or a CSV with the columns path,label",
+    ),
+    "dataset.split": (Path.is_file, "no such file; give a JSON file, or the name of a split"),
+    "support": (Path.is_dir, "no such folder; give one that holds a folder of images for each class"),
+    "query": (
+        lambda path: path.is_file() or path.is_dir(),
+        "no such file or folder; give a folder of images, or files as [FILE,FILE]",
+    ),
+    **dict.fromkeys(
+        ("checkpoint", "start"),
+        (
+            lambda path: path.is_file() or has_checkpoints(path),
+            "no such file, nor a run folder with checkpoints/ in it",
+        ),
+    ),
+    "resume": (has_checkpoints, "not a run folder with checkpoints/ in it"),
+}
+
+
+def existing_path(key: str, value: str) -> Path:
+    """The path that a key of `PATHS` names, with `~` and `~USER` expanded.
+
+    Raises:
+        UserError: the path does not exist or is of the wrong kind, or there is no such user.
+    """
     try:
-        return Path(path).expanduser()
+        path = Path(value).expanduser()
     except RuntimeError as error:
-        raise UserError(f"{path}: {path.split('/')[0]} is the home folder of no user of this machine") from error
+        raise UserError(
+            f"{key}={value}: {value.split('/')[0]} is the home folder of no user of this machine"
+        ) from error
+    is_valid, message = PATHS[key]
+    if not is_valid(path):
+        raise UserError(f"{key}={value}: {message}")
+    return path
 
 
 def check(settings: Settings) -> None:
-    """Check the paths that the settings read.
-
-    Raises:
-        UserError: a path does not exist or is of the wrong kind; names the key and the path.
-    """
-    for key in ("data_dir", "cache_dir"):
-        place = getattr(settings, key)
-        if expanded(place).is_file():
-            raise UserError(f"{key}={place}: is a file; give a folder")
+    """Check the paths that the settings read. Raises UserError as `existing_path`."""
+    dataset, split = settings.dataset, getattr(settings.dataset, "split", "")
+    queries = settings.query if isinstance(settings.query, list) else [settings.query]
+    paths = [("data_dir", settings.data_dir), ("cache_dir", settings.cache_dir)]
     if settings.start is not None and settings.mode == "train" and settings.resume is None:
-        warm_start_path(settings.start)
-    if settings.mode == "predict":  # needs no data set
-        support_folder(str(settings.support))
-        for place in settings.query if isinstance(settings.query, list) else [settings.query]:
-            query_place(str(place))
-        return
-    if settings.mode == "report":
-        return
-    if isinstance(settings.dataset, Folder):
-        dataset_root(settings.dataset.root)
-    split = getattr(settings.dataset, "split", "")
-    if split.endswith(".json") and not expanded(split).is_file():
-        raise UserError(f"dataset.split={split}: no such file; give a JSON file, or the name of a split")
+        paths.append(("start", settings.start))
+    if settings.mode == "predict":  # reads no data set
+        paths += [("support", settings.support), *(("query", query) for query in queries)]
+    elif settings.mode != "report" and isinstance(dataset, Folder):
+        paths.append(("dataset.root", dataset.root))
+    elif settings.mode != "report" and split.endswith(".json"):
+        paths.append(("dataset.split", split))
+    for key, path in paths:
+        existing_path(key, path)
 
 
 def absolute(settings: Settings) -> Settings:
     """Settings with relative paths made absolute, so that they stay valid in another working directory."""
-
-    def make_absolute(path: str | None) -> str | None:
-        return path if path is None or path.startswith("~") else str(Path(path).absolute())
-
     dataset = settings.dataset
     if isinstance(dataset, Folder):
-        dataset = replace(dataset, root=make_absolute(dataset.root))
+        dataset = replace(dataset, root=absolute_path(dataset.root))
     elif getattr(dataset, "split", "").endswith(".json"):
-        dataset = replace(dataset, split=make_absolute(dataset.split))
-    absolute_paths = {name: make_absolute(getattr(settings, name)) for name in ("data_dir", "cache_dir", "start")}
-    return replace(settings, dataset=dataset, **absolute_paths)  # type: ignore[arg-type]
+        dataset = replace(dataset, split=absolute_path(dataset.split))
+    paths = {name: absolute_path(getattr(settings, name)) for name in ("data_dir", "cache_dir")}
+    return replace(settings, dataset=dataset, start=settings.start and absolute_path(settings.start), **paths)
 
 
-def dataset_root(place: str) -> Path:
-    """Path of `dataset.root`. Raises UserError if it does not exist."""
-    path = expanded(place)
-    if not path.exists():
-        raise UserError(
-            f"dataset.root={place}: no such folder or file; "
-            "give a folder of class folders, or a CSV with the columns path,label"
-        )
-    return path
-
-
-def support_folder(place: str) -> Path:
-    """Path of `support`. Raises UserError if it is not a folder."""
-    folder = expanded(place)
-    if not folder.is_dir():
-        raise UserError(f"support={place}: no such folder; give one that holds a folder of pictures for each class")
-    return folder
-
-
-def query_place(place: str) -> Path:
-    """Path of an entry of `query`. Raises UserError if it is neither a file nor a folder."""
-    path = expanded(place)
-    if not path.is_file() and not path.is_dir():
-        raise UserError(f"query={place}: no such file or folder; give a folder of pictures, or files as [FILE,FILE]")
-    return path
-
-
-def checkpoint(place: str) -> Path:
-    """Path of `checkpoint`. Raises UserError if it is neither a file nor a run folder."""
-    path = expanded(place)
-    if not path.is_file() and not (path / "checkpoints").is_dir():
-        raise UserError(f"checkpoint={place}: no such checkpoint file, nor a run folder with checkpoints/ in it")
-    return path
-
-
-def warm_start_path(place: str) -> Path:
-    """Path of `start`. Raises UserError if it is neither a file nor a run folder."""
-    path = expanded(place)
-    if not path.is_file() and not (path / "checkpoints").is_dir():
-        raise UserError(f"start={place}: no such file, nor a run folder with checkpoints/ in it")
-    return path
-
-
-def resume_dir(place: object) -> Path:
-    """Path of `resume`. Raises UserError if it is not a run folder."""
-    folder = expanded(str(place))
-    if not (folder / "checkpoints").is_dir():
-        raise UserError(f"resume={place}: no run folder, {folder / 'checkpoints'} does not exist")
-    return folder
+def absolute_path(path: str) -> str:
+    """The path from the root, without `..` unless that is behind a link, which is not followed. `~` stays as it is."""
+    if path.startswith("~"):
+        return path
+    absolute = str(Path(path).absolute())
+    plain = os.path.normpath(absolute)
+    return plain if os.path.realpath(plain) == os.path.realpath(absolute) else absolute

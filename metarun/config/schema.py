@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING as NO_DEFAULT
 from dataclasses import Field, dataclass, field, fields
 from typing import Any
@@ -22,6 +22,22 @@ LARGEST = 10**9  # upper bound of numbers without `most`
 PREDICT_KEYS = ("support", "query", "adapted_weights")
 INVOCATION_KEYS = ("mode", "resume", "checkpoint", "runs", *PREDICT_KEYS)  # never taken from a checkpoint
 MACHINE_KEYS = (*INVOCATION_KEYS, "device", "data_dir", "cache_dir", "download")  # keys that change no result
+READ_BY = {  # key -> modes that read it
+    "checkpoint": ("evaluate", "predict"),
+    "resume": ("train",),
+    "runs": ("report",),
+    **dict.fromkeys(("eval.ways", "eval.split", "eval.dataset"), ("evaluate",)),
+    **dict.fromkeys(PREDICT_KEYS, ("predict",)),
+}
+REQUIRED_BY = {  # mode -> key that it needs, and what to give
+    "evaluate": {"checkpoint": "checkpoint=RUN, the run folder or checkpoint file to evaluate"},
+    "predict": {
+        "checkpoint": "checkpoint=RUN, the run folder or checkpoint file to predict with",
+        "support": "support=DIR, a folder with a folder of images for each class",
+        "query": "query=DIR or query=[FILE,FILE], the images to label",
+    },
+    "report": {"runs": "runs=DIR or runs=[DIR,DIR], folders of runs or of sweeps"},
+}
 
 
 @dataclass
@@ -189,105 +205,76 @@ def check(settings: Settings) -> None:
         UserError: a value is not allowed; names the key, the value and what is allowed.
     """
     for name, item, value in iter_options(settings):
-        if isinstance(value, list) and any(entry is None or isinstance(entry, (list, dict)) for entry in value):
+        entries = value if isinstance(value, list) else [value]
+        if isinstance(value, list) and any(entry is None or isinstance(entry, (list, dict)) for entry in entries):
             raise UserError(f"{name}={value}: must be a plain list, {item.metadata['help']}")
         if item.metadata["several"]:
             check_list_option(name, value, item, settings.mode)
-        for entry in value if isinstance(value, list) else [value]:
+        for entry in entries:
             if entry is not None:
-                check_value(name, entry, item)
-    if isinstance(settings.dataset, Sinusoid) and not is_range(settings.dataset.frequency):
-        raise UserError(f"dataset.frequency={settings.dataset.frequency}: must be two numbers, [LOWEST,HIGHEST]")
+                check_value(name, entry, item.metadata)
+    if isinstance(settings.dataset, Sinusoid):
+        frequency = settings.dataset.frequency
+        if len(frequency) != 2 or frequency[0] > frequency[1]:
+            raise UserError(f"dataset.frequency={frequency}: must be two numbers, [LOWEST,HIGHEST]")
     check_mode(settings)
-
-
-def check_mode(settings: Settings) -> None:
-    """Raise UserError if a key is set that the mode does not read, or one is missing that it needs."""
-    mode = settings.mode
-    if mode == "train" and settings.checkpoint is not None:
-        raise UserError(
-            "checkpoint= is read by mode=evaluate and mode=predict only; to continue a training run give resume=RUN"
-        )
-    if mode == "report":
-        check_runs(settings)
-        return
-    if settings.runs is not None:
-        raise UserError("runs= is read by mode=report only; leave it out, or give mode=report")
-    if mode != "train" and settings.checkpoint is None:
-        raise UserError(f"mode={mode} needs checkpoint=RUN, the run folder or checkpoint file to {mode} with")
-    if mode != "train" and settings.resume is not None:
-        raise UserError(f"resume= continues a training run; mode={mode} reads checkpoint=RUN only")
-    for name, default in (("ways", None), ("split", "test"), ("dataset", None)):
-        if mode != "evaluate" and getattr(settings.eval, name) != default:
-            raise UserError(f"eval.{name}= is read by mode=evaluate only; leave it out, or give mode=evaluate")
-    if mode == "predict":
-        check_pictures(settings)
-        return
-    for name in PREDICT_KEYS:
-        if getattr(settings, name) not in (None, False):
-            raise UserError(f"{name}= is read by mode=predict only; leave it out, or give mode=predict")
-
-
-def check_pictures(settings: Settings) -> None:
-    if settings.support is None:
-        raise UserError("mode=predict needs support=DIR, a folder with a folder of pictures for each class")
-    if settings.query is None:
-        raise UserError("mode=predict needs query=DIR or query=[FILE,FILE], the pictures to label")
-    check_path_list("query", settings.query, "a folder, a file or a list of them, [FILE,FILE]")
-
-
-def check_runs(settings: Settings) -> None:
-    if settings.runs is None:
-        raise UserError("mode=report needs runs=DIR or runs=[DIR,DIR], folders of runs or of sweeps")
-    check_path_list("runs", settings.runs, "a folder or a list of them, [DIR,DIR]")
-
-
-def check_path_list(name: str, value: Any, wanted: str) -> None:
-    paths = value if isinstance(value, list) else [value]
-    if not paths or not all(isinstance(path, str) for path in paths):
-        raise UserError(f"{name}={value}: must be {wanted}; a number as a name needs quotes, as in \"{name}='7'\"")
-
-
-def is_range(values: list[float]) -> bool:
-    return len(values) == 2 and values[0] <= values[1]
 
 
 def check_list_option(name: str, value: Any, item: Field, mode: str) -> None:
     """Check a key that takes a value or, with mode=evaluate, a list of distinct values. Raises UserError."""
     entry_type = item.metadata["several"]
-    shown = str(value).replace(" ", "").replace("'", "")
-    wanted = "whole number" if entry_type is int else "name"
+    given = f"{name}={value}".replace(" ", "").replace("'", "")
+    entries = value if isinstance(value, list) else [value]
     if value is None and item.default is not None:
         raise UserError(f"{name}=null: needs a value, {item.metadata['help']}")
-    for entry in value if isinstance(value, list) else [value]:
-        if entry is not None and type(entry) is not entry_type:
-            raise UserError(f"{name}={shown}: must be a {wanted}, or a list of them as [A,B]")
-    if isinstance(value, list):
-        if mode != "evaluate":
-            raise UserError(f"{name}={shown}: a list is read by mode=evaluate only; give one value")
-        if not value or len(set(value)) < len(value):
-            what = "is empty" if not value else "has a value twice"
-            raise UserError(f"{name}={shown}: {what}; give different ones, as [A,B]")
+    if any(entry is not None and type(entry) is not entry_type for entry in entries):
+        wanted = "whole number" if entry_type is int else "name"
+        raise UserError(f"{given}: must be a {wanted}, or a list of them as [A,B]")
+    if isinstance(value, list) and mode != "evaluate":
+        raise UserError(f"{given}: a list is read by mode=evaluate only; give one value")
+    if not entries or len(set(entries)) < len(entries):
+        raise UserError(f"{given}: must be one value or more, all different, as [A,B]")
 
 
-def check_value(name: str, value: Any, item: Field) -> None:
-    allowed = item.metadata
+def check_value(name: str, value: Any, allowed: Mapping[str, Any]) -> None:
+    """Check one value against the metadata of its key. Raises UserError."""
+    message = ""
     if allowed["choices"] is not None and value not in allowed["choices"]:
-        choices = ", ".join(allowed["choices"])
         synonym = hints.VALUES.get(name, {}).get(str(value))
         hint = f"; did you mean {synonym!r}?" if synonym else did_you_mean(str(value), allowed["choices"])
-        raise UserError(f"{name}={value}: choose one of {choices}{hint}")
-    if allowed["pattern"] and not re.fullmatch(allowed["pattern"], value):
-        raise UserError(f"{name}={value}: must be {allowed['help']}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(f"{name}={value}: must be a finite number")
-    if allowed["least"] is not None and value < allowed["least"]:
-        raise UserError(f"{name}={value}: must be {allowed['least']} or more")
-    if allowed["above"] is not None and value <= allowed["above"]:
-        raise UserError(f"{name}={value}: must be greater than {allowed['above']}")
-    most = LARGEST if allowed["most"] is None else allowed["most"]
-    if isinstance(value, (int, float)) and value > most:
-        raise UserError(f"{name}={value}: must be {most} or less")
+        message = f"choose one of {', '.join(allowed['choices'])}{hint}"
+    elif allowed["pattern"] and not re.fullmatch(allowed["pattern"], value):
+        message = f"must be {allowed['help']}"
+    elif isinstance(value, float) and not math.isfinite(value):
+        message = "must be a finite number"
+    elif allowed["least"] is not None and value < allowed["least"]:
+        message = f"must be {allowed['least']} or more"
+    elif allowed["above"] is not None and value <= allowed["above"]:
+        message = f"must be greater than {allowed['above']}"
+    elif isinstance(value, (int, float)) and value > (most := allowed["most"] or LARGEST):
+        message = f"must be {most} or less"
+    if message:
+        raise UserError(f"{name}={value}: {message}")
+
+
+def check_mode(settings: Settings) -> None:
+    """Raise UserError if a key is set that the mode does not read, or one is missing that it needs."""
+    mode = settings.mode
+    values = {name: value for name, _, value in iter_options(settings)}
+    defaults = {name: value for name, _, value in iter_options(Settings)}
+    for name, modes in READ_BY.items():
+        if mode not in (*modes, "report") and values[name] != defaults[name]:
+            hint = "; to continue a training run give resume=RUN" if name == "checkpoint" else ""
+            read_by = " and ".join(f"mode={each}" for each in modes)
+            raise UserError(f"{name}= is read by {read_by} only, this is mode={mode}; leave it out{hint}")
+    for name, wanted in REQUIRED_BY.get(mode, {}).items():
+        if values[name] is None:
+            raise UserError(f"mode={mode} needs {wanted}")
+    for name in ("query", "runs"):
+        paths = values[name] if isinstance(values[name], list) else [values[name]]
+        if mode in READ_BY[name] and not (paths and all(isinstance(path, str) for path in paths)):
+            example = f"a number as a name needs quotes, as in \"{name}='7'\""
+            raise UserError(f"{name}={values[name]}: must be a file, a folder or a list of them, [A,B]; {example}")
 
 
 def format_value(value: Any) -> str:

@@ -52,7 +52,7 @@ def initial_parameters(work: RunContext, folder: Path, begins: bool) -> Weights 
             )
         return work.state_dict()
     if begins:
-        path = paths.warm_start_path(start)
+        path = paths.existing_path("start", start)
         load_backbone_weights(work, store.resolve_checkpoint(path) if path.is_dir() else path)
         weights = work.state_dict()
         store.save(saved, CheckpointState(work.settings, *weights))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from metarun.config.paths import query_place, support_folder
+from metarun.config.paths import existing_path
 from metarun.data.formats.listing import NOT_PICTURES, classes_in, files_below, list_visible, normalise_unicode
 from metarun.data.image_spec import ImageSpec, Unreadable, decode_image
 from metarun.errors import UserError
@@ -94,7 +94,7 @@ def support_files(place: str) -> tuple[list[str], list[Path], list[int]]:
     Raises:
         UserError: no such folder, fewer than two classes, or a class without files.
     """
-    folder = support_folder(place)
+    folder = existing_path("support", place)
     try:
         found = {name: existing_files(files) for name, files in classes_in(folder).items()}
         empty = [
@@ -121,7 +121,7 @@ def support_files(place: str) -> tuple[list[str], list[Path], list[int]]:
 
 def query_files(place: str, classes: Sequence[str]) -> list[Path]:
     """A file; or those in a folder; or all below it where it has a folder that is named like a class."""
-    path = query_place(place)
+    path = existing_path("query", place)
     if path.is_file():
         return [path]
     try:

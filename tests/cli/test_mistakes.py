@@ -17,9 +17,8 @@ import pytest
 from metarun.backbones import BACKBONES
 from metarun.cli.errors import CONFIG_GROUP_NAMES, KEYS
 from metarun.config import hints
-from metarun.config.conflicts import SIZES
+from metarun.config.conflicts import SIZES, warpable_modules
 from metarun.config.groups import CONFIG_GROUPS, Conv4, Mlp, Resnet12
-from metarun.config.network_conflicts import modules
 from metarun.config.schema import LARGEST, Settings, check, iter_options
 from metarun.data.datasets.glyphs import ALPHABETS, CHARACTERS, DRAWINGS
 from metarun.data.datasets.omniglot_splits import SPLITS as OMNIGLOT
@@ -144,14 +143,14 @@ def test_sizes_are_those_of_the_data_sets() -> None:
     for dataset in CONFIG_GROUPS["dataset"]:
         for name, parts in published_splits(dataset).items():
             found[dataset, name] = tuple(len(parts[part]) for part in SPLITS)
-    assert {key: size.classes for key, size in SIZES.items()} == found
-    assert SIZES["glyphs", ""].images == DRAWINGS
+    assert {key: classes for key, (classes, _) in SIZES.items()} == found
+    assert SIZES["glyphs", ""][1] == DRAWINGS
 
 
 @pytest.mark.parametrize("backbone", [Conv4(), Mlp(hidden=[4, 4]), Resnet12(filters=[2, 2, 3, 3])])
 def test_a_warp_can_follow_each_of_the_modules(backbone: Any) -> None:
     shape = (1,) if isinstance(backbone, Mlp) else (3, 16, 16)
-    for name in modules(backbone):
+    for name in warpable_modules(backbone):
         own = asdict(backbone)
         learned = METHODS["warpgrad"](BACKBONES[own.pop("name")](shape, 2, **own), 0.1, after=[name]).parameters.phi
         assert any(name.replace(".", "/") in key for key in learned)

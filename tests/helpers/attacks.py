@@ -221,7 +221,7 @@ ATTACKS = [
     Attack("A6", "a pipe among the pictures", pipe_among_pictures, FOLDER, 0, ""),
     Attack("A6", "a pipe as a CSV", pipe("list.csv"), (*FOLDER, "dataset.root=list.csv"), 2, "list.csv"),
     Attack("A6", "a pipe as a checkpoint", pipe("x.pt"), ("mode=evaluate", "checkpoint=x.pt"), 2, "no such checkpoint"),
-    Attack("A6", "a pipe as a run to go on with", pipe("x"), ("resume=x",), 2, "no run folder"),
+    Attack("A6", "a pipe as a run to go on with", pipe("x"), ("resume=x",), 2, "not a run folder"),
     Attack("A6", "a pipe as runs", pipe("runs"), REPORT, 2, "no such folder"),
     Attack("A7", "a bomb of aliases", bad_run(".hydra/overrides.yaml", BOMB), REPORT, 0, "alias"),
     Attack("A7", "a mean of NaN", bad_mean("NaN"), REPORT, 0, "nan"),

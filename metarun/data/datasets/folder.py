@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from metarun.config.paths import dataset_root as existing_root
+from metarun.config.paths import existing_path
 from metarun.data.cache import file_fingerprints, fingerprint, load_or_build_cache
 from metarun.data.decoding import Manifest
 from metarun.data.formats.detect import DataPaths, FoundFormat
@@ -64,7 +64,7 @@ def load(paths: DataPaths, root: str, size: int, grey: bool, seed: int, spec: Im
         UserError: the folder is missing, empty or ambiguous; a class is in two splits or an image in two classes;
             cache_dir cannot be written.
     """
-    place = existing_root(root)
+    place = existing_path("dataset.root", root)
     spec = spec or ImageSpec(size, 1 if grey else 3)
     try:
         form = detect_format(place)
