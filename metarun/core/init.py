@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -52,8 +53,8 @@ class Init(nn.Module):
     method adds are registered on `model`, which can be prepared once.
 
     Raises:
-        UserError: a negative inner_loop; two of use_t, use_warp and use_forget; a model without layers to act on, or of
-            which nothing adapts; an unknown name in `across`.
+        UserError: an inner_loop that is not a whole number of 0 or more; two of use_t, use_warp and use_forget; a model
+            without layers to act on, or of which nothing adapts; an unknown name in `across`.
     """
 
     def __init__(
@@ -71,8 +72,8 @@ class Init(nn.Module):
         across: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if inner_loop < 0:
-            raise UserError(f"inner_loop={inner_loop}: must be 0 or more")
+        if not isinstance(inner_loop, Integral) or inner_loop < 0:
+            raise UserError(f"inner_loop={inner_loop}: must be a whole number, 0 or more")
         require_supported(model)
         if use_second_order:
             require_second_derivatives(model)

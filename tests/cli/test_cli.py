@@ -77,7 +77,7 @@ def test_data_sets_and_methods_compose(dataset: str, method: str) -> None:
 @pytest.mark.parametrize("dataset", choices("dataset"))
 def test_a_data_set_composes_with_another_backbone(dataset: str, backbone: str) -> None:
     if dataset == "sinusoid" and backbone != "mlp":
-        with pytest.raises(UserError, match=f"backbone={backbone}: takes pictures"):
+        with pytest.raises(UserError, match=f"backbone={backbone}: takes images"):
             composed(f"dataset={dataset}", f"backbone={backbone}")
         return
     chosen = composed(f"dataset={dataset}", f"backbone={backbone}", *NEEDED.get(dataset, []))

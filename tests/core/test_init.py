@@ -158,6 +158,12 @@ def test_a_misspelt_option_is_named(switch: dict[str, Any], message: str) -> Non
         Init(Tanh(), user_objective, user_objective, **switch)
 
 
+@pytest.mark.parametrize("inner_loop", [-1, 1.5, "3", None])
+def test_inner_steps_are_a_whole_number(inner_loop: Any) -> None:
+    with pytest.raises(UserError, match=f"inner_loop={inner_loop}: must be a whole number, 0 or more"):
+        Init(Tanh(), user_objective, user_objective, inner_loop=inner_loop)
+
+
 def test_it_is_a_module() -> None:
     meta = Init(Tanh(), user_objective, user_objective)
     other = Init(Tanh(), user_objective, user_objective)
