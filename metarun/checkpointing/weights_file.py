@@ -14,7 +14,6 @@ from torch import Tensor
 
 from metarun.checkpointing import file_format
 from metarun.checkpointing.file_format import FormatError
-from metarun.errors import UserError
 
 CONTAINERS = ("state_dict", "model_state_dict", "model", "network", "net", "module", "weights")  # of a state_dict
 WRAPPERS = ("module.", "model.", "_orig_mod.")  # in front of every name: DataParallel, Lightning, torch.compile
@@ -158,7 +157,7 @@ def unwrapped(tensors: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict
     """The tensors by the names that a network of the `wanted` names has, and what was taken off in front of theirs.
 
     Raises:
-        UserError: the network is in the file several times.
+        FormatError: the network is in the file several times.
     """
     for segment in WITHIN:
         tensors = {name.replace(segment, ""): tensor for name, tensor in tensors.items()}
@@ -168,7 +167,7 @@ def unwrapped(tensors: dict[str, Tensor], wanted: Collection[str]) -> tuple[dict
     if "" in prefixes:
         return tensors, ""
     if len(prefixes) > 1:
-        raise UserError(
+        raise FormatError(
             f"holds the network several times, below {', '.join(map(ascii, prefixes))}; give one of them alone"
         )
     prefix = prefixes[0] if prefixes else ""

@@ -79,7 +79,8 @@ class Init(nn.Module):
             require_second_derivatives(model)
         self.model = model
         self.tried_alone = False  # whether one task has been computed before tasks are vectorised
-        method = compose(model, inner_learning_rate, learn_lr, use_t, use_warp, use_forget, across)
+        switches = {"learn_lr": learn_lr, "use_t": use_t, "use_warp": use_warp, "use_forget": use_forget}
+        method = compose(model, inner_learning_rate, across, **switches)
         self.learner = MetaLearner(model, method, inner_objective, outer_objective, inner_loop, use_second_order)
 
     @property

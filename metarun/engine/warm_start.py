@@ -19,7 +19,6 @@ from metarun.checkpointing.state import CheckpointState, Weights, describe_state
 from metarun.config import paths
 from metarun.config.groups import Torchvision
 from metarun.config.methods import METHODS
-from metarun.config.schema import Settings
 from metarun.engine.context import RunContext
 from metarun.engine.network import build_model
 from metarun.errors import UserError, relative_to_cwd
@@ -76,36 +75,26 @@ def load_backbone_weights(work: RunContext, path: Path) -> None:
     body: Tensors = {name: tensor for name, tensor in model.named_parameters() if name not in head}
     if not body:
         raise UserError(f"{start}: the network is a head alone, which has no body to begin with")
-    tensors, settings = read(path, start)
     try:
+        state = store.load(path) if file_format.is_checkpoint(path) else None
+        tensors = weights_file.read(path) if state is None else {**state.theta, **state.phi}
         tensors, prefix = weights_file.unwrapped(tensors, body)
-    except UserError as error:
+    except file_format.FormatError as error:
         raise UserError(f"{start}: {error}") from error
     tensors = network_weights(tensors, start)
     mismatch = describe_state_mismatch(body, {name: tensor for name, tensor in tensors.items() if name not in head})
     if mismatch:
         raise UserError(f"{start}: its body is another: {mismatch}; give the backbone keys that it was trained with")
     origin = "a file of weights"
-    if settings is not None:
-        require_same_backbone(work.settings.backbone, settings.backbone, start)
-        origin = f"{settings.method.name} on {settings.dataset.name}"
+    if state is not None:
+        require_same_backbone(work.settings.backbone, state.settings.backbone, start)
+        origin = f"{state.settings.method.name} on {state.settings.dataset.name}"
     origin += f"; {prefix!a} was taken off its names" if prefix else ""
     with torch.no_grad():
         for part in work.parameters:
             for name in part.keys() & body.keys():
                 part[name].copy_(tensors[name])
     log.info("beginning with the body of %s: %s", relative_to_cwd(path), origin)
-
-
-def read(path: Path, start: str) -> tuple[Tensors, Settings | None]:
-    """Tensors and settings of a run's checkpoint, or tensors and None of a file of weights."""
-    try:
-        if file_format.is_checkpoint(path):
-            state = store.load(path)
-            return {**state.theta, **state.phi}, state.settings
-        return weights_file.read(path), None
-    except file_format.FormatError as error:
-        raise UserError(f"{start}: {error}") from error
 
 
 def network_weights(tensors: Tensors, start: str) -> Tensors:

@@ -36,71 +36,61 @@ METHODS: dict[str, Callable[..., Method]] = {
 def prepare(
     name: str, model: nn.Module, inner_learning_rate: float, learn_lr: str | None, inner_loop: int, **options: Any
 ) -> Method:
-    """The method of that name on a model, with learned inner rates of the kind `learn_lr` beside it, or without."""
+    """The method of that name on a model, extended by learned inner rates of the kind `learn_lr` unless it is None."""
+    method = METHODS[name](model, inner_learning_rate if learn_lr is None else 1.0, **options)
     if learn_lr is None:
-        return METHODS[name](model, inner_learning_rate, **options)
-    return learn_inner_rates(
-        METHODS[name](model, 1.0, **options), model, inner_learning_rate, learn_lr, steps=inner_loop
-    )
+        return method
+    return learn_inner_rates(method, model, inner_learning_rate, learn_lr, steps=inner_loop)
 
 
-ARGUMENTS = ("method", "model", "inner_learning_rate")  # of a function that extends a method, before its options
+EXTENSIONS: dict[str, Callable[..., Method]] = {  # switch of `Init` -> function that extends a method
+    "use_warp": warp,
+    "learn_lr": learn_inner_rates,
+    "use_t": add_t_layers,
+    "use_forget": attenuate,
+}
+ARGUMENTS = ("method", "model", "inner_learning_rate")  # of these functions, before their options
 Switch = bool | dict[str, Any]
 
 
 def compose(
-    model: nn.Module,
-    inner_learning_rate: float,
-    learn_lr: Switch,
-    use_t: Switch,
-    use_warp: Switch,
-    use_forget: Switch,
-    across: Iterable[str] = (),
+    model: nn.Module, inner_learning_rate: float, across: Iterable[str] = (), **switches: Switch | None
 ) -> Method:
-    """A switch is off, on, or on with options. Learned rates go with any one of the other three.
+    """MAML on a model, extended as the switches say, each of which is off, on, or on with options.
 
-    across: names of parameters and modules that are learned across tasks only, besides the affine of norm layers,
-        which adapts with use_warp alone.
+    Args:
+        across: names of parameters and modules that are learned across tasks only, besides the affine of norm layers,
+            which adapts with use_warp alone.
+        switches: those of `EXTENSIONS`. learn_lr goes with any one of the other three.
 
     Raises:
         UserError: two of use_t, use_warp and use_forget together; an option that a switch does not have; a name that
             the model does not have; nothing adapts.
     """
-    on = [
-        name
-        for name, switch in {"use_t": use_t, "use_warp": use_warp, "use_forget": use_forget}.items()
-        if is_on(switch)
-    ]
-    if len(on) > 1:
-        raise UserError(f"{' and '.join(on)}: no published method is both; choose one of them (learn_lr goes with any)")
-    if is_on(learn_lr) and options(use_warp, "use_warp", warp).get("approximate"):
-        raise UserError("learn_lr and use_warp approximate=True: no gradient would reach the rates; choose one of them")
-    if options(use_warp, "use_warp", warp).get("objective") == "trajectory":
-        raise UserError("use_warp objective='trajectory': learns from stored iterates, which the command does only")
-    rate = 1.0 if is_on(learn_lr) else inner_learning_rate
-    norms = set() if is_on(use_warp) else norm_parameters(model)
-    method = maml(model, rate, split_parameters(model, norms | resolved(model, across)), "Init")
-    if is_on(use_warp):
-        method = warp(method, model, **options(use_warp, "use_warp", warp))
-    if is_on(learn_lr):
-        method = learn_inner_rates(
-            method, model, inner_learning_rate, **options(learn_lr, "learn_lr", learn_inner_rates)
+    on = {name: switch for name in EXTENSIONS if (switch := switches.get(name)) not in (None, False)}
+    if len(alternatives := [name for name in ("use_t", "use_warp", "use_forget") if name in on]) > 1:
+        raise UserError(
+            f"{' and '.join(alternatives)}: no published method is both; choose one of them (learn_lr goes with any)"
         )
-    if is_on(use_t):
-        method = add_t_layers(method, model, **options(use_t, "use_t", add_t_layers))
-    if is_on(use_forget):
-        method = attenuate(method, model, **options(use_forget, "use_forget", attenuate))
+    options = {name: switch_options(name, switch) for name, switch in on.items()}
+    warp_options = options.get("use_warp", {})
+    if "learn_lr" in on and warp_options.get("approximate"):
+        raise UserError("learn_lr and use_warp approximate=True: no gradient would reach the rates; choose one of them")
+    if warp_options.get("objective") == "trajectory":
+        raise UserError("use_warp objective='trajectory': learns from stored iterates, which the command does only")
+    norms = set() if "use_warp" in on else norm_parameters(model)
+    rate = 1.0 if "learn_lr" in on else inner_learning_rate
+    method = maml(model, rate, split_parameters(model, norms | resolved(model, across)), "Init")
+    for name, chosen in options.items():
+        first = {"inner_learning_rate": inner_learning_rate} if name == "learn_lr" else {}
+        method = EXTENSIONS[name](method, model, **first, **chosen)
     return method
 
 
-def is_on(switch: Switch) -> bool:
-    return switch is not None and switch is not False
-
-
-def options(switch: Switch, name: str, function: Callable[..., Method]) -> dict[str, Any]:
-    """The options of switch `name`, whose method `function` makes. Raises UserError for one that it does not have."""
+def switch_options(name: str, switch: Switch | None) -> dict[str, Any]:
+    """The options that a switch is on with. Raises UserError for one that its method does not have."""
     given = switch if isinstance(switch, dict) else {}
-    known = [option for option in signature(function).parameters if option not in ARGUMENTS]
+    known = [option for option in signature(EXTENSIONS[name]).parameters if option not in ARGUMENTS]
     for option in given:
         if option not in known:
             allowed = f"its options: {', '.join(known)}" if known else "it has no options"

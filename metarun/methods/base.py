@@ -18,7 +18,7 @@ from metarun.errors import UserError
 from metarun.nn.norm import norm_parameters
 from metarun.types import Parameters, Tensors
 
-Gradient = Callable[[Tensors], Tensors]  # theta -> gradient of a task's support loss, without a graph
+SupportGradient = Callable[[Tensors], Tensors]  # theta -> gradient of a task's support loss, without a graph
 
 
 class TaskLearnerProtocol(Protocol):
@@ -48,15 +48,15 @@ class TaskLearnerProtocol(Protocol):
         ...
 
 
-def unchanged_start(theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> tuple[Tensors, Any]:
+def default_begin(theta: Tensors, phi: Tensors, gradient: SupportGradient, noise: Tensor) -> tuple[Tensors, Any]:
     return theta, None
 
 
-def all_weights(theta: Tensors, phi: Tensors) -> Tensors:
+def default_weights(theta: Tensors, phi: Tensors) -> Tensors:
     return {**theta, **phi}
 
 
-def query_loss(parameters: Parameters, task: TaskLearnerProtocol) -> Tensor:
+def default_meta_objective(parameters: Parameters, task: TaskLearnerProtocol) -> Tensor:
     return task.adapted_loss(parameters)
 
 
@@ -64,7 +64,7 @@ def no_noise(steps: int) -> int:
     return 0
 
 
-def no_summaries(theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> Tensors:
+def default_summaries(theta: Tensors, phi: Tensors, gradient: SupportGradient, noise: Tensor) -> Tensors:
     return {}
 
 
@@ -88,13 +88,13 @@ class Method:
 
     parameters: Parameters
     update: Callable[[Tensors, Tensors, Tensors, Any, int], Tensors]
-    begin: Callable[[Tensors, Tensors, Gradient, Tensor], tuple[Tensors, Any]] = unchanged_start
-    weights: Callable[[Tensors, Tensors], Tensors] = all_weights
-    meta_objective: Callable[[Parameters, TaskLearnerProtocol], Tensor] = query_loss
+    begin: Callable[[Tensors, Tensors, SupportGradient, Tensor], tuple[Tensors, Any]] = default_begin
+    weights: Callable[[Tensors, Tensors], Tensors] = default_weights
+    meta_objective: Callable[[Parameters, TaskLearnerProtocol], Tensor] = default_meta_objective
     offline: Callable[[Tensors, Tensors, TaskLearnerProtocol, int], Tensor] | None = None
     leap: bool = True
     noise: Callable[[int], int] = no_noise
-    summaries: Callable[[Tensors, Tensors, Gradient, Tensor], Tensors] = no_summaries
+    summaries: Callable[[Tensors, Tensors, SupportGradient, Tensor], Tensors] = default_summaries
 
 
 def extend(method: Method, model: nn.Module, name: str, module: nn.Module, **functions: Any) -> Method:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.methods.base import Gradient, Method, PassThroughModuleDict, Tensors, extend, widest
+from metarun.methods.base import Method, PassThroughModuleDict, SupportGradient, Tensors, extend, widest
 from metarun.methods.maml import maml
 
 
@@ -41,19 +41,19 @@ class Attenuated:
 
     method: Method
 
-    def attenuation(self, theta: Tensors, phi: Tensors, gradient: Gradient) -> Tensor:
+    def attenuation(self, theta: Tensors, phi: Tensors, gradient: SupportGradient) -> Tensor:
         """gamma in (0, 1), one for each tensor of theta: [len(theta)]."""
         like = phi["attenuator.0.weight"]
         means = torch.stack([entry.mean().to(like) for entry in gradient(theta).values()]).detach()
         hidden = F.linear(means, like, phi["attenuator.0.bias"]).relu()
         return F.linear(hidden, phi["attenuator.2.weight"], phi["attenuator.2.bias"]).sigmoid()
 
-    def begin(self, theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> tuple[Tensors, Any]:
+    def begin(self, theta: Tensors, phi: Tensors, gradient: SupportGradient, noise: Tensor) -> tuple[Tensors, Any]:
         gamma = self.attenuation(theta, phi, gradient)
         attenuated = {name: gamma[i].to(tensor) * tensor for i, (name, tensor) in enumerate(theta.items())}
         return self.method.begin(attenuated, phi, gradient, noise)
 
-    def summaries(self, theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> Tensors:
+    def summaries(self, theta: Tensors, phi: Tensors, gradient: SupportGradient, noise: Tensor) -> Tensors:
         gamma = self.attenuation(theta, phi, gradient)
         gammas = {f"gamma/{name}": gamma[i] for i, name in enumerate(theta)}
         return {**self.method.summaries(theta, phi, gradient, noise), **gammas}

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from metarun.errors import UserError
 from metarun.methods.base import (
     FlatParameterDict,
-    Gradient,
     Method,
+    SupportGradient,
     Tensors,
     escape_dots,
     extend,
@@ -98,7 +98,7 @@ class LearnedRates:
         scaled = {name: self.rate(phi, name, step, entry.device) * entry for name, entry in gradient.items()}
         return self.method.update(theta, scaled, phi, fixed, step)
 
-    def summaries(self, theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> Tensors:
+    def summaries(self, theta: Tensors, phi: Tensors, gradient: SupportGradient, noise: Tensor) -> Tensors:
         names = {"all": next(iter(theta))} if self.alpha == "scalar" else {name: name for name in theta}
         rates = {f"inner_learning_rate/{label}": phi[self.key[name]] for label, name in names.items()}
         return {**self.method.summaries(theta, phi, gradient, noise), **rates}

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError
-from metarun.methods.base import FlatParameterDict, Gradient, Method, Tensors, escape_dots, extend
+from metarun.methods.base import FlatParameterDict, Method, SupportGradient, Tensors, escape_dots, extend
 from metarun.methods.layers import LINEAR, TRANSPOSED, linear_modules, names_by_tensor
 from metarun.methods.maml import maml
 
@@ -150,7 +150,7 @@ class Masked:
             for (name, shape), part in zip(self.shapes.items(), parts, strict=True)
         }
 
-    def begin(self, theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> tuple[Tensors, Any]:
+    def begin(self, theta: Tensors, phi: Tensors, gradient: SupportGradient, noise: Tensor) -> tuple[Tensors, Any]:
         theta, fixed = self.method.begin(theta, phi, gradient, noise)
         return theta, (fixed, [self.draw(phi, part) for part in noise.view(-1, self.noise(1))])
 
@@ -162,7 +162,7 @@ class Masked:
             masked[name] = gradient[name] * broadcast_mask(mask[owner], gradient[name], units)
         return self.method.update(theta, masked, phi, before, step)
 
-    def summaries(self, theta: Tensors, phi: Tensors, gradient: Gradient, noise: Tensor) -> Tensors:
+    def summaries(self, theta: Tensors, phi: Tensors, gradient: SupportGradient, noise: Tensor) -> Tensors:
         """Adds, for each mask, the expected share of masked units or weights: the mean of P(M = 0)."""
         shares = {name: (-phi[f"mask_logits.{escape_dots(name)}"]).sigmoid().mean() for name in self.shapes}
         masked = {f"masked_{'weights' if self.full else 'units'}/{name}": share for name, share in shares.items()}

@@ -22,10 +22,10 @@ from torch.utils._pytree import tree_map
 
 from metarun.errors import UserError
 from metarun.methods.base import (
-    Gradient,
     Method,
     Parameters,
     PassThroughModuleDict,
+    SupportGradient,
     TaskLearnerProtocol,
     Tensors,
     escape_dots,
@@ -150,7 +150,7 @@ def summaries(
     names: list[str],
     theta: Tensors,
     phi: Tensors,
-    gradient: Gradient,
+    gradient: SupportGradient,
     noise: Tensor,
 ) -> Tensors:
     """The summaries of the method without warps, and the norm of each warp layer's parameters."""

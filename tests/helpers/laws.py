@@ -235,8 +235,7 @@ def rates_case(method: str, learn_lr: str, steps: int, objective: str = "query",
 
 
 def switches_case(objective: str = "query", **switches: Any) -> Case:
-    every = {"learn_lr": False, "use_t": False, "use_warp": False, "use_forget": False, **switches}
-    return Case(lambda model, rate: compose(model, rate, **every), True, objective)
+    return Case(lambda model, rate: compose(model, rate, **switches), True, objective)
 
 
 CASES = {

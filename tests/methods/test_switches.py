@@ -38,15 +38,15 @@ ON_LINE: dict[str, tuple[dict[str, Any], Callable[[nn.Module, float], Method]]] 
     "l2f": ({"use_forget": True}, METHODS["l2f"]),
     "learn_lr + use_t": (
         {"learn_lr": True, "use_t": True},
-        lambda model, rate: compose(model, rate, True, True, False, False),
+        lambda model, rate: compose(model, rate, learn_lr=True, use_t=True),
     ),
     "learn_lr + use_warp": (
         {"learn_lr": True, "use_warp": True},
-        lambda model, rate: compose(model, rate, True, False, True, False),
+        lambda model, rate: compose(model, rate, learn_lr=True, use_warp=True),
     ),
     "learn_lr + use_forget": (
         {"learn_lr": True, "use_forget": True},
-        lambda model, rate: compose(model, rate, True, False, False, True),
+        lambda model, rate: compose(model, rate, learn_lr=True, use_forget=True),
     ),
 }
 SWITCHES = {"use_t": "mtnet", "use_warp": "warpgrad", "use_forget": "l2f"}
