@@ -19,8 +19,8 @@ from metarun.distributed.group import build_group, launch_group, num_workers
 from metarun.engine import warm_start
 from metarun.engine.context import RunContext, build_context
 from metarun.errors import RunFailure, UserError, quote_override, relative_to_cwd
-from metarun.evaluation import results_table
-from metarun.evaluation.final_test import run_description, run_final_test, save_result, test_progress, trained_on
+from metarun.evaluation.evaluator import run_final_test, test_progress
+from metarun.evaluation.results import results_csv, results_text, run_description, save_result, trained_on
 from metarun.predict.predictor import predict
 from metarun.training.loop import train
 from metarun.utils import files, run_dir_lock
@@ -139,10 +139,10 @@ def evaluate(settings: Settings, folder: Path, began: float, begin: Callable[[],
                     untrained = warm_start.initial_parameters(work, path.parent, begins=False)
                     found = run_final_test(team, place, path, untrained, progress)
                 results.append(save_result(place, found, began))
-                files.atomic_write(folder / RESULTS, results_table.as_csv(results))
+                files.atomic_write(folder / RESULTS, results_csv(results))
     if len(works) > 1:
         write_result(folder, {"checkpoint": str(path.resolve()), "results": results})
-        for line in results_table.as_text(results):
+        for line in results_text(results):
             log.info("%s", line)
     log.info("everything is in %s", relative_to_cwd(folder))
 

@@ -62,9 +62,8 @@ class ConfusionStats:
             self.bins[row] += np.bincount(bins, weights, BINS)
         matrices = np.zeros((num_tasks, ways, ways), int)  # [task, true label, predicted label]
         np.add.at(matrices, (np.arange(num_tasks)[:, None], labels[None], predicted.astype(int)), 1)
-        for numbers, matrix in zip(
-            (classes * self.source.num_rotations + quarters).tolist(), matrices.tolist(), strict=True
-        ):
+        class_numbers = (classes * self.source.num_rotations + quarters).tolist()
+        for numbers, matrix in zip(class_numbers, matrices.tolist(), strict=True):
             for true, row in zip(numbers, matrix, strict=True):
                 self.tasks[true] += 1
                 for other, count in zip(numbers, row, strict=True):
@@ -89,26 +88,17 @@ class ConfusionStats:
 
     def rates(self) -> list[tuple[int, int, float]]:
         """(a, b, fraction of a's queries that were predicted as b in tasks of both); the highest fraction first."""
-        rates = [
-            (true, other, self.confused[true, other] / count) for (true, other), count in self.pair_queries.items()
-        ]
+        rates = [(a, b, self.confused[a, b] / count) for (a, b), count in self.pair_queries.items()]
         return sorted(rates, key=lambda entry: (-entry[2], -self.pair_queries[entry[:2]], entry[:2]))
 
     def summary(self) -> dict[str, Any]:
         """The entries of result.json: calibration_error and most_confused."""
-        return {
-            "calibration_error": self.calibration_error,
-            "most_confused": [
-                {
-                    "class": self.name(true),
-                    "taken_for": self.name(other),
-                    "rate": rate,
-                    "queries": self.pair_queries[true, other],
-                }
-                for true, other, rate in self.rates()[:TOP_CONFUSED]
-                if rate
-            ],
-        }
+        most_confused = [
+            {"class": self.name(a), "taken_for": self.name(b), "rate": rate, "queries": self.pair_queries[a, b]}
+            for a, b, rate in self.rates()[:TOP_CONFUSED]
+            if rate
+        ]
+        return {"calibration_error": self.calibration_error, "most_confused": most_confused}
 
     def write(self, folder: Path) -> None:
         """Write confusion.csv (a line for each pair of classes) and classes.csv (accuracy of each class)."""

@@ -62,3 +62,15 @@ def csv_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes
     writer = csv.writer(file, lineterminator="\n")
     writer.writerows([csv_cell(value) for value in row] for row in (columns, *rows))
     return file.getvalue().encode()
+
+
+def pluralize(count: int, singular: str, plural: str | None = None) -> str:
+    """`1 run`, `2 runs`; `plural` where it is not the singular with an s."""
+    return f"{count} {singular if count == 1 else plural or singular + 's'}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: `5.2 s`, `65 s`, `12 min`, `3.4 h`."""
+    if seconds < 100:
+        return f"{seconds:.{1 if seconds < 10 else 0}f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"

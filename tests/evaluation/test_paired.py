@@ -50,13 +50,13 @@ def test_runs_on_different_tasks_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        ("", "no table"),
-        ("task,accuracy\n", "no table"),
-        ("task,accuracy\n0,0.5\n2,0.5\n", "no table"),
-        ("task,accuracy\n0,high\n", "no table"),
-        ("a,b\n0,0.5\n", "no table"),
+        ("", "tasks.csv: is damaged"),
+        ("task,accuracy\n", "tasks.csv: is damaged"),
+        ("task,accuracy\n0,0.5\n2,0.5\n", "tasks.csv: is damaged"),
+        ("task,accuracy\n0,high\n", "tasks.csv: is damaged"),
+        ("a,b\n0,0.5\n", "tasks.csv: is damaged"),
         ("task,b\n0,0.5\n", "where METRIC is accuracy or mse"),
-        ("task,accuracy\n0\n", "no table"),
+        ("task,accuracy\n0\n", "tasks.csv: is damaged"),
         (None, "tasks.csv: cannot be read"),
     ],
 )
