@@ -1,4 +1,4 @@
-"""What a prediction looks like: the pictures it learned from, class by class, and those it labelled."""
+"""The picture of a prediction: the support pictures of each class, and the query pictures with their labels."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import io
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from metarun.data.image_spec import to_8bit_opaque
 from metarun.predict.labelled_images import LabelledImages
@@ -19,127 +19,119 @@ from metarun.utils.safe_files import open_picture
 
 ROWS = 20  # classes that have a row of support pictures each; of more classes one picture each is shown
 CLASSES, SHOTS, QUERIES = 400, 8, 40  # shown at most; queries: one of each class, if those are more
-COLUMNS = 8
-CELL = 1.25  # inches, of a picture with its words
-HEADING = 0.4  # cells
-MARGIN = 0.12  # of a cell, between pictures
-ROW = 1.15  # cells, of a row of pictures with the names of their files
-LETTERS = 17  # of a name that stands above a picture
+COLUMNS = 8  # of pictures, beside a column of names
+CELL = 1.25  # inches, width of a column
+HEADING, ROW, MARGIN = 0.4, 1.15, 0.12  # in cells: height of a heading and of a row, space around a picture
+NAME_LENGTH = 17  # letters of a name above or below a picture
 THUMBNAIL = 160  # pixels
 RIGHT, WRONG, UNKNOWN = "#1a9641", "#d7191c", "#bbbbbb"
+
+
+class Cell(NamedTuple):
+    file: Path
+    caption: str = ""
+    frame: str = UNKNOWN
+
+
+class Row(NamedTuple):
+    """A name and pictures beside it, or a heading if there are no pictures."""
+
+    words: str
+    cells: Sequence[Cell] = ()
 
 
 def prediction_figure(
     classes: Sequence[str], support: LabelledImages, query: LabelledImages, probabilities: np.ndarray, title: str
 ) -> bytes:
-    """A PNG: a row of support pictures for each class, then query pictures with their class and probability.
+    """A PNG with a row of support pictures for each class, then query pictures with their class and probability.
 
-    A frame is green where a query's class is known and found, red where another was found.
+    The frame of a query of known class is green if its label is right, and red if it is wrong.
 
     Args:
         probabilities: [queries, classes].
     """
-    shown = min(len(classes), CLASSES)
-    rows = shown if shown <= ROWS else -(-shown // COLUMNS)
-    queries = of_each_class(query, probabilities, max(QUERIES, shown))
-    texts = [*classes, *(file.name for file in (*support.files, *query.files)), title]
-    page = Page([HEADING, *[ROW] * rows, HEADING, *[ROW] * -(-len(queries) // COLUMNS)], texts)
-    page.heading(0, f"{title}: learned from {counted(shown, len(classes), 'classes')}")
-    for label in range(shown):
-        files = support.of(label)
-        if shown > ROWS:
-            page.picture(1 + label // COLUMNS, label % COLUMNS, files[0], short(classes[label]), UNKNOWN)
-            continue
-        page.name(1 + label, classes[label], len(files))
-        for column, file in enumerate(files[:SHOTS]):
-            page.picture(1 + label, column, file, "", UNKNOWN)
-    page.heading(rows + 1, f"labelled: {counted(len(queries), len(query.files), 'pictures')}")
-    for place, number in enumerate(queries):
-        found, known = int(probabilities[number].argmax()), query.labels[number]
-        words = f"{short(classes[found])}\n{100 * probabilities[number, found]:.0f} %"
-        if known is not None and known != found:
-            words += f"\nis {short(classes[known])}"
-        frame = UNKNOWN if known is None else RIGHT if known == found else WRONG
-        page.picture(rows + 2 + place // COLUMNS, place % COLUMNS, query.files[number], words, frame)
-    return page.png()
+    num_classes = min(len(classes), CLASSES)
+    files = [
+        [file for file, label in zip(support.files, support.labels, strict=True) if label == number]
+        for number in range(num_classes)
+    ]
+    rows = [Row(f"{drawable(title)}: learned from {with_total(num_classes, len(classes), 'classes')}")]
+    if num_classes > ROWS:
+        rows += in_rows([Cell(paths[0], short(name)) for name, paths in zip(classes, files, strict=False)])
+    else:
+        for name, paths in zip(classes, files, strict=True):
+            total = f"\n{SHOTS} of {len(paths)}" if len(paths) > SHOTS else ""
+            rows.append(Row(short(name) + total, [Cell(path) for path in paths[:SHOTS]]))
+    indices = select_queries(query, probabilities, max(QUERIES, num_classes))
+    rows.append(Row(f"labelled: {with_total(len(indices), len(query.files), 'pictures')}"))
+    return draw(rows + in_rows([query_cell(classes, query, probabilities, index) for index in indices]))
 
 
-def of_each_class(query: LabelledImages, probabilities: np.ndarray, most: int) -> list[int]:
-    """Numbers of at most `most` queries, in order: as many of each class, the true one or else the one found."""
-    turns: dict[int, int] = {}
+def query_cell(classes: Sequence[str], query: LabelledImages, probabilities: np.ndarray, index: int) -> Cell:
+    """A query with its label, its probability, and its true class if that is another."""
+    label, truth = int(probabilities[index].argmax()), query.labels[index]
+    caption = f"{short(classes[label])}\n{100 * probabilities[index, label]:.0f} %"
+    if truth is None or truth == label:
+        return Cell(query.files[index], caption, UNKNOWN if truth is None else RIGHT)
+    return Cell(query.files[index], f"{caption}\nis {short(classes[truth])}", WRONG)
+
+
+def select_queries(query: LabelledImages, probabilities: np.ndarray, most: int) -> list[int]:
+    """Indices of at most `most` queries, in order: equally many of each true class, or predicted class if unknown."""
+    counts: dict[int, int] = {}
     ranked = []
-    for number, known in enumerate(query.labels):
-        label = int(probabilities[number].argmax()) if known is None else known
-        turns[label] = turns.get(label, 0) + 1
-        ranked.append((turns[label], label, number))
-    return sorted(number for _, _, number in sorted(ranked)[:most])
+    for index, truth in enumerate(query.labels):
+        label = int(probabilities[index].argmax()) if truth is None else truth
+        counts[label] = counts.get(label, 0) + 1
+        ranked.append((counts[label], label, index))
+    return sorted(index for _, _, index in sorted(ranked)[:most])
 
 
-def counted(shown: int, all_of_them: int, what: str) -> str:
-    return f"{all_of_them} {what}" if shown == all_of_them else f"{all_of_them} {what}, {shown} shown"
+def in_rows(cells: Sequence[Cell]) -> list[Row]:
+    return [Row("", cells[first : first + COLUMNS]) for first in range(0, len(cells), COLUMNS)]
+
+
+def with_total(shown: int, total: int, noun: str) -> str:
+    return f"{total} {noun}" if shown == total else f"{total} {noun}, {shown} shown"
 
 
 def short(name: str) -> str:
-    """A name that fits above a picture: its beginning and its end, where names of a kind differ."""
+    """The beginning and the end of a name, at most NAME_LENGTH letters; no escape is cut in two."""
     letters = [drawable(letter) for letter in name]
-    if len("".join(letters)) <= LETTERS:
+    if len("".join(letters)) <= NAME_LENGTH:
         return "".join(letters)
-    half = (LETTERS - 1) // 2
-    ends = list(accumulate(map(len, letters))), list(accumulate(map(len, reversed(letters))))
-    first, last = (sum(end <= half for end in sizes) for sizes in ends)
+    half = (NAME_LENGTH - 1) // 2
+    first, last = (sum(end <= half for end in accumulate(map(len, part))) for part in (letters, reversed(letters)))
     return "".join([*letters[:first], "…", *letters[len(letters) - last :]])
 
 
-class Page:
-    """Rows of cells, whose heights are given in cells; the first column holds names."""
-
-    def __init__(self, heights: Sequence[float], texts: Sequence[str]) -> None:
-        """`texts`: all names that will stand on it, for which it takes its fonts."""
-        self.heights, self.columns, self.fonts = heights, COLUMNS + 1, families(texts)
-        self.figure = Figure((self.columns * CELL, sum(heights) * CELL))
-        self.canvas = FigureCanvasAgg(self.figure)
-
-    def height(self, row: int, down: float) -> float:
-        """Of the point `down` cells below the top of a row, as a fraction of the page from its foot."""
-        return 1 - (sum(self.heights[:row]) + down) / sum(self.heights)
-
-    def heading(self, row: int, words: str) -> None:
-        self.words(row, HEADING / 2, drawable(words), 12)
-
-    def name(self, row: int, words: str, count: int) -> None:
-        """Of a class, and how many pictures it has, where not all are shown."""
-        more = f"\n{SHOTS} of {count}" if count > SHOTS else ""
-        self.words(row, 0.6, short(words) + more, 8)
-
-    def words(self, row: int, down: float, words: str, size: int) -> None:
-        place = (MARGIN / self.columns, self.height(row, down))
-        self.figure.text(
-            *place, words, fontsize=size, fontfamily=self.fonts, verticalalignment="center", parse_math=False
-        )
-
-    def picture(self, row: int, column: int, file: Path, words: str, frame: str) -> None:
-        """Words stand above it, in up to three lines, and its file's name below."""
-        foot, top = self.height(row, self.heights[row] - 1.5 * MARGIN), self.height(row, 2 * MARGIN)
-        axes = self.figure.add_axes(
-            ((1 + column + MARGIN / 2) / self.columns, foot, (1 - MARGIN) / self.columns, top - foot)
-        )
-        axes.imshow(thumbnail(file))
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set_title(words, fontsize=6, fontfamily=self.fonts, pad=2, parse_math=False)
-        axes.set_xlabel(short(file.name), fontsize=5, fontfamily=self.fonts, labelpad=2, parse_math=False)
-        for spine in axes.spines.values():
-            spine.set(color=frame, linewidth=1 if frame == UNKNOWN else 3)
-
-    def png(self) -> bytes:
-        file = io.BytesIO()
-        self.canvas.print_png(file)
-        return file.getvalue()
+def draw(rows: Sequence[Row]) -> bytes:
+    """Draw rows below one another. A caption of up to three lines is above its picture, the file's name below."""
+    texts = [
+        text for row in rows for text in (row.words, *(word for c in row.cells for word in (c.caption, c.file.name)))
+    ]
+    heights = [ROW if row.cells else HEADING for row in rows]
+    width, total = COLUMNS + 1, sum(heights)
+    figure = Figure((width * CELL, total * CELL))
+    style = {"fontfamily": families(texts), "parse_math": False}
+    for row, bottom, height in zip(rows, accumulate(heights), heights, strict=True):
+        size, middle = 8 if row.cells else 12, 1 - (bottom - height / 2) / total
+        figure.text(MARGIN / width, middle, row.words, fontsize=size, verticalalignment="center", **style)
+        for column, cell in enumerate(row.cells):
+            left, foot = (1 + column + MARGIN / 2) / width, 1 - (bottom - 1.5 * MARGIN) / total
+            axes = figure.add_axes((left, foot, (1 - MARGIN) / width, (height - 4 * MARGIN) / total))
+            axes.imshow(thumbnail(cell.file))
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(cell.caption, fontsize=6, pad=4, **style)
+            axes.set_xlabel(short(cell.file.name), fontsize=5, labelpad=3, **style)
+            axes.spines[:].set(color=cell.frame, linewidth=1 if cell.frame == UNKNOWN else 3)
+    file = io.BytesIO()
+    figure.savefig(file, format="png")
+    return file.getvalue()
 
 
-def thumbnail(file: Path) -> np.ndarray:
-    """uint8 [height, width, 3], of the picture as it is."""
-    with open_picture(file) as opened:
-        picture = to_8bit_opaque(ImageOps.exif_transpose(opened)).convert("RGB")
+def thumbnail(path: Path) -> Image.Image:
+    with open_picture(path) as image:
+        picture = to_8bit_opaque(ImageOps.exif_transpose(image)).convert("RGB")
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    return np.asarray(picture)
+    return picture

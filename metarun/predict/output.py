@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from safetensors.torch import save
 
 from metarun.config.schema import Settings
 from metarun.engine.task_shapes import eval_inner_loop
@@ -41,39 +42,40 @@ class Prediction:
 def table(prediction: Prediction) -> bytes:
     """CSV: file, class, the probability of each class, and true_class if any query image's class is known."""
     classes, query = prediction.classes, prediction.query
-    any_known = any(label is not None for label in query.labels)
-    rows = []
-    for path, label, known, row in zip(
-        query.files, prediction.labels, query.labels, prediction.probabilities, strict=True
-    ):
-        truth = [] if not any_known else [""] if known is None else [classes[known]]
-        rows.append([path, classes[label], *(f"{value:.6g}" for value in row), *truth])
-    return csv_table(["file", "class", *classes, *(["true_class"] if any_known else [])], rows)
+    names = ["" if truth is None else classes[truth] for truth in query.labels]
+    rows = [
+        [path, classes[label], *(f"{value:.6g}" for value in row), *([name] if any(names) else [])]
+        for path, label, row, name in zip(query.files, prediction.labels, prediction.probabilities, names, strict=True)
+    ]
+    return csv_table(["file", "class", *classes, *(["true_class"] if any(names) else [])], rows)
 
 
 def weights_file(prediction: Prediction) -> bytes:
     """The adapted weights as safetensors, with the class names as JSON in its metadata."""
-    from safetensors.torch import save
-
     weights = {name: weight.cpu().contiguous() for name, weight in prediction.weights.items()}
     return save(weights, {"classes": json.dumps(prediction.classes)})
 
 
-def log_summary(prediction: Prediction, settings: Settings) -> None:
-    """Log the classes, the number of labels of each, the accuracy where known, and images in both sets."""
-    shots, counts = Counter(prediction.support.labels), Counter(prediction.labels)
-    learned = [f"{printable(name)} ({shots[label]})" for label, name in enumerate(prediction.classes)]
-    labelled = [f"{printable(prediction.classes[label])} ({count})" for label, count in sorted(counts.items())]
+def log_summary(prediction: Prediction, result: dict[str, Any]) -> None:
+    """Log the classes, the number of labels of each, the accuracy if known, and query images that are in the support.
+
+    Args:
+        result: the prediction's `summary`.
+    """
+
+    def counted(labels: Sequence[int | None]) -> str:
+        counts = Counter(labels)
+        names = enumerate(map(printable, prediction.classes))
+        return join_truncated([f"{name} ({counts[label]})" for label, name in names if counts[label]])
+
+    num_queries = len(prediction.query.files)
     log.info(
         "inner steps: %d; classes: %d; support pictures: %s",
-        eval_inner_loop(settings),
-        len(shots),
-        join_truncated(learned),
+        *(result["inner_loop"], len(prediction.classes), counted(prediction.support.labels)),
     )
-    log.info("query pictures: %d, labelled as %s", len(prediction.query.files), join_truncated(labelled))
+    log.info("query pictures: %d, labelled as %s", num_queries, counted(prediction.labels))
     if prediction.batch_norm == "transductive":
         log.info("transductive batch norm: the queries are normalised together, so a label depends on which come along")
-    result = summary(prediction, settings)
     if result["accuracy"]:
         log.info("of the queries whose folder is named like a class: %s", format_accuracy(result["accuracy"]))
     if result["in_support"]:
@@ -81,40 +83,47 @@ def log_summary(prediction: Prediction, settings: Settings) -> None:
         log.warning(
             "query: %d of %d pictures are in the support as well, same pixels, so that the network was adapted to "
             "them and their labels say nothing of new pictures; %s",
-            *(result["in_support"], len(prediction.query.files)),
+            *(result["in_support"], num_queries),
             f"of the others: {format_accuracy(others)}" if others else "no other has a known class",
         )
 
 
 def summary(prediction: Prediction, settings: Settings) -> dict[str, Any]:
-    """The content of prediction.json; accuracies are over query images of known class, all and those not in support."""
-    is_known = [label is not None for label in prediction.query.labels]
-    right = [known == label for known, label in zip(prediction.query.labels, prediction.labels, strict=True)]
-    in_support = prediction.query.in_(prediction.support)
-    all_known = [hit for hit, known in zip(right, is_known, strict=True) if known]
-    others = [hit for hit, known, repeated in zip(right, is_known, in_support, strict=True) if known and not repeated]
+    """The content of prediction.json; accuracies are over query images of known class, all and those not in support.
+
+    Images are compared by the pixels that the network is given, whatever their files are called.
+    """
+    query, support = prediction.query, prediction.support
+    support_pixels = {image.tobytes() for image in support.images}
+    in_support = [image.tobytes() in support_pixels for image in query.images]
+    known = [
+        (truth == label, repeated)
+        for truth, label, repeated in zip(query.labels, prediction.labels, in_support, strict=True)
+        if truth is not None
+    ]
     return {
         "method": settings.method.name,
         "dataset": settings.dataset.name,
         "inner_loop": eval_inner_loop(settings),
         "classes": prediction.classes,
-        "support": len(prediction.support.files),
-        "query": len(prediction.query.files),
+        "support": len(support.files),
+        "query": len(query.files),
         "in_support": sum(in_support),
-        "accuracy": accuracy(all_known),
-        "accuracy_of_others": accuracy(others) if any(in_support) else None,
+        "accuracy": accuracy([correct for correct, _ in known]),
+        "accuracy_of_others": accuracy([c for c, repeated in known if not repeated]) if any(in_support) else None,
         "interval": "Wilson score interval, 95 %",
         "batch_norm": prediction.batch_norm,
         "checkpoint": str(settings.checkpoint),
     }
 
 
-def accuracy(right: Sequence[bool]) -> dict[str, Any] | None:
-    """The fraction of true entries with its 95 % interval; None if `right` is empty."""
-    if not right:
+def accuracy(correct: Sequence[bool]) -> dict[str, Any] | None:
+    """The fraction of true entries with its 95 % interval; None if there are none."""
+    if not correct:
         return None
-    low, high = wilson(sum(right), len(right))
-    return {"mean": sum(right) / len(right), "low": low, "high": high, "right": sum(right), "pictures": len(right)}
+    right, count = sum(correct), len(correct)
+    low, high = wilson(right, count)
+    return {"mean": right / count, "low": low, "high": high, "right": right, "pictures": count}
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:

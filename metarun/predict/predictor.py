@@ -42,7 +42,6 @@ from metarun.utils.run_outputs import PREDICTIONS
 
 log = logging.getLogger(__name__)
 
-SUMMARY = "prediction.json"
 QUERY_BATCH = 100  # images that are labelled at a time
 
 
@@ -62,9 +61,10 @@ def predict(settings: Settings, folder: Path, begin: Callable[[], object]) -> No
     from metarun.predict.figure import prediction_figure  # imports matplotlib
 
     title = f"{settings.method.name} on {settings.dataset.name}"
+    result = summary(prediction, settings)
     contents = {
         PREDICTIONS: table(prediction),
-        SUMMARY: json.dumps(summary(prediction, settings), indent=2) + "\n",
+        "prediction.json": json.dumps(result, indent=2) + "\n",
         "predictions.png": prediction_figure(
             prediction.classes, prediction.support, prediction.query, prediction.probabilities, title
         ),
@@ -73,22 +73,25 @@ def predict(settings: Settings, folder: Path, begin: Callable[[], object]) -> No
         contents["adapted.safetensors"] = weights_file(prediction)
     for name, content in contents.items():
         files.atomic_write(folder / name, content)
-    log_summary(prediction, settings)
+    log_summary(prediction, result)
     log.info("everything is in %s: %s", relative_to_cwd(folder), ", ".join(contents))
 
 
 def label_query(settings: Settings, state: CheckpointState, path: str) -> Prediction:
     """Adapt the checkpoint's network to the support set in the inner loop, and label the query images.
 
-    Raises:
-        UserError, FloatingPointError: as `predict`.
+    The data set of the checkpoint is not needed. Raises UserError and FloatingPointError as `predict`.
     """
     if eval_inner_loop(settings) == 0:
         name = "inner_loop" if settings.eval.inner_loop is None else "eval.inner_loop"
         raise UserError(f"{name}=0: mode=predict learns its classes in the inner loop; give it one step or more")
+    if isinstance(settings.dataset, Sinusoid):
+        raise UserError(
+            f"checkpoint {path}: learned dataset=sinusoid, which has no classes; give one that saw pictures"
+        )
     device = choose_device(settings.device)
     set_precision(settings.engine.precision, device)
-    source = preprocessing_source(state, settings, path, device)
+    source = preprocessing_from_checkpoint(state, path, device)
     places = settings.query if isinstance(settings.query, list) else [settings.query]
     classes, support, query = labelled_images.read(str(settings.support), places, source.image_set.spec)
     learner = build_predictor(state.weights, settings, path, source, len(classes))
@@ -99,7 +102,7 @@ def label_query(settings: Settings, state: CheckpointState, path: str) -> Predic
         support_data = network_inputs(support.images, source)
         theta = adapt(learner, params, support_data, labels)
         weights = query_weights(learner, theta, params.phi, support_data, learner.inner_loop)
-        logits = query_outputs(learner, weights, query, source)[:, : len(classes)]
+        logits = query_logits(learner, weights, query, source)[:, : len(classes)]
     probabilities = logits.double().softmax(1).numpy()
     if not np.isfinite(probabilities).all():
         raise FloatingPointError(
@@ -110,28 +113,10 @@ def label_query(settings: Settings, state: CheckpointState, path: str) -> Predic
     return Prediction(classes, support, query, probabilities, saved, batch_norm(settings, learner.model))
 
 
-# --- the network -------------------------------------------------------------------------------------------
-
-
-def preprocessing_source(
-    state: CheckpointState, settings: Settings, path: str, device: torch.device
-) -> ImageTaskSampler:
-    """A sampler that preprocesses images as the checkpoint's data set does; the data set itself is not needed.
-
-    Raises:
-        UserError: the checkpoint was trained on curves, which have no classes.
-    """
-    if isinstance(settings.dataset, Sinusoid):
-        raise UserError(
-            f"checkpoint {path}: learned dataset=sinusoid, which has no classes; give one that saw pictures"
-        )
-    return preprocessing_from_checkpoint(state, path, device)
-
-
 def build_predictor(
-    saved: Weights, settings: Settings, path: str, source: ImageTaskSampler, classes: int
+    saved: Weights, settings: Settings, path: str, source: ImageTaskSampler, num_classes: int
 ) -> MetaLearner:
-    """The checkpoint's learner for `classes` classes: uses the first of its outputs, or expands its head.
+    """The checkpoint's learner for `num_classes` classes: uses the first of its outputs, or expands its head.
 
     Raises:
         UserError: more classes than the method supports, or a checkpoint that does not match its settings.
@@ -141,39 +126,34 @@ def build_predictor(
     restore(learner, Parameters(saved.theta, saved.phi), path)
     norm = learner.norm
     if norm.rule == "per_step":
-        norm = replace(norm, statistics=statistics(learner, saved, path))
-    if classes > settings.ways:
-        narrow, wide = learner.method.parameters, replace(settings, ways=classes)
-        learner = build_learner(wide, source, source.device)
-        network = dict(build_model(wide, source).named_parameters())
+        if not saved.statistics:
+            raise UserError(
+                f"checkpoint {path}: was written between two validations, at which batch_norm=per_step finds its "
+                "statistics; give the run folder, or its best.safetensors"
+            )
+        statistics = batch_norm_stats.zero_statistics(learner).tensors
+        copy_state_(statistics, saved.statistics, path)
+        norm = replace(norm, statistics=statistics)
+    if num_classes > settings.ways:
+        trained, settings_wide = learner.method.parameters, replace(settings, ways=num_classes)
+        learner = build_learner(settings_wide, source, source.device)
+        network = dict(build_model(settings_wide, source).named_parameters())
         try:
-            restore(learner, expand_head(narrow, learner.method.parameters, network), path)
+            restore(learner, expand_head(trained, learner.method.parameters, network), path)
         except HeadNotExpandable as error:
             raise UserError(
-                f"support={settings.support}: has {classes} classes, {settings.ways} are the most for this checkpoint, "
-                f"method={settings.method.name} ({error}); take class folders away, or train with ways={classes}"
+                f"support={settings.support}: has {num_classes} classes, {settings.ways} are the most for this "
+                f"checkpoint, method={settings.method.name} ({error}); take class folders away, or train with "
+                f"ways={num_classes}"
             ) from error
         log.info(
             "the run had ways=%d, here are %d classes: its head is widened; more inner steps may help, inner_loop=N",
-            *(settings.ways, classes),
+            *(settings.ways, num_classes),
         )
     return replace(learner, inner_loop=eval_inner_loop(settings), norm=norm)
 
 
-def statistics(learner: MetaLearner, saved: Weights, path: str) -> Tensors:
-    """Batch-norm statistics after each inner step. Raises UserError if the checkpoint holds none."""
-    if not saved.statistics:
-        raise UserError(
-            f"checkpoint {path}: was written between two validations, at which batch_norm=per_step finds its "
-            "statistics; give the run folder, or its best.safetensors"
-        )
-    stats = batch_norm_stats.zero_statistics(learner)
-    copy_state_(stats.tensors, saved.statistics, path)
-    return stats.tensors
-
-
 def restore(learner: MetaLearner, saved: Parameters, path: str) -> None:
-    """Copy saved theta and phi into the learner's. Raises UserError if names or shapes differ."""
     for params, saved_params in zip(learner.method.parameters, saved, strict=True):
         copy_state_(params, saved_params, path)
 
@@ -183,15 +163,6 @@ def network_inputs(images: np.ndarray, source: ImageTaskSampler) -> Tensor:
     return source.normalise_images(torch.from_numpy(images).to(source.device).float().div_(255))
 
 
-def query_outputs(learner: MetaLearner, weights: Tensors, query: LabelledImages, source: ImageTaskSampler) -> Tensor:
-    """Logits [images, outputs] on the CPU: in one batch under transductive batch norm, else `QUERY_BATCH` at a time."""
-    count = len(query.images)
-    transductive = learner.norm.rule == "transductive" and is_transductive(learner.model)
-    size = count if transductive else QUERY_BATCH
-    batches = (network_inputs(query.images[first : first + size], source) for first in range(0, count, size))
-    return torch.cat([batch_outputs(learner, weights, batch).cpu() for batch in batches])
-
-
 def adapt(learner: MetaLearner, params: Parameters, data: Tensor, labels: Tensor) -> Tensors:
     """theta after the inner loop on the support set; the method's random numbers are those of the first test task."""
     noise = method_noise(EVALUATION_SEED, "test", 0, 1, learner.method.noise(learner.inner_loop))[0].to(data.device)
@@ -199,7 +170,16 @@ def adapt(learner: MetaLearner, params: Parameters, data: Tensor, labels: Tensor
     return TaskLearner(learner, Task(data, labels, None, None), noise, autograd_gradient).adapt(params)[-1]
 
 
-def batch_outputs(learner: MetaLearner, weights: Tensors, batch: Tensor) -> Tensor:
+def query_logits(learner: MetaLearner, weights: Tensors, query: LabelledImages, source: ImageTaskSampler) -> Tensor:
+    """Logits [images, outputs] on the CPU: in one batch under transductive batch norm, else `QUERY_BATCH` at a time."""
+    count = len(query.images)
+    transductive = learner.norm.rule == "transductive" and is_transductive(learner.model)
+    size = count if transductive else QUERY_BATCH
+    batches = (network_inputs(query.images[first : first + size], source) for first in range(0, count, size))
+    return torch.cat([batch_logits(learner, weights, batch).cpu() for batch in batches])
+
+
+def batch_logits(learner: MetaLearner, weights: Tensors, batch: Tensor) -> Tensor:
     """Logits [images, outputs]. Raises UserError if a single image is too small for batch norm."""
     try:
         return functional_forward(learner, weights, batch)

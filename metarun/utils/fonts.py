@@ -1,4 +1,4 @@
-"""Fonts for text in matplotlib's pictures: letters of any script are drawn, or escaped where no font has them."""
+"""Fonts for text in matplotlib's pictures: letters of any script are drawn, or escaped if no font has them."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import unicodedata
 from collections.abc import Iterable
 from functools import cache
 
-from matplotlib.font_manager import FontEntry, fontManager, get_font
+from matplotlib.font_manager import fontManager, get_font
 
 from metarun.utils.text import printable
 
 FIRST = "DejaVu Sans"  # comes with matplotlib
+UPRIGHT = (("normal", 400), ("normal", "normal"))  # style and weight
 UNUSABLE = ("Last Resort", "Color Emoji", "ColorEmoji")  # boxes for letters; bitmaps, which matplotlib cannot draw
 
 
 def drawable(text: object) -> str:
-    """`printable`, with letters that no installed font has as their escape, such as `\\u4e2d`.
-
-    Of those, marks without width are left out.
-    """
+    """`printable`, with each letter that no installed font has as its escape, such as `\\u4e2d`; marks are left out."""
     return "".join(letter if family_of(letter) else escape(letter) for letter in printable(text))
 
 
@@ -34,21 +32,22 @@ def escape(letter: str) -> str:
 
 @cache
 def family_of(letter: str) -> str | None:
-    """An installed font family that has the letter, matplotlib's own first; None where there is none."""
-    return next((font.name for font in upright() if ord(letter) in letters_of(font.fname)), None)
+    """The first installed font family that has the letter, beginning with matplotlib's own; None if there is none."""
+    return next((name for name, path in upright_fonts() if ord(letter) in code_points(path)), None)
 
 
 @cache
-def upright() -> list[FontEntry]:
-    fonts = [font for font in fontManager.ttflist if font.style == "normal" and font.weight in (400, "normal")]
-    usable = [font for font in fonts if not any(word in font.name for word in UNUSABLE)]
-    return sorted(usable, key=lambda font: (font.name != FIRST, font.name, font.fname))
+def upright_fonts() -> list[tuple[str, str]]:
+    """Names and files of the installed fonts of normal style and weight, matplotlib's own first."""
+    fonts = {(font.name, font.fname) for font in fontManager.ttflist if (font.style, font.weight) in UPRIGHT}
+    usable = [font for font in fonts if not any(word in font[0] for word in UNUSABLE)]
+    return sorted(usable, key=lambda font: (font[0] != FIRST, *font))
 
 
 @cache
-def letters_of(file: str) -> frozenset[int]:
-    """Code points; none of a font file that is no longer there or that matplotlib cannot read."""
+def code_points(path: str) -> frozenset[int]:
+    """Letters of a font file; none if it is no longer there or matplotlib cannot read it."""
     try:
-        return frozenset(get_font(file).get_charmap())
+        return frozenset(get_font(path).get_charmap())
     except (OSError, RuntimeError):
         return frozenset()

@@ -39,7 +39,7 @@ from metarun.engine.network import build_learner
 from metarun.errors import UserError
 from metarun.methods import METHODS, Parameters
 from metarun.predict import output, predictor
-from metarun.predict.figure import RIGHT, WRONG, of_each_class, prediction_figure, short
+from metarun.predict.figure import RIGHT, WRONG, prediction_figure, select_queries, short
 from metarun.predict.labelled_images import LabelledImages
 from metarun.runner import run
 from metarun.utils import fonts
@@ -281,7 +281,7 @@ def test_a_lone_picture_that_shrinks_to_a_pixel_is_refused() -> None:
     network = backbones.Conv4((1, 16, 16), 5, filters=4, downsample="stride")
     learner = MetaLearner(network, METHODS["maml"](network, 0.1), classification, classification, 1)
     with pytest.raises(UserError, match="query: batch norm cannot normalise one picture this small by itself"):
-        predictor.batch_outputs(learner, dict(network.named_parameters()), torch.zeros(1, 1, 16, 16))
+        predictor.batch_logits(learner, dict(network.named_parameters()), torch.zeros(1, 1, 16, 16))
 
 
 def test_the_queries_of_a_network_with_batch_norm_are_one_batch() -> None:
@@ -303,9 +303,9 @@ def test_queries_are_labelled_in_lots_where_each_is_by_itself(norm: str, monkeyp
     run_file = crafted(zero=False, backbone=backbone, dataset=Glyphs(), name="conv.safetensors")
     whole = predict(run_file, "support=known", "query=new")
     lots: list[int] = []
-    run_lot = predictor.batch_outputs
+    run_lot = predictor.batch_logits
     monkeypatch.setattr(predictor, "QUERY_BATCH", 3)
-    monkeypatch.setattr(predictor, "batch_outputs", lambda *given: lots.append(len(given[2])) or run_lot(*given))
+    monkeypatch.setattr(predictor, "batch_logits", lambda *given: lots.append(len(given[2])) or run_lot(*given))
     parts = predict(run_file, "support=known", "query=new")
     assert lots == ([3, 3, 2] if norm == "layer" else [8])
     for one, other in zip(whole, parts, strict=True):
@@ -436,11 +436,11 @@ def test_the_picture_shows_each_class_and_a_query_of_each() -> None:
     query = LabelledImages(
         [Path(f"{n}.png") for n in range(125)], list(labels), np.zeros((125, 1, SIZE, SIZE), np.uint8)
     )
-    chosen = of_each_class(query, np.eye(25)[labels], 40)
+    chosen = select_queries(query, np.eye(25)[labels], 40)
     assert len(chosen) == 40 and chosen == sorted(chosen)
     assert {labels[number] for number in chosen} == set(range(25))
     unknown = replace(query, labels=[None] * 125)
-    assert of_each_class(unknown, np.eye(25)[labels], 40) == chosen  # by the class that was found
+    assert select_queries(unknown, np.eye(25)[labels], 40) == chosen  # by the class that was found
 
 
 @pytest.mark.parametrize(
