@@ -79,10 +79,10 @@ class Array(np.ndarray):
             raise Refused("it holds an array of objects without the objects, or of numbers without the bytes")
         if len(content) != (count if of_objects else count * dtype.itemsize):
             raise Refused(f"its array of shape {shape} and type {dtype} has {len(content)} entries or bytes")
-        if not of_objects:
+        if not isinstance(content, list):
             content = content.encode("latin1") if isinstance(content, str) else bytes(content)
-        if dtype.kind == "U" and np.frombuffer(content, f"{dtype.str[0]}u4").max(initial=0) > sys.maxunicode:
-            raise Refused("it holds text with characters that do not exist")
+            if dtype.kind == "U" and np.frombuffer(content, f"{dtype.str[0]}u4").max(initial=0) > sys.maxunicode:
+                raise Refused("it holds text with characters that do not exist")
         super().__setstate__((1, shape, dtype, bool(fortran), content))  # pyright: ignore[reportArgumentType]
 
 
