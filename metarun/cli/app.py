@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from metarun import __version__
-from metarun.cli import resolvers, settings, sweeps
+from metarun.cli import help, resolvers, settings, sweeps
 from metarun.cli.errors import USER_ERRORS, user_message
 from metarun.cli.overrides import overridden_keys, prepare_argv
 from metarun.config import paths
@@ -74,6 +74,9 @@ def run_command() -> int:
             init_process_group(rank)
         choices, arguments = prepare_argv(argv[1:])
         sweeps.CheckpointChoices().choices, sweeps.CheckpointChoices().process = choices, os.getpid()
+        if {"--help", "-h"} & set(arguments):
+            print(help.help_text(config_folder(), choices, arguments))
+            return 0
         sys.argv = [argv[0], *choices, *arguments]
         hydra.main(version_base="1.3", config_path=str(config_folder()), config_name="config")(job)()
     except KeyboardInterrupt as stopped:

@@ -5,10 +5,18 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field
+from pathlib import Path
 from typing import Any
 
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+from metarun.cli.errors import CONFIG_GROUP_NAMES
+from metarun.cli.overrides import FlagParser
 from metarun.config.groups import CONFIG_GROUPS
 from metarun.config.schema import Settings, format_value, iter_options
+from metarun.errors import UserError
 
 WIDTH = 100
 COLUMN = 34  # where the meaning of a key begins
@@ -53,6 +61,29 @@ Examples
 Values: method < data set < experiment < command line. A run is kept in outputs/<date>/<time>.
 Exit status: 0 done, 2 a mistake in what was typed, 130/143/138 stopped by a signal, 1 else.
 """
+
+
+def help_text(configs: Path, choices: Sequence[str], arguments: Sequence[str]) -> str:
+    """The text of --help for a command line, composed without Hydra's own help, which takes a second.
+
+    Args:
+        configs: the folder of metarun's configs.
+        choices: overrides of the groups by a checkpoint.
+        arguments: the command line, flags included.
+    """
+    flags = FlagParser().parse_args(list(arguments))
+    folder = Path(flags.config_dir) if flags.config_dir else None
+    if folder and not folder.is_dir():
+        raise UserError(f"--config-dir {folder}: no such folder; give one that holds groups, as experiment/mine.yaml")
+    searched = [f"hydra.searchpath=[{folder.absolute()}]"] if folder else []
+    with initialize_config_dir(str(configs), version_base="1.3"):
+        config = compose("config", [*choices, *flags.overrides, *searched], return_hydra_config=True)
+        loader = GlobalHydra.instance().config_loader()
+    offered: dict[str, list[str]] = {}
+    for group in CONFIG_GROUP_NAMES:
+        users = folder.glob(f"{group}/*.yaml") if folder else ()
+        offered[group] = sorted({*loader.get_group_options(group), *(path.stem for path in users)})
+    return render_help(offered, config.hydra.runtime.choices, lambda name: OmegaConf.select(config, name))
 
 
 def render_help(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from metarun.cli import help, settings, sweeps
-from metarun.cli.errors import CONFIG_GROUP_NAMES
+from metarun.cli import settings, sweeps
 from metarun.cli.overrides import overridden_keys, task_overrides
 from metarun.config import paths
 from metarun.config.groups import CONFIG_GROUPS, FORMS, choices
@@ -40,7 +36,7 @@ def validate_before_run_dir(*, _root_: DictConfig) -> str:
         UserError: the settings are invalid, or the run folder is not free.
     """
     # Hydra resolves this after each job of a sweep, too.
-    if {"--help", "-h"} & set(sys.argv) or sweeps.sweep_configs:
+    if sweeps.sweep_configs:
         return ""
     node = "sweep" if _root_.hydra.mode == RunMode.MULTIRUN else "run"
     if node == "sweep":
@@ -106,14 +102,6 @@ def remove_empty_sweep_dirs() -> None:
                 empty.rmdir()
 
 
-def help_text(*, _root_: DictConfig) -> str:
-    """Resolver `${metarun.help:}`: the text of --help, with `$` doubled for Hydra's string template."""
-    loader = GlobalHydra.instance().config_loader()
-    choices = {group: loader.get_group_options(group) for group in CONFIG_GROUP_NAMES}
-    chosen = HydraConfig.get().runtime.choices
-    return help.render_help(choices, chosen, lambda name: OmegaConf.select(_root_, name)).replace("$", "$$")
-
-
 def register() -> None:
     """Register the schema with Hydra, and the resolvers of configs/config.yaml with OmegaConf."""
     store = ConfigStore.instance()
@@ -134,4 +122,3 @@ def register() -> None:
     OmegaConf.register_new_resolver("metarun.checked", validate_before_run_dir, replace=True)
     OmegaConf.register_new_resolver("metarun.run_folder", run_folder, use_cache=True, replace=True)
     OmegaConf.register_new_resolver("metarun.sweep_folder", sweep_folder, use_cache=True, replace=True)
-    OmegaConf.register_new_resolver("metarun.help", help_text, replace=True)
