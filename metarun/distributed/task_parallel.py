@@ -25,7 +25,7 @@ from metarun.data.task_sampler import SPLITS
 from metarun.distributed import launch
 from metarun.distributed.launch import PeerLost, Workers, raise_peer_lost
 from metarun.engine.context import RunContext
-from metarun.engine.eval_result import EvalResult, evaluate_in_chunks
+from metarun.engine.eval_result import EvalResult
 from metarun.engine.rank import SINGLE_PROCESS, Rank
 from metarun.methods import Parameters
 
@@ -95,21 +95,24 @@ class TaskParallelGroup:
         Raises:
             RunFailure: another process has ended.
         """
-
-        def evaluate_chunk(first: int, count: int) -> Tensor:
-            if not members:
-                values, num_steps = self.shared_evaluation(EVALUATE, split, first, count), self.work.eval_inner_loop + 1
-                if values.shape[2] > num_steps:
-                    on_predictions(first, values[:, :, num_steps:])
-                return values[:, :, :num_steps]
-            total = torch.zeros(())
-            for weights in members:
-                self.work.load_state_dict(weights, "of the ensemble")
-                total = total + self.shared_evaluation(LOGITS, split, first, count)
-            return self.work.score_logits(split, first, count, total / len(members))
-
-        chunk, trained = self.work.tasks_at_once * self.process.world_size, self.work.settings.inner_loop
-        return evaluate_in_chunks(evaluate_chunk, self.work.source.metric, num_tasks, chunk, trained, progress)
+        work, chunks = self.work, []
+        chunk_size, num_steps = work.tasks_at_once * self.process.world_size, work.eval_inner_loop + 1
+        for first in range(0, num_tasks, chunk_size):
+            count = min(chunk_size, num_tasks - first)
+            if members:
+                total = torch.zeros(())
+                for weights in members:
+                    work.load_state_dict(weights, "of the ensemble")
+                    total = total + self.shared_evaluation(LOGITS, split, first, count)
+                chunks.append(work.score_logits(split, first, count, total / len(members)))
+            else:
+                entries = self.shared_evaluation(EVALUATE, split, first, count)
+                if entries.shape[2] > num_steps:
+                    on_predictions(first, entries[:, :, num_steps:])
+                chunks.append(entries[:, :, :num_steps])
+            progress(count)
+        losses, values = torch.cat(chunks, dim=1)
+        return EvalResult(work.source.metric, values, losses, work.settings.inner_loop)
 
     def shared_evaluation(self, request: int, split: str, first: int, count: int) -> Tensor:
         """`evaluation_share` of tasks first .. first + count - 1, summed over all processes."""

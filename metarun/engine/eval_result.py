@@ -1,13 +1,11 @@
-"""Evaluation over many fixed tasks in chunks, and its result with a confidence interval."""
+"""The tasks of an evaluation, which are the same for all runs, and its result with a confidence interval."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from metarun.core.meta_learner import MetaLearner
@@ -119,26 +117,3 @@ def evaluation_tasks(
     tasks = source.draw(EVALUATION_SEED, split, first, count, shape)
     noise = method_noise(EVALUATION_SEED, split, first, count, learner.method.noise(learner.inner_loop))
     return tasks, noise.to(tasks.query_data.device)
-
-
-def evaluate_in_chunks(
-    evaluate_chunk: Callable[[int, int], Tensor],
-    metric: str,
-    tasks: int,
-    chunk_size: int,
-    train_steps: int,
-    progress: Callable[[int], object] = lambda done: None,
-) -> EvalResult:
-    """Evaluates the first `tasks` tasks of a split, `chunk_size` at a time.
-
-    Args:
-        evaluate_chunk: (first, count) -> losses and metric of those tasks, [2, count, inner steps + 1].
-        progress: called after each chunk with its number of tasks.
-    """
-    chunks = []
-    for first in range(0, tasks, chunk_size):
-        count = min(chunk_size, tasks - first)
-        chunks.append(evaluate_chunk(first, count))
-        progress(count)
-    losses, values = torch.cat(chunks, dim=1)
-    return EvalResult(metric, values, losses, train_steps)

@@ -71,8 +71,8 @@ def learn_inner_rates(
         rates[name] = torch.full(shape, initial, dtype=dtype, device=theta[name].device)
     key = {name: f"inner_rates.{escape_dots(first if alpha == 'scalar' else name)}" for name in theta}
     learned = LearnedRates(method, alpha, key)
-    functions = {"update": learned.update, "summaries": learned.summaries}
-    return extend(method, model, "inner_rates", FlatParameterDict(rates), **functions)
+    added = FlatParameterDict(rates)
+    return extend(method, model, "inner_rates", added, update=learned.update, summaries=learned.summaries)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,8 +29,6 @@ from metarun.methods.maml import maml
 log = logging.getLogger(__name__)
 
 FULL_LOGIT_STD = {True: 0.01, False: 0.1}  # initial spread of zeta with full=True: with convolutions, without
-
-
 Maps = dict[str, tuple[str, int]]  # weight or bias -> (the weight whose T or mask acts on it, axis of output units)
 
 
@@ -124,8 +122,8 @@ def add_gradient_masks(method: Method, model: nn.Module, maps: Maps, full: bool)
         elif name == owner:
             logits[name] = theta[name].new_zeros(theta[name].shape[axis])
     masked = Masked(method, maps, {name: logit.shape for name, logit in logits.items()}, full)
-    functions = {name: getattr(masked, name) for name in ("begin", "update", "noise", "summaries")}
-    return extend(method, model, "mask_logits", FlatParameterDict(logits), **functions)
+    extended = extend(method, model, "mask_logits", FlatParameterDict(logits))
+    return replace(extended, begin=masked.begin, update=masked.update, noise=masked.noise, summaries=masked.summaries)
 
 
 @dataclass(frozen=True)
