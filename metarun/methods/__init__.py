@@ -17,7 +17,7 @@ from metarun.config.methods import METHODS as CONFIGS
 from metarun.errors import UserError, did_you_mean
 from metarun.methods.base import Method, split_parameters
 from metarun.methods.l2f import attenuate
-from metarun.methods.layers import resolved
+from metarun.methods.layers import expand_across
 from metarun.methods.maml import maml
 from metarun.methods.msgd import learn_inner_rates
 from metarun.methods.mtnet import add_t_layers
@@ -80,7 +80,7 @@ def compose(
         raise UserError("use_warp objective='trajectory': learns from stored iterates, which the command does only")
     norms = set() if "use_warp" in on else norm_parameters(model)
     rate = 1.0 if "learn_lr" in on else inner_learning_rate
-    method = maml(model, rate, split_parameters(model, norms | resolved(model, across)), "Init")
+    method = maml(model, rate, split_parameters(model, norms | expand_across(model, across)), "Init")
     for name, chosen in options.items():
         first = {"inner_learning_rate": inner_learning_rate} if name == "learn_lr" else {}
         method = EXTENSIONS[name](method, model, **first, **chosen)

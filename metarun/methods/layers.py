@@ -17,7 +17,7 @@ def names_by_tensor(model: nn.Module) -> dict[int, str]:
     return {id(tensor): name for name, tensor in model.named_parameters()}
 
 
-def called(model: nn.Module) -> dict[str, nn.Module]:
+def called_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Name -> module, without the output projections of attention, which are never called: their weights are read."""
     modules = dict(model.named_modules())
     projections = {id(module.out_proj) for module in modules.values() if isinstance(module, nn.MultiheadAttention)}
@@ -26,7 +26,7 @@ def called(model: nn.Module) -> dict[str, nn.Module]:
 
 def linear_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Name -> module of all convolution and linear layers, including parametrised and frozen ones."""
-    return {name: module for name, module in called(model).items() if isinstance(module, LINEAR)}
+    return {name: module for name, module in called_modules(model).items() if isinstance(module, LINEAR)}
 
 
 def head(model: nn.Module, method: str) -> tuple[str, nn.Module]:
@@ -44,7 +44,7 @@ def head_names(model: nn.Module) -> set[str]:
     return {names[id(tensor)] for tensor in module.parameters()}
 
 
-def resolved(model: nn.Module, across: Iterable[str]) -> set[str]:
+def expand_across(model: nn.Module, across: Iterable[str]) -> set[str]:
     """The names of all parameters that `across` names, by the parameter itself or by a module that holds it.
 
     Raises:
@@ -54,7 +54,7 @@ def resolved(model: nn.Module, across: Iterable[str]) -> set[str]:
         raise UserError(f"across={across!r}: give a list of names, [{across!r}]")
     names, params = names_by_tensor(model), dict(model.named_parameters(remove_duplicate=False))
     modules = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
-    resolved_names: set[str] = set()
+    expanded: set[str] = set()
     for name in across:
         if name not in params and name not in modules:
             close = did_you_mean(name, [*params, *modules])
@@ -62,5 +62,5 @@ def resolved(model: nn.Module, across: Iterable[str]) -> set[str]:
         tensors = list(modules[name].parameters()) if name in modules else [params[name]]
         if not tensors:
             raise UserError(f"across: {name!r} has no parameters ({type(modules[name]).__name__}); leave it out")
-        resolved_names |= {names[id(tensor)] for tensor in tensors}
-    return resolved_names
+        expanded |= {names[id(tensor)] for tensor in tensors}
+    return expanded

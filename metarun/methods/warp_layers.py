@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from metarun.errors import UserError
-from metarun.methods.layers import called
+from metarun.methods.layers import called_modules
 from metarun.nn.norm import Norm, before_norm
 
 CONVOLUTIONS = {  # types of layers -> type of the convolution that warps their output
@@ -148,7 +148,7 @@ def warp_output(name: str, layer: Warp, x: Any) -> Any:
 
 def warped_modules(model: nn.Module) -> dict[str, nn.Module]:
     """Name -> module of the layers that a warp can follow."""
-    return {name: module for name, module in called(model).items() if isinstance(module, WARPED)}
+    return {name: module for name, module in called_modules(model).items() if isinstance(module, WARPED)}
 
 
 def default_warp_sites(model: nn.Module) -> list[str]:

@@ -88,7 +88,7 @@ def test_a_lost_member_is_told(tmp_path: Path, caplog) -> None:
     ensemble.member_paths(tmp_path / "run")[0].write_bytes(b"")
     run(settings(tmp_path, iterations=20, resume=str(tmp_path / "run")), tmp_path / "run")
     assert "is missing; the ensemble goes without it" in caplog.text and "cut short" in caplog.text
-    assert result(tmp_path / "run")["ensemble"] == 1 and "keeps 1 checkpoints for it" in caplog.text
+    assert result(tmp_path / "run")["ensemble"] == 1 and "keeps 1 checkpoint for it" in caplog.text
 
 
 def test_fewer_are_evaluated_and_no_more_than_are_kept(tmp_path: Path) -> None:
