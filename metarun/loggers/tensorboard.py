@@ -30,6 +30,7 @@ from metarun.utils.run_outputs import METRICS
 FILE_VERSION = "brain.Event:2"
 HPARAMS_FILE = "events.out.tfevents.0.settings"  # replaced by each session: TensorBoard shows the first such record
 BINS = 40  # of a histogram
+NON_METRIC_KEYS = ("step", "split", "seconds")  # of a line of metrics.jsonl
 
 
 class EventFile(AppendOnlyFile):
@@ -42,10 +43,6 @@ class EventFile(AppendOnlyFile):
 
     def write_event(self, **fields: Any) -> None:
         RecordWriter(self).write(Event(wall_time=time.time(), **fields).SerializeToString())
-
-    def write_values(self, step: int, values: list[Summary.Value]) -> None:
-        if values:
-            self.write_event(step=step, summary=Summary(value=values))
 
 
 class TensorBoardLogger(Logger):
@@ -66,42 +63,35 @@ class TensorBoardLogger(Logger):
                     file.write_event(step=purge_step, session_log=SessionLog(status=SessionLog.START))
                 self.event_files[split] = file
             if start is not None and start.validation_pending and (folder / METRICS).exists():
-                self.restore_training_scalars(folder / METRICS, start.step)
+                for _, entry in read_metrics(folder / METRICS):  # purging from its step on hides its training line too
+                    if (entry["step"], entry["split"]) == (start.step, "train"):
+                        self.log_scalars(start.step, {k: v for k, v in entry.items() if k not in NON_METRIC_KEYS})
             self.stack = stack.pop_all()
-
-    def restore_training_scalars(self, path: Path, step: int) -> None:
-        """Log the training line of `step` again, which purging from `step` on hides."""
-        for _, entry in read_metrics(path):
-            if (entry["step"], entry["split"]) == (step, "train"):
-                self.log_scalars(step, {k: v for k, v in entry.items() if k not in ("step", "split", "seconds")})
 
     def log_scalars(
         self, step: int, scalars: Mapping[str, float], split: str | None = None, seconds: float = 0.0
     ) -> None:
         numbers = {tag: math.nan if value is None else value for tag, value in scalars.items()}
-        values = [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()]
-        self.event_files[split or "train"].write_values(step, values)
+        self.write(step, [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()], split)
 
     def log_images(self, step: int, images: Mapping[str, bytes]) -> None:
         encoded = {tag: Summary.Image(colorspace=3, encoded_image_string=png) for tag, png in images.items()}
-        self.event_files["train"].write_values(
-            step, [Summary.Value(tag=t, image=image) for t, image in encoded.items()]
-        )
+        self.write(step, [Summary.Value(tag=tag, image=image) for tag, image in encoded.items()])
 
     def log_histograms(self, step: int, histograms: Mapping[str, np.ndarray]) -> None:
         finite = {tag: values[np.isfinite(values)].astype(float) for tag, values in histograms.items()}
-        values = [Summary.Value(tag=t, histo=make_histogram(v, BINS)) for t, v in finite.items() if len(v)]
-        self.event_files["train"].write_values(step, values)
+        self.write(step, [Summary.Value(tag=t, histo=make_histogram(v, BINS)) for t, v in finite.items() if len(v)])
+
+    def write(self, step: int, values: list[Summary.Value], split: str | None = None) -> None:
+        if values:
+            self.event_files[split or "train"].write_event(step=step, summary=Summary(value=values))
 
     def log_hparams(self, hparams: Mapping[str, Any], finished: bool) -> None:
         values = {key: str(value).lower() if isinstance(value, bool) else value for key, value in hparams.items()}
         _, session_start, session_end = hparams_summaries(values, {})
+        events = [Event(file_version=FILE_VERSION), Event(summary=session_start), Event(summary=session_end)]
         content = io.BytesIO()
-        for event in (
-            Event(file_version=FILE_VERSION),
-            Event(summary=session_start),
-            *([Event(summary=session_end)] if finished else []),
-        ):
+        for event in events if finished else events[:2]:
             event.wall_time = time.time()
             RecordWriter(content).write(event.SerializeToString())
         atomic_write(self.folder / HPARAMS_FILE, content.getvalue())

@@ -33,11 +33,7 @@ class Cell(NamedTuple):
     frame: str = UNKNOWN
 
 
-class Row(NamedTuple):
-    """A name and pictures beside it, or a heading if there are no pictures."""
-
-    words: str
-    cells: Sequence[Cell] = ()
+Row = tuple[str, Sequence[Cell]]  # a name and pictures beside it, or a heading if there are no pictures
 
 
 def prediction_figure(
@@ -51,29 +47,28 @@ def prediction_figure(
         probabilities: [queries, classes].
     """
     num_classes = min(len(classes), CLASSES)
-    files = [
-        [file for file, label in zip(support.files, support.labels, strict=True) if label == number]
-        for number in range(num_classes)
-    ]
-    rows = [Row(f"{drawable(title)}: learned from {with_total(num_classes, len(classes), 'classes')}")]
+    rows: list[Row] = [(f"{drawable(title)}: learned from {with_total(num_classes, len(classes), 'classes')}", [])]
+    names = [short(name) for name in classes]
+    files: list[list[Path]] = [[] for _ in classes]
+    for file, label in zip(support.files, support.labels, strict=True):
+        if label is not None:
+            files[label].append(file)
     if num_classes > ROWS:
-        rows += in_rows([Cell(paths[0], short(name)) for name, paths in zip(classes, files, strict=False)])
+        rows += in_rows([Cell(files[label][0], names[label]) for label in range(num_classes)])
     else:
-        for name, paths in zip(classes, files, strict=True):
+        for name, paths in zip(names, files, strict=True):
             total = f"\n{SHOTS} of {len(paths)}" if len(paths) > SHOTS else ""
-            rows.append(Row(short(name) + total, [Cell(path) for path in paths[:SHOTS]]))
+            rows.append((name + total, [Cell(path) for path in paths[:SHOTS]]))
     indices = select_queries(query, probabilities, max(QUERIES, num_classes))
-    rows.append(Row(f"labelled: {with_total(len(indices), len(query.files), 'pictures')}"))
-    return draw(rows + in_rows([query_cell(classes, query, probabilities, index) for index in indices]))
-
-
-def query_cell(classes: Sequence[str], query: LabelledImages, probabilities: np.ndarray, index: int) -> Cell:
-    """A query with its label, its probability, and its true class if that is another."""
-    label, truth = int(probabilities[index].argmax()), query.labels[index]
-    caption = f"{short(classes[label])}\n{100 * probabilities[index, label]:.0f} %"
-    if truth is None or truth == label:
-        return Cell(query.files[index], caption, UNKNOWN if truth is None else RIGHT)
-    return Cell(query.files[index], f"{caption}\nis {short(classes[truth])}", WRONG)
+    rows.append((f"labelled: {with_total(len(indices), len(query.files), 'pictures')}", []))
+    cells = []
+    for index in indices:
+        label, truth = int(probabilities[index].argmax()), query.labels[index]
+        frame = UNKNOWN if truth is None else RIGHT if truth == label else WRONG
+        caption = f"{names[label]}\n{100 * probabilities[index, label]:.0f} %"
+        other = f"\nis {names[truth]}" if truth is not None and truth != label else ""
+        cells.append(Cell(query.files[index], caption + other, frame))
+    return draw(rows + in_rows(cells))
 
 
 def select_queries(query: LabelledImages, probabilities: np.ndarray, most: int) -> list[int]:
@@ -88,7 +83,7 @@ def select_queries(query: LabelledImages, probabilities: np.ndarray, most: int) 
 
 
 def in_rows(cells: Sequence[Cell]) -> list[Row]:
-    return [Row("", cells[first : first + COLUMNS]) for first in range(0, len(cells), COLUMNS)]
+    return [("", cells[first : first + COLUMNS]) for first in range(0, len(cells), COLUMNS)]
 
 
 def with_total(shown: int, total: int, noun: str) -> str:
@@ -107,17 +102,16 @@ def short(name: str) -> str:
 
 def draw(rows: Sequence[Row]) -> bytes:
     """Draw rows below one another. A caption of up to three lines is above its picture, the file's name below."""
-    texts = [
-        text for row in rows for text in (row.words, *(word for c in row.cells for word in (c.caption, c.file.name)))
-    ]
-    heights = [ROW if row.cells else HEADING for row in rows]
+    cells = [cell for _, row in rows for cell in row]
+    texts = [*(words for words, _ in rows), *(cell.caption for cell in cells), *(cell.file.name for cell in cells)]
+    heights = [ROW if row else HEADING for _, row in rows]
     width, total = COLUMNS + 1, sum(heights)
     figure = Figure((width * CELL, total * CELL))
     style = {"fontfamily": families(texts), "parse_math": False}
-    for row, bottom, height in zip(rows, accumulate(heights), heights, strict=True):
-        size, middle = 8 if row.cells else 12, 1 - (bottom - height / 2) / total
-        figure.text(MARGIN / width, middle, row.words, fontsize=size, verticalalignment="center", **style)
-        for column, cell in enumerate(row.cells):
+    for (words, row), bottom, height in zip(rows, accumulate(heights), heights, strict=True):
+        size, middle = 8 if row else 12, 1 - (bottom - height / 2) / total
+        figure.text(MARGIN / width, middle, words, fontsize=size, verticalalignment="center", **style)
+        for column, cell in enumerate(row):
             left, foot = (1 + column + MARGIN / 2) / width, 1 - (bottom - 1.5 * MARGIN) / total
             axes = figure.add_axes((left, foot, (1 - MARGIN) / width, (height - 4 * MARGIN) / total))
             axes.imshow(thumbnail(cell.file))

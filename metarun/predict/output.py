@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 from collections import Counter
@@ -11,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from safetensors.torch import save
 
 from metarun.config.schema import Settings
 from metarun.engine.task_shapes import eval_inner_loop
@@ -48,12 +46,6 @@ def table(prediction: Prediction) -> bytes:
         for path, label, row, name in zip(query.files, prediction.labels, prediction.probabilities, names, strict=True)
     ]
     return csv_table(["file", "class", *classes, *(["true_class"] if any(names) else [])], rows)
-
-
-def weights_file(prediction: Prediction) -> bytes:
-    """The adapted weights as safetensors, with the class names as JSON in its metadata."""
-    weights = {name: weight.cpu().contiguous() for name, weight in prediction.weights.items()}
-    return save(weights, {"classes": json.dumps(prediction.classes)})
 
 
 def log_summary(prediction: Prediction, result: dict[str, Any]) -> None:

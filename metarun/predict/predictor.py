@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -35,7 +36,7 @@ from metarun.nn.norm import is_transductive
 from metarun.nn.precision import set_precision
 from metarun.predict import labelled_images
 from metarun.predict.labelled_images import LabelledImages
-from metarun.predict.output import Prediction, log_summary, summary, table, weights_file
+from metarun.predict.output import Prediction, log_summary, summary, table
 from metarun.types import Task
 from metarun.utils import files
 from metarun.utils.run_outputs import PREDICTIONS
@@ -70,7 +71,7 @@ def predict(settings: Settings, folder: Path, begin: Callable[[], object]) -> No
         ),
     }
     if settings.adapted_weights:
-        contents["adapted.safetensors"] = weights_file(prediction)
+        contents["adapted.safetensors"] = save(prediction.weights, {"classes": json.dumps(prediction.classes)})
     for name, content in contents.items():
         files.atomic_write(folder / name, content)
     log_summary(prediction, result)
@@ -197,6 +198,5 @@ def weights_in_use(learner: MetaLearner, weights: Tensors, data: Tensor) -> Tens
     with torch.enable_grad():
         total = functional_forward(learner, leaves, data).sum()
         grads = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-    return {
-        name: weight.detach() for (name, weight), grad in zip(leaves.items(), grads, strict=True) if grad is not None
-    }
+    used = [name for name, grad in zip(leaves, grads, strict=True) if grad is not None]
+    return {name: leaves[name].detach().cpu().contiguous() for name in used}

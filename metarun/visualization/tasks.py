@@ -45,8 +45,8 @@ def classification_grid(title: str, task: Task, predictions: Tensor) -> bytes:
     for x, y, words, colour in (
         (16, 24, f"{title}: {correct} of {len(predictions)} queries right", "black"),
         (16, 60, "green: right; red: wrong, with the number of the class found", GREY),
-        (LEFT, 104, group_heading("support", SHOTS, num_shots), "black"),
-        (query_left, 104, group_heading("query", QUERIES, num_queries), "black"),
+        (LEFT, 104, "support" + (f" ({SHOTS} of {num_shots})" if num_shots > SHOTS else ""), "black"),
+        (query_left, 104, "query" + (f" ({QUERIES} of {num_queries})" if num_queries > QUERIES else ""), "black"),
         *((16, TOP + row * PITCH + CELL // 2, f"class {row}", "black") for row in range(rows)),
     ):
         draw.text((x, y), words, colour, font, anchor="lm")
@@ -57,7 +57,10 @@ def classification_grid(title: str, task: Task, predictions: Tensor) -> bytes:
         for row in range(rows):
             for column, index in enumerate((target == row).nonzero().flatten()[:most].tolist()):
                 x, y = left + column * PITCH, TOP + row * PITCH
-                canvas.paste(resized(data[index]), (x, y))
+                pixels = data[index].movedim(0, -1).numpy()
+                image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+                resampling = Image.Resampling.NEAREST if image.width < CELL else Image.Resampling.BOX
+                canvas.paste(image.resize((CELL, CELL), resampling), (x, y))
                 frame = (x - 4, y - 4, x + CELL + 3, y + CELL + 3)
                 if data is task.support_data:
                     draw.rectangle(frame, outline=GREY, width=2)
@@ -70,17 +73,6 @@ def classification_grid(title: str, task: Task, predictions: Tensor) -> bytes:
     file = io.BytesIO()
     canvas.reduce(2).save(file, "PNG")
     return file.getvalue()
-
-
-def group_heading(name: str, most: int, count: int) -> str:
-    return name if count <= most else f"{name} ({most} of {count})"
-
-
-def resized(pixels: Tensor) -> Image.Image:
-    """uint8 [channels, height, width] as a square image of side CELL; a smaller one keeps its pixels."""
-    array = pixels.movedim(0, -1).numpy()
-    image = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
-    return image.resize((CELL, CELL), Image.Resampling.NEAREST if image.width < CELL else Image.Resampling.BOX)
 
 
 def regression_plot(title: str, task: Task, outputs: Tensor, steps: Sequence[int]) -> bytes:

@@ -536,7 +536,7 @@ def test_all_files_that_cannot_be_read_are_told_at_once(capsys: pytest.CaptureFi
         ("mode=predict checkpoint=run.safetensors query=new", ["mode=predict", "support=DIR"]),
         ("mode=predict checkpoint=run.safetensors support=known", ["mode=predict", "query=DIR"]),
         ("mode=predict checkpoint=run.safetensors support=known query=7", ["query=7", "quotes"]),
-        ("mode=predict checkpoint=run.safetensors support=known query=[]", ["query=[]", "[FILE,FILE]"]),
+        ("mode=predict checkpoint=run.safetensors support=known query=[]", ["query=[]", "[A,B]"]),
         ("mode=predict checkpoint=run.safetensors support=known query={a:1}", ["query="]),
         ("mode=predict checkpoint=run.safetensors support=[known] query=new", ["support"]),
         ("mode=predict checkpoint=run.safetensors support=known query=new,old", ["query=new,old", "[A,B]"]),
