@@ -41,11 +41,12 @@ def table(prediction: Prediction) -> bytes:
     """CSV: file, class, the probability of each class, and true_class if any query image's class is known."""
     classes, query = prediction.classes, prediction.query
     names = ["" if truth is None else classes[truth] for truth in query.labels]
+    any_known = any(names)
     rows = [
-        [path, classes[label], *(f"{value:.6g}" for value in row), *([name] if any(names) else [])]
+        [path, classes[label], *(f"{value:.6g}" for value in row), *([name] if any_known else [])]
         for path, label, row, name in zip(query.files, prediction.labels, prediction.probabilities, names, strict=True)
     ]
-    return csv_table(["file", "class", *classes, *(["true_class"] if any(names) else [])], rows)
+    return csv_table(["file", "class", *classes, *(["true_class"] if any_known else [])], rows)
 
 
 def log_summary(prediction: Prediction, result: dict[str, Any]) -> None:
