@@ -39,16 +39,22 @@ class Metric:
         """Sorts values from the best to the worst."""
         return -value if self.higher_is_better else value
 
-    def format_value(self, value: float) -> str:
-        """A value without its unit, e.g. `47.11` or `0.0123`."""
+    def format(self, value: float | None) -> str:
+        """A value without its unit, e.g. `47.11` or `0.0123`; `-` for None."""
+        if value is None:
+            return "-"
         if self.unit == "%":
             return f"{self.scale * value:.2f}"
         return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
 
+    def format_ci95(self, ci95: float | None) -> str:
+        """Half the width of a 95 % interval, e.g. `± 0.54`; `-` for None."""
+        return "-" if ci95 is None else f"± {self.format(ci95)}"
+
     def format_interval(self, mean: float, ci95: float) -> str:
         """A mean and half the width of its 95 % interval to the same decimals, e.g. `47.11 ± 0.54 %`."""
         if self.unit == "%":
-            return f"{self.format_value(mean)} ± {self.format_value(ci95)}{self.suffix}"
+            return f"{self.format(mean)} {self.format_ci95(ci95)}{self.suffix}"
         return f"{mean:.4f} ± {ci95:.4f}" if abs(mean) < 1e6 else f"{mean:.3g} ± {ci95:.3g}"
 
 

@@ -20,14 +20,13 @@ from omegaconf import DictConfig, OmegaConf
 from metarun.cli.overrides import task_overrides
 from metarun.config.groups import Sinusoid
 from metarun.errors import UserError, quote_override, relative_to_cwd
-from metarun.metrics import ACCURACY, METRIC_BY_NAME, MSE
+from metarun.metrics import ACCURACY, MSE
 from metarun.report import runs, text
 from metarun.report.contents import contents
-from metarun.report.formatting import duration, format_metric, plus_minus
 from metarun.utils import console, files
 from metarun.utils.run_outputs import RESULT
 from metarun.utils.signals import end_with_parent
-from metarun.utils.text import LogFormatter
+from metarun.utils.text import LogFormatter, duration
 
 ALL_AT_ONCE = "submitit_local"  # launcher that starts all jobs of a sweep at once
 REPORT = "report.md"
@@ -201,8 +200,8 @@ def outcome(result: Path) -> str:
         (run,) = runs.finished(result.parent)
     except ValueError:  # nothing to read, or the results of several evaluations
         return ""
-    unit = METRIC_BY_NAME[run.metric].suffix
-    return f": {run.metric} {format_metric(run.metric, run.mean)} {plus_minus(run.metric, run.ci95)}{unit}"
+    metric = run.metric
+    return f": {metric.name} {metric.format(run.mean)} {metric.format_ci95(run.ci95)}{metric.suffix}"
 
 
 def print_sweep_table() -> None:

@@ -1,32 +1,40 @@
-"""Groups runs that differ only in their seed, and groups that can be compared with one another into tables."""
+"""Groups runs that differ only in their seed, and compares the groups that were tested alike."""
 
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from metarun.config.groups import CONFIG_GROUPS
 from metarun.config.schema import MACHINE_KEYS, format_value
 from metarun.errors import relative_to_cwd
-from metarun.report.intervals import seed_ci95
+from metarun.metrics import Metric
 from metarun.report.runs import Run
 
-IGNORED_SETTINGS = ("seed", "eval.details", *MACHINE_KEYS)  # what may differ within a group, and `save.`, `engine.`
-TASK = ("dataset", "eval.ways", "eval.shots", "metric")  # one of each to a table
-FOLLOWING = ("ways", "shots", "queries", "inner_loop")  # eval.* of these is as in training where it is null
-TESTED_ON = ("eval.split", "class_split", "batch_norm", "eval.tasks", "eval.queries")  # comparable if all are equal
-TRAINING_ONLY = ("dataset.normalise", "dataset.augment")  # all other `dataset.` keys change the test tasks
-NAMING_CLASSES = ("dataset.split", "dataset.seed", "dataset.root")  # a difference in class_split shows in these
-Identity = Mapping[str, Any]
+IGNORED_SETTINGS = ("seed", "eval.details", *MACHINE_KEYS)  # may differ within a group, as may `save.*` and `engine.*`
+TASK_KEYS = ("dataset", "eval.ways", "eval.shots", "metric")  # each combination has tables of its own
+EVAL_DEFAULTS = ("ways", "shots", "queries", "inner_loop")  # eval.* of these is that of training if it is null
+TEST_KEYS = (
+    "eval.split",
+    "class_split",
+    "batch_norm",
+    "eval.tasks",
+    "eval.queries",
+)  # must be equal
+TRAINING_ONLY = ("dataset.normalise", "dataset.augment")  # all other `dataset.*` keys change the test tasks
+SPLIT_KEYS = ("dataset.split", "dataset.seed", "dataset.root")  # they explain a difference in class_split
+Identity = Mapping[str, Any]  # the settings that identify a group, by dotted name
 
 
 @dataclass(frozen=True)
 class SeedGroup:
-    """Runs with equal settings, one per seed, with finite test metrics."""
+    """Runs with equal settings, one for each seed, whose metrics are finite."""
 
     identity: Identity
     runs: tuple[Run, ...]
@@ -40,13 +48,13 @@ class SeedGroup:
         return statistics.fmean(self.means)
 
     @property
-    def seeds_interval(self) -> float | None:
-        """Half of the 95 % interval of the mean over seeds; None where there is one seed."""
+    def seeds_ci95(self) -> float | None:
+        """Half the width of the 95 % interval of the mean over seeds; None for a single seed."""
         return seed_ci95(self.means)
 
     @property
-    def tasks_interval(self) -> float:
-        """Half of the 95 % interval of a single run over its test tasks: the mean of its seeds'."""
+    def tasks_ci95(self) -> float:
+        """Half the width of the 95 % interval of one run over its test tasks, averaged over the seeds."""
         return statistics.fmean(run.ci95 or 0.0 for run in self.runs)
 
     @property
@@ -54,146 +62,157 @@ class SeedGroup:
         values = [run.untrained for run in self.runs if run.untrained is not None]
         return statistics.fmean(values) if values else None
 
-    @property
-    def by_step(self) -> list[float | None]:
-        """Mean over seeds after each inner step, from 0; None where one of them is not finite."""
-        columns = zip(*(run.by_step for run in self.runs), strict=False)
-        return [None if None in column else statistics.fmean(v for v in column if v is not None) for column in columns]
-
 
 @dataclass(frozen=True)
-class ComparisonTable:
-    """Groups that can be compared: the same data set, ways, shots and metric, tested alike; the best first."""
+class Comparison:
+    """Groups with the same data set, ways, shots and metric that were tested alike; the best group comes first."""
 
-    name: str
-    metric: str
-    larger_is_better: bool
+    task: str  # data set, ways and shots
+    name: str  # the task, and the values of `protocol`
+    metric: Metric
     groups: tuple[SeedGroup, ...]
     varied: tuple[str, ...]  # settings that differ among its groups, besides the method
-    protocol: tuple[str, ...] = ()  # settings in which it was tested otherwise than other blocks of its task
+    protocol: tuple[str, ...] = ()  # settings of the test that differ from other comparisons on this task
 
     def label(self, group: SeedGroup) -> str:
-        """The method, and the settings in which the groups of this table differ."""
+        """The method, and the settings in which the groups differ."""
         return label(group.identity, self.varied)
 
     @property
-    def task(self) -> str:
-        """The table's name without the protocol."""
-        return task_name(self.groups[0].runs[0])
+    def best(self) -> list[SeedGroup]:
+        """The groups with the best mean; none if there is only one group."""
+        return [group for group in self.groups if group.mean == self.groups[0].mean] if len(self.groups) > 1 else []
 
     @property
-    def best(self) -> list[SeedGroup]:
-        """The best group, or all groups that share the best mean; empty if there is a single group."""
-        first = (max if self.larger_is_better else min)(group.mean for group in self.groups)
-        return [group for group in self.groups if group.mean == first] if len(self.groups) > 1 else []
+    def order(self) -> str:
+        return "higher is better" if self.metric.higher_is_better else "lower is better"
+
+
+def compare(runs: Iterable[Run]) -> tuple[list[Comparison], list[str]]:
+    """Comparisons of all runs with a finite result, and a warning for each run that is left out."""
+    warnings = []
+    grouped: dict[str, tuple[Identity, dict[int, Run]]] = {}
+    for run in runs:
+        name, identity = relative_to_cwd(run.folder), identity_of(run)
+        if run.mean is None:
+            warnings.append(f"{name}: its test {run.metric.name} is not finite; it is in no mean")
+            continue
+        seeds = grouped.setdefault(canonical(identity), (identity, {}))[1]
+        if run.seed in seeds:
+            first = relative_to_cwd(seeds[run.seed].folder)
+            warnings.append(f"{name}: the same settings and seed {run.seed} as {first}; it is in no mean")
+        seeds.setdefault(run.seed, run)
+    tasks: dict[tuple[Any, ...], dict[str, list[SeedGroup]]] = {}  # by task, then by how it was tested
+    for identity, seeds in grouped.values():
+        group = SeedGroup(identity, tuple(seeds[seed] for seed in sorted(seeds)))
+        by_test = tasks.setdefault(tuple(identity[name] for name in TASK_KEYS), {})
+        by_test.setdefault(canonical(test_settings(identity)), []).append(group)
+    comparisons = []
+    for by_test in tasks.values():
+        tests = [test_settings(groups[0].identity) for groups in by_test.values()]
+        names = dict.fromkeys(name for test in tests for name in test)
+        differing = tuple(name for name in names if len({canonical({name: test.get(name)}) for test in tests}) > 1)
+        protocol = varied(tests) or differing  # `differing`: keys that only some of the runs have
+        comparisons += [build_comparison(groups, protocol) for groups in by_test.values()]
+    return comparisons, warnings
+
+
+def build_comparison(groups: Sequence[SeedGroup], protocol: tuple[str, ...]) -> Comparison:
+    first = groups[0].runs[0]
+    task = f"{first.dataset}, {'' if first.ways is None else f'{first.ways}-way '}{first.shots}-shot"
+    name = ", ".join([task, *(f"{key}={setting_text(groups[0].identity, key)}" for key in protocol)])
+    ordered = tuple(sorted(groups, key=lambda group: first.metric.sort_key(group.mean)))
+    return Comparison(task, name, first.metric, ordered, varied([group.identity for group in groups]), protocol)
 
 
 def label(identity: Identity, varied: Sequence[str]) -> str:
-    chosen = [f"{name}={value_of(identity, name)}" for name in varied if name in identity]
-    return ", ".join([str(identity["method"]), *chosen])
+    settings = [f"{name}={setting_text(identity, name)}" for name in varied if name in identity]
+    return ", ".join([str(identity["method"]), *settings])
 
 
-def value_of(identity: Identity, name: str) -> str:
-    """A setting as it is typed, floats with four digits; empty if the chosen method or backbone has no such key."""
+def setting_text(identity: Identity, name: str) -> str:
+    """A setting as it is typed, a float with four digits; empty if the group's method or backbone has no such key."""
     value = identity.get(name)
     return "" if name not in identity else f"{value:.4g}" if isinstance(value, float) else format_value(value)
 
 
 def identity_of(run: Run) -> Identity:
-    """All settings of a run except the seed, paths and the engine."""
-    own = {name: value for name, value in run.settings.items() if name not in IGNORED_SETTINGS}
-    own = {name: value for name, value in own.items() if not name.startswith(("save.", "engine."))}
-    for name in FOLLOWING:
-        if own.get(f"eval.{name}") is None:
-            own[f"eval.{name}"] = own.get(name)
-    own |= {"dataset": run.dataset, "trained_on": run.trained_on, "method": run.method, "metric": run.metric}
-    own |= {"eval.ways": run.ways, "eval.shots": run.shots, "eval.queries": run.queries, "eval.tasks": run.tasks}
-    own |= {"eval.split": run.split, "class_split": run.class_split, "batch_norm": run.batch_norm}
+    """All settings and conditions of a run's result, but for the seed, paths and how it is computed."""
+    identity = {
+        name: value
+        for name, value in run.settings.items()
+        if name not in IGNORED_SETTINGS and not name.startswith(("save.", "engine."))
+    }
+    for name in EVAL_DEFAULTS:
+        if identity.get(f"eval.{name}") is None:
+            identity[f"eval.{name}"] = identity.get(name)
+    for name in ("dataset", "trained_on", "method", "class_split", "batch_norm"):
+        identity[name] = getattr(run, name)
+    for name in ("ways", "shots", "queries", "tasks", "split"):
+        identity[f"eval.{name}"] = getattr(run, name)
+    identity["metric"] = run.metric.name
     if run.method == "fomaml":
-        own.pop("use_second_order", None)  # which its name says
+        identity.pop("use_second_order", None)  # the method's name says it
     if run.settings.get("mode") == "evaluate" and Path(run.checkpoint).name.startswith("step-"):
-        own["checkpoint's step"] = run.step  # else its best, which is of another step for each seed
-    return own
+        identity["checkpoint's step"] = run.iterations  # not for the best one, whose step differs between seeds
+    return identity
 
 
-def tested_on(identity: Identity) -> Identity:
-    """The settings that determine the test tasks and how they are evaluated."""
-    of_data = [name for name in identity if name.startswith("dataset.") and name not in TRAINING_ONLY]
-    return {name: identity.get(name) for name in (*TESTED_ON, *of_data)}
+def test_settings(identity: Identity) -> Identity:
+    """The settings that decide which test tasks there are, and how they are evaluated."""
+    dataset_keys = [name for name in identity if name.startswith("dataset.") and name not in TRAINING_ONLY]
+    return {name: identity.get(name) for name in (*TEST_KEYS, *dataset_keys)}
 
 
-def key_of(identity: Identity) -> str:
+def canonical(identity: Identity) -> str:
+    """A text that is equal for equal identities."""
     return json.dumps(identity, sort_keys=True, default=str)
 
 
-def blocks(runs: Iterable[Run]) -> tuple[list[ComparisonTable], list[str]]:
-    """Comparison tables of the runs, and a warning for each run that is in none of them."""
-    told = []
-    grouped: dict[str, tuple[Identity, dict[int, Run]]] = {}
-    for run in runs:
-        identity = identity_of(run)
-        if run.mean is None:
-            told.append(f"{relative_to_cwd(run.folder)}: its test {run.metric} is not finite; it is in no mean")
-            continue
-        seeds = grouped.setdefault(key_of(identity), (identity, {}))[1]
-        if run.seed in seeds:
-            told.append(
-                f"{relative_to_cwd(run.folder)}: the same settings and seed {run.seed} as "
-                f"{relative_to_cwd(seeds[run.seed].folder)}; "
-                "it is in no mean"
-            )
-            continue
-        seeds[run.seed] = run
-    tasks: dict[tuple[Any, ...], dict[str, list[SeedGroup]]] = {}  # of each task, the groups that were tested alike
-    for identity, seeds in grouped.values():
-        group = SeedGroup(identity, tuple(seeds[seed] for seed in sorted(seeds)))
-        alike = tasks.setdefault(tuple(identity[name] for name in TASK), {})
-        alike.setdefault(key_of(tested_on(identity)), []).append(group)
-    found = []
-    for alike in tasks.values():
-        tested = [tested_on(groups[0].identity) for groups in alike.values()]
-        names = dict.fromkeys(name for one in tested for name in one)
-        differing = (name for name in names if len({key_of({name: one.get(name)}) for one in tested}) > 1)
-        protocol = varied(tested) or tuple(differing)  # else of keys that only some of the runs have
-        found += [block(groups, protocol) for groups in alike.values()]
-    return found, told
-
-
-def block(groups: Sequence[SeedGroup], protocol: tuple[str, ...]) -> ComparisonTable:
-    first = groups[0].runs[0]
-    ordered = sorted(groups, key=lambda group: group.mean, reverse=first.larger_is_better)
-    tested = [f"{name}={value_of(groups[0].identity, name)}" for name in protocol]
-    name = ", ".join([task_name(first), *tested])
-    names = varied([group.identity for group in groups])
-    return ComparisonTable(name, first.metric, first.larger_is_better, tuple(ordered), names, protocol)
-
-
-def task_name(run: Run) -> str:
-    return f"{run.dataset}, {'' if run.ways is None else f'{run.ways}-way '}{run.shots}-shot"
-
-
-def by_task(blocks: Iterable[ComparisonTable]) -> dict[str, list[ComparisonTable]]:
-    """Tables by data set, ways, shots and metric."""
-    found: dict[str, list[ComparisonTable]] = {}
-    for one in blocks:
-        found.setdefault(f"{one.task}: {one.metric}", []).append(one)
-    return found
-
-
 def varied(identities: Sequence[Identity]) -> tuple[str, ...]:
-    """Names of the settings that differ. Keys of a choice (`method.alpha`) count only if they differ for one choice."""
-    found = []
+    """The settings that differ; a choice's own keys (`method.alpha`) only where they differ for the same choice."""
+    names = []
     for name in dict.fromkeys(name for identity in identities for name in identity):
+        group, dot, _ = name.partition(".")
         values: dict[Any, set[str]] = {}
         for identity in identities:
             if name in identity:
-                choice = identity.get(name.partition(".")[0]) if name.partition(".")[0] in CONFIG_GROUPS else None
-                values.setdefault(choice if "." in name else None, set()).add(format_value(identity[name]))
-        if name not in (*TASK, "method") and any(len(different) > 1 for different in values.values()):
-            found.append(name)
-    for name in FOLLOWING:
-        if f"eval.{name}" in found and all(one.get(f"eval.{name}") == one.get(name) for one in identities):
-            found.remove(f"eval.{name}")
-    if "class_split" in found and set(found) & set(NAMING_CLASSES):
-        found.remove("class_split")
-    return tuple(found)
+                choice = identity.get(group) if dot and group in CONFIG_GROUPS else None
+                values.setdefault(choice, set()).add(format_value(identity[name]))
+        if name not in (*TASK_KEYS, "method") and any(len(texts) > 1 for texts in values.values()):
+            names.append(name)
+    for name in EVAL_DEFAULTS:
+        if f"eval.{name}" in names and all(each.get(f"eval.{name}") == each.get(name) for each in identities):
+            names.remove(f"eval.{name}")
+    if "class_split" in names and set(names) & set(SPLIT_KEYS):
+        names.remove("class_split")
+    return tuple(names)
+
+
+def seed_ci95(values: Sequence[float]) -> float | None:
+    """Half the width of the 95 % interval of the mean, by Student's t; None for a single value."""
+    if len(values) < 2:
+        return None
+    return student_t(len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+
+
+@cache
+def student_t(freedom: int) -> float:
+    """Two-sided 95 % quantile of Student's t with `freedom` degrees of freedom, by bisection."""
+    low, high = 0.0, 13.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_cdf_two_sided(middle, freedom) < 0.95 else (low, middle)
+    return (low + high) / 2
+
+
+def t_cdf_two_sided(t: float, freedom: int) -> float:
+    """The probability that a Student variable lies between -t and t (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    angle = math.atan(t / math.sqrt(freedom))
+    sine, square = math.sin(angle), math.cos(angle) ** 2
+    odd = freedom % 2
+    term, total = math.cos(angle) if odd else 1.0, 0.0
+    for k in range(1 + odd, freedom, 2):
+        total += term
+        term *= square * k / (k + 1)
+    return 2 / math.pi * (angle + sine * total) if odd else sine * total

@@ -2,69 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from metarun.errors import relative_to_cwd
-from metarun.report.compare import ComparisonTable, SeedGroup, by_task, value_of
+from metarun.report.compare import Comparison, SeedGroup, setting_text
 from metarun.report.runs import Run
+from metarun.utils.text import pluralize
 
-NAMED = 5  # rows, in one line
-
-
-def comparability_warnings(blocks: Sequence[ComparisonTable], runs: Sequence[Run]) -> list[str]:
-    """Warnings of one line each, the most serious first."""
-    told = [line for alike in by_task(blocks).values() for line in incomparable(alike)]
-    told += [line for block in blocks for line in unequal(block)]
-    versions = counted(run.version for run in runs)
-    if len(versions) > 1:
-        told.append(f"written by several versions of metarun: {listed(versions)}")
-    return told + [line for run in runs for line in not_finite(run)]
+MAX_ROWS = 5  # that one warning names
 
 
-def not_finite(run: Run) -> Iterator[str]:
-    validations = [entry.get(run.metric) for entry in run.metrics if entry["split"] == "val"]
-    if None in validations:
-        count = f"{validations.count(None)} of its {len(validations)} validations"
-        yield f"{relative_to_cwd(run.folder)}: {count} were not finite; curves leave such steps out"
-    if run.skipped:
-        yield f"{relative_to_cwd(run.folder)}: {run.skipped} of its steps were not finite and were skipped"
-
-
-def incomparable(blocks: Sequence[ComparisonTable]) -> list[str]:
-    """Warnings about the test settings in which the tables of one task differ."""
-    first, groups = blocks[0], [group for block in blocks for group in block.groups]
-    return [
-        f"{first.task}: {name} differs ({divided(groups, name)}): not comparable with one another; "
-        "each has a table and a best of its own"
-        for name in first.protocol
+def comparability_warnings(comparisons: Sequence[Comparison], runs: Sequence[Run]) -> list[str]:
+    """One line for each reason for caution, the gravest first."""
+    by_task: dict[tuple[str, str], list[Comparison]] = {}
+    for comparison in comparisons:
+        by_task.setdefault((comparison.task, comparison.metric.name), []).append(comparison)
+    warnings = [
+        f"{task}: {name} differs ({value_counts([group for each in alike for group in each.groups], name)}): "
+        "not comparable with one another; each has a table and a best of its own"
+        for (task, _), alike in by_task.items()
+        for name in alike[0].protocol
     ]
+    warnings += [warning for comparison in comparisons for warning in unequal_training(comparison)]
+    versions = Counter(run.metarun for run in runs)
+    if len(versions) > 1:
+        counts = "; ".join(f"{version}: {count}" for version, count in versions.items())
+        warnings.append(f"written by several versions of metarun: {counts}")
+    return warnings + [warning for run in runs for warning in nonfinite_steps(run)]
 
 
-def unequal(block: ComparisonTable) -> list[str]:
-    told = []
-    if "iterations" in block.varied:
-        told.append(f"{block.name}: iterations differ ({divided(block.groups, 'iterations')}): trained unequally long")
-    seeds = {block.label(group): ", ".join(str(run.seed) for run in group.runs) for group in block.groups}
-    counts = counted(seeds.values())
-    usual = max(counts, key=lambda chosen: counts[chosen])
-    others = [f"{name}: {chosen}" for name, chosen in seeds.items() if chosen != usual]
+def unequal_training(comparison: Comparison) -> Iterator[str]:
+    if "iterations" in comparison.varied:
+        counts = value_counts(comparison.groups, "iterations")
+        yield f"{comparison.name}: iterations differ ({counts}): trained unequally long"
+    seeds = {comparison.label(group): ", ".join(str(run.seed) for run in group.runs) for group in comparison.groups}
+    ((usual, _),) = Counter(seeds.values()).most_common(1)
+    others = [f"{name}: {numbers}" for name, numbers in seeds.items() if numbers != usual]
     if others:
-        more = "; ..." if len(others) > NAMED else ""
-        told.append(f"{block.name}: seeds {usual}, but {'; '.join(others[:NAMED])}{more}")
-    return told
+        more = "; ..." if len(others) > MAX_ROWS else ""
+        yield f"{comparison.name}: seeds {usual}, but {'; '.join(others[:MAX_ROWS])}{more}"
 
 
-def divided(groups: Sequence[SeedGroup], name: str) -> str:
-    """Each value of a setting with the number of runs that have it."""
-    return listed(counted(value_of(group.identity, name) or "none" for group in groups for _ in group.runs), " runs")
+def nonfinite_steps(run: Run) -> Iterator[str]:
+    folder = relative_to_cwd(run.folder)
+    validations = [entry.get(run.metric.name) for entry in run.metrics if entry["split"] == "val"]
+    if lost := validations.count(None):
+        total = pluralize(len(validations), "validation")
+        yield f"{folder}: {lost} of its {total} were not finite; curves leave such steps out"
+    if run.skipped_steps:
+        yield f"{folder}: {run.skipped_steps} of its steps were not finite and were skipped"
 
 
-def counted(values: Iterable[str]) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for value in values:
-        counts[value] = counts.get(value, 0) + 1
-    return counts
-
-
-def listed(counts: dict[str, int], unit: str = "") -> str:
-    return "; ".join(f"{value}: {count}{unit.rstrip('s') if count == 1 else unit}" for value, count in counts.items())
+def value_counts(groups: Sequence[SeedGroup], name: str) -> str:
+    """Each value of a setting, and how many runs have it."""
+    counts = Counter(setting_text(group.identity, name) or "none" for group in groups for _ in group.runs)
+    return "; ".join(f"{value}: {pluralize(count, 'run')}" for value, count in counts.items())

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("alone")
 def test_a_run_is_read_as_the_runner_leaves_it(tmp_path: Path) -> None:
     train_and_test(small(tmp_path, seed=4), tmp_path / "done")
     (one,) = runs.read([tmp_path / "done"]).runs
-    assert (one.dataset, one.method, one.metric, one.seed, one.tasks) == ("sinusoid", "maml", "mse", 4, 10)
+    assert (one.dataset, one.method, one.metric.name, one.seed, one.tasks) == ("sinusoid", "maml", "mse", 4, 10)
     assert (one.settings["backbone.hidden"], one.settings["eval.inner_loop"], len(one.by_step)) == ([8], 3, 4)
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from metarun.report import runs
-from metarun.report.compare import ComparisonTable, blocks
+from metarun.report.compare import Comparison, compare
 from metarun.report.contents import contents
 from tests.helpers.report_runs import run, tasks
 
 
-def compared(top: Path) -> list[ComparisonTable]:
-    return blocks(runs.read(runs.folders(str(top))).runs)[0]
+def compared(top: Path) -> list[Comparison]:
+    return compare(runs.read(runs.folders(str(top))).runs)[0]
 
 
 def flagged(top: Path) -> list[str]:
@@ -25,9 +25,8 @@ def test_runs_that_differ_in_seed_paths_and_engine_are_one_group(tmp_path: Path)
     run(tmp_path / "1", 1, 0.8, settings={"data_dir": "/elsewhere", "engine.tasks": "looped", "save.keep": 9})
     ((group,),) = [block.groups for block in compared(tmp_path)]
     assert [one.seed for one in group.runs] == [0, 1]
-    assert group.mean == pytest.approx(0.7) and group.tasks_interval == pytest.approx(0.02)
-    assert group.seeds_interval == pytest.approx(12.7062 * 0.1414214 / 2**0.5, rel=1e-4)
-    assert group.by_step == [pytest.approx(0.2), pytest.approx(0.7)]
+    assert group.mean == pytest.approx(0.7) and group.tasks_ci95 == pytest.approx(0.02)
+    assert group.seeds_ci95 == pytest.approx(12.7062 * 0.1414214 / 2**0.5, rel=1e-4)
     assert not flagged(tmp_path)
 
 

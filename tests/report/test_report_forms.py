@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from metarun.report import formatting as formats
-from metarun.report import page, plots, runs, text
+from metarun.metrics import MSE
+from metarun.report import plots, runs, text
 from metarun.report.contents import Picture, Report, contents
 from metarun.report.runs import LoadedRuns
+from metarun.report.write import html
 from tests.helpers.report_runs import run, tasks, unfinished
 
 EVIL = "<script>alert(1)</script> | `$x_1$` [a](http://b) \x1b[31m\n=1+1"
@@ -68,7 +69,7 @@ def test_markdown_keeps_its_tables_whole(read: LoadedRuns) -> None:
 
 def test_csv_has_numbers_in_full_and_no_formulas(read: LoadedRuns) -> None:
     report = contents(read)
-    rows = list(csv.DictReader(io.StringIO(text.groups_csv(report.blocks).decode())))
+    rows = list(csv.DictReader(io.StringIO(text.groups_csv(report.comparisons).decode())))
     assert [(row["method"][:4], row["best"], row["seeds"]) for row in rows] == [
         ("<scr", "1", "0 1"),
         ("maml", "0", "0 1"),
@@ -89,7 +90,7 @@ class Tags(HTMLParser):
 
 def test_the_page_runs_and_loads_nothing(read: LoadedRuns) -> None:
     report = contents(read)
-    shown = page.html(report, plots.draw(report.blocks))
+    shown = html(report, plots.draw(report.comparisons))
     parser = Tags()
     parser.feed(shown)
     assert not {"script", "link", "iframe", "b>x"} & {tag for tag, _ in parser.found}
@@ -102,10 +103,12 @@ def test_the_page_runs_and_loads_nothing(read: LoadedRuns) -> None:
 
 
 def test_plots_are_pictures_with_a_row_for_each_table(read: LoadedRuns, tmp_path: Path) -> None:
-    one = {picture.name: Image.open(io.BytesIO(picture.png)).size for picture in plots.draw(contents(read).blocks)}
+    one = {picture.name: Image.open(io.BytesIO(picture.png)).size for picture in plots.draw(contents(read).comparisons)}
     assert set(one) == {"comparison.png", "curves.png", "steps.png"}
     run(tmp_path / "sine", dataset="sinusoid", ways=None, metric="mse", mean=2.0)
-    two = {picture.name: Image.open(io.BytesIO(picture.png)).size for picture in plots.draw(whole(tmp_path).blocks)}
+    two = {
+        picture.name: Image.open(io.BytesIO(picture.png)).size for picture in plots.draw(whole(tmp_path).comparisons)
+    }
     assert two["curves.png"][1] == 2 * one["curves.png"][1] and two["curves.png"][0] == one["curves.png"][0]
 
 
@@ -116,10 +119,10 @@ def whole(top: Path) -> Report:
 def test_many_lines_are_those_of_their_methods(tmp_path: Path) -> None:
     for number in range(9):
         run(tmp_path / f"{number}", settings={"inner_loop": number}, mean=0.5 + number / 100)
-    (block,) = whole(tmp_path).blocks
+    (block,) = whole(tmp_path).comparisons
     assert len({tuple(plots.style(block, group).items()) for group in block.groups}) == 1
     assert plots.legend_names(block) == ["maml"]
-    (block,) = whole(tmp_path / "0").blocks
+    (block,) = whole(tmp_path / "0").comparisons
     assert plots.legend_names(block) == ["maml"]
 
 
@@ -129,9 +132,9 @@ def test_curves_are_over_steps_that_every_seed_has(tmp_path: Path) -> None:
     lost.write_text(
         lost.read_text().replace('"val", "loss": 1.0, "accuracy": 0.4', '"val", "loss": 1.0, "accuracy": null')
     )
-    (block,) = whole(tmp_path).blocks
-    assert plots.learned(block.groups[0], "train", "accuracy") == [(20, 0.2, 0.2, 0.2), (40, 0.4, 0.4, 0.4)]
-    assert plots.learned(block.groups[0], "val", "accuracy") == [(20, 0.2, 0.2, 0.2)]
+    (block,) = whole(tmp_path).comparisons
+    assert plots.points_by_outer_step(block.groups[0], "train") == [(20, 0.2, 0.2, 0.2), (40, 0.4, 0.4, 0.4)]
+    assert plots.points_by_outer_step(block.groups[0], "val") == [(20, 0.2, 0.2, 0.2)]
     assert "1 of its 2 validations were not finite" in "".join(whole(tmp_path).flags)
 
 
@@ -144,15 +147,15 @@ def test_names_in_pictures_are_whole_and_rates_short(tmp_path: Path) -> None:
     report = whole(tmp_path)
     words = text.plain(report)
     assert "0.30000000000000004" not in words and "inner_learning_rate=0.3" in words
-    assert "0.30000000000000004" in text.groups_csv(report.blocks).decode()
-    label = next(block.name for block in report.blocks if "long name" in block.name)
+    assert "0.30000000000000004" in text.groups_csv(report.comparisons).decode()
+    label = next(block.name for block in report.comparisons if "long name" in block.name)
     assert "".join(plots.wrapped(label).split()) == "".join(plots.drawable(label).split())
-    assert max(map(len, plots.wrapped("long name " * 20).splitlines())) <= plots.LETTERS
-    assert len(plots.draw(report.blocks)) == 3  # warnings, of letters that are drawn as boxes, are errors
+    assert max(map(len, plots.wrapped("long name " * 20).splitlines())) <= plots.LABEL_WIDTH
+    assert len(plots.draw(report.comparisons)) == 3  # warnings, of letters that are drawn as boxes, are errors
 
 
 @pytest.mark.parametrize(
     ("value", "expected"), [(0.0, "0.0000"), (1.23456, "1.2346"), (2.5e-5, "2.5e-05"), (1234567.8, "1.23e+06")]
 )
 def test_errors_are_short(value: float, expected: str) -> None:
-    assert formats.format_metric("mse", value) == expected
+    assert MSE.format(value) == expected

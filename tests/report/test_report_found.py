@@ -51,7 +51,7 @@ def test_an_unfinished_run_is_listed_with_its_step(tmp_path: Path) -> None:
     (begun / "checkpoints/step-00000020.safetensors").unlink()
     evaluating = unfinished(tmp_path / "evaluating", mode="evaluate")
     read = runs.read([stopped, begun, evaluating])
-    first, second, third = (one.state for one in read.unfinished)
+    first, second, third = (one.reason for one in read.unfinished)
     assert first.startswith("at step 60 of 60, saved at step 40, last written 20")
     assert second.startswith("has not begun to train")
     assert third == "the evaluation is not finished"

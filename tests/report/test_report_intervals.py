@@ -9,8 +9,7 @@ import pytest
 
 from metarun.evaluation.paired import mean_ci95 as over
 from metarun.report import paired, runs
-from metarun.report.compare import blocks
-from metarun.report.intervals import seed_ci95, student_t
+from metarun.report.compare import compare, seed_ci95, student_t
 from tests.helpers.report_runs import run, tasks
 
 
@@ -43,28 +42,28 @@ def test_differences_are_task_by_task_over_the_mean_of_the_seeds(tmp_path) -> No
             folder = run(tmp_path / f"{method}{seed}", seed, statistics.fmean(own), method, tasks=50)
             tasks(folder, own)
             values[method, seed] = own
-    (block,), _ = blocks(runs.read(runs.folders(str(tmp_path))).runs)
+    (block,), _ = compare(runs.read(runs.folders(str(tmp_path))).runs)
     (pair,), told = paired.differences(block.groups)
     each = [
         (values["maml", 0][i] + values["maml", 1][i] - values["l2f", 0][i] - values["l2f", 1][i]) / 2 for i in range(50)
     ]
-    assert (block.label(pair.best), block.label(pair.other), pair.tasks, told) == ("l2f", "maml", 50, [])
-    assert pair.mean == pytest.approx(statistics.fmean(each))
-    assert pair.interval == pytest.approx(over(each)[1])
-    assert pair.clear and pair.interval < 0.3 * min(pair.best_interval, pair.other_interval)
+    assert (block.label(pair.best), block.label(pair.other), pair.paired.tasks, told) == ("l2f", "maml", 50, [])
+    assert pair.paired.mean == pytest.approx(statistics.fmean(each))
+    assert pair.paired.ci95 == pytest.approx(over(each)[1])
+    assert pair.paired.is_significant and pair.paired.ci95 < 0.3 * min(pair.paired.separate)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
         (None, "is missing"),
-        ("task,mse\n0,1\n", "is not of finite accuracy"),
+        ("task,mse\n0,1\n", "holds no finite accuracy"),
         ("", "must be a first line task,METRIC"),
         ("task,accuracy\n0,1\n2,1\n", "line 3 is not task 1"),
-        ("task,accuracy\n0,nan\n", "is not of finite accuracy"),
+        ("task,accuracy\n0,nan\n", "holds no finite accuracy"),
         ("task,accuracy\n0,1,2\n", "line 2 is not task 0"),
-        ("task,accuracy\n0,0.5\n", "has 1 tasks of 4"),
-        ("task,accuracy\n0,0.5\n1,0.5\n2,0.5\n3,0.6\n", "is of another test, its mean is 0.525 and the result's 0.5"),
+        ("task,accuracy\n0,0.5\n", "has 1 of 4 tasks"),
+        ("task,accuracy\n0,0.5\n1,0.5\n2,0.5\n3,0.6\n", "is of another test: its mean is 0.525, the result's is 0.5"),
     ],
 )
 def test_a_table_of_tasks_that_cannot_be_used_is_told(tmp_path, content: str | None, reason: str) -> None:
@@ -75,6 +74,6 @@ def test_a_table_of_tasks_that_cannot_be_used_is_told(tmp_path, content: str | N
         (tmp_path / "maml/tasks.csv").unlink()
     else:
         (tmp_path / "maml/tasks.csv").write_text(content)
-    (block,), _ = blocks(runs.read(runs.folders(str(tmp_path))).runs)
+    (block,), _ = compare(runs.read(runs.folders(str(tmp_path))).runs)
     pairs, told = paired.differences(block.groups)
     assert not pairs and len(told) == 1 and "maml/tasks.csv" in told[0] and reason in told[0]

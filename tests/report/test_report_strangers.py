@@ -13,8 +13,7 @@ import pytest
 
 from metarun.report import runs, text
 from metarun.report.contents import contents
-from metarun.report.page import html
-from metarun.report.write import report
+from metarun.report.write import html, report
 from tests.helpers.report_runs import run, tasks, unfinished
 
 
@@ -150,7 +149,7 @@ def test_lines_of_metrics_that_are_no_numbers_are_passed_over(tmp_path: Path) ->
 def test_a_run_of_the_far_future_is_told(tmp_path: Path) -> None:
     folder = unfinished(tmp_path / "stopped")
     os.utime(folder / "metrics.jsonl", (2**37, 2**37))
-    assert "at step 40" in runs.read([folder]).unfinished[0].state
+    assert "at step 40" in runs.read([folder]).unfinished[0].reason
 
 
 def test_folders_of_odd_numbers_and_great_depth_are_searched(tmp_path: Path) -> None:
@@ -192,7 +191,7 @@ def test_whatever_stands_in_a_result_a_report_is_made_of_what_can_be_read(tmp_pa
         assert good in [one.folder for one in read.runs]
         whole = contents(read)
         made = (text.plain(whole), text.markdown(whole), html(whole, []))
-        made += (text.groups_csv(whole.blocks).decode(), text.runs_csv(read.runs).decode())
+        made += (text.groups_csv(whole.comparisons).decode(), text.runs_csv(read.runs).decode())
         for written in made:
             assert written.encode() and "\x1b" not in written and "\u202e" not in written
         assert "<script" not in made[2]
