@@ -25,7 +25,7 @@ from metarun.data.decoding import Manifest, RawDataset, cache_error, sha256_of_f
 from metarun.data.image_spec import ImageSpec
 from metarun.errors import RunFailure, UserError
 from metarun.utils import files as whole_files
-from metarun.utils.text import printable
+from metarun.utils.text import pluralize, printable
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,8 @@ def warn_left_out_and_equal(found: CachedDataset) -> None:
     for one_class, where in ((True, "the same class: both may stand in one task"), (False, "another class")):
         pairs = [f"{name} = {other}" for name, other, same in found.manifest.equal if same == one_class]
         if pairs:
-            log.warning("%d pictures are equal to one of %s, first %s%s", len(pairs), where, first_few(pairs), listed)
+            count = f"{pluralize(len(pairs), 'picture')} {'is' if len(pairs) == 1 else 'are'}"
+            log.warning("%s equal to one of %s, first %s%s", count, where, first_few(pairs), listed)
 
 
 def first_few(names: Sequence[str]) -> str:

@@ -17,6 +17,7 @@ from metarun.data.task_sampler import SPLITS, TaskShape
 from metarun.errors import UserError
 from metarun.metrics import ACCURACY
 from metarun.types import Task
+from metarun.utils.text import pluralize
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +99,8 @@ class ImageTaskSampler:
         """Log the number of classes and images that tasks are drawn from, and warn of classes that are too small."""
         count, needed = self.image_set.count, shape.shots + shape.queries
         classes, used = self.image_set.splits[split], self.classes(split, shape)
-        log.info("%s split: %d classes, %d pictures", split, len(used), count[used].sum())
+        pictures = pluralize(int(count[used].sum()), "picture")
+        log.info("%s split: %s, %s", split, pluralize(len(used), "class", "classes"), pictures)
         small = sorted(set(classes.tolist()) - set(used.tolist()), key=lambda i: -count[i])
         if small:
             names = ", ".join(f"{self.image_set.names[i]!r} ({count[i]})" for i in small[:MAX_LISTED])

@@ -36,6 +36,7 @@ from metarun.engine.task_shapes import eval_ways
 from metarun.methods import Parameters, Tensors
 from metarun.nn.precision import set_precision
 from metarun.types import Task
+from metarun.utils.text import pluralize
 
 log = logging.getLogger(__name__)
 
@@ -250,7 +251,7 @@ def build_context(
         where = f"{process.world_size} processes, each on {device}" if process.world_size > 1 else str(device)
         how = execution + (", meta-gradient mixed" if engine.meta_gradient == "mixed" else "")
         how += "" if engine.precision == "float32" else f", in {engine.precision}"
-        log.info("%s with %d thread%s, tasks %s: %s", where, threads, "s" if threads > 1 else "", how, reason)
+        log.info("%s with %s, tasks %s: %s", where, pluralize(threads, "thread"), how, reason)
     step = partial(make_outer_step, metric=source.metric, clip=settings.outer_clip)
     return RunContext(
         settings=settings,

@@ -468,8 +468,8 @@ def test_equal_pictures_are_told(tmp_path: Path, caplog) -> None:
     for _ in range(2):  # told at every start
         caplog.clear()
         load(tmp_path / "root")
-        assert "1 pictures are equal to one of the same class: both may stand in one task, first" in caplog.text
-        assert "1 pictures are equal to one of another class, first" in caplog.text
+        assert "1 picture is equal to one of the same class: both may stand in one task, first" in caplog.text
+        assert "1 picture is equal to one of another class, first" in caplog.text
 
 
 # --- what cannot be read -----------------------------------------------------------------------------------
