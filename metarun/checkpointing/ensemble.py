@@ -34,43 +34,38 @@ def top_k(validations: Sequence[Validation], size: int, metric: str) -> list[Val
 
 def prune(folder: Path, top: Sequence[Validation]) -> None:
     """Delete the members that are not in `top`. Call it after a checkpoint with this `top` is on the disk."""
-    kept = {member_path(folder, one.step) for one in top}
-    for other in member_paths(folder):
-        if other not in kept:
-            other.unlink()
+    for path in set(member_paths(folder)) - {member_path(folder, validation.step) for validation in top}:
+        path.unlink()
 
 
 def split_intact(folder: Path, top: Sequence[Validation]) -> tuple[list[Validation], list[str]]:
     """The validations whose checkpoint is intact, and a message for each other one, which is renamed *.damaged."""
-    faults = [store.quarantine_if_damaged(member_path(folder, one.step)) for one in top]
-    return [one for one, fault in zip(top, faults, strict=True) if not fault], [fault for fault in faults if fault]
+    errors = [store.quarantine_if_damaged(member_path(folder, validation.step)) for validation in top]
+    return [v for v, error in zip(top, errors, strict=True) if not error], [error for error in errors if error]
 
 
 def load_ensemble_members(folder: Path, size: int, metric: str) -> list[CheckpointState]:
     """Load the best checkpoints of a run folder, at most `size`, the best first.
 
     Raises:
-        UserError: one is damaged, or the run kept none.
+        UserError: one is damaged or has no validation, or the run kept none.
     """
     states: dict[Validation, CheckpointState] = {}
-    for place in member_paths(folder):
-        state = store.load(place)
+    for path in member_paths(folder):
+        state = store.load(path)
         if state.last is None:
-            raise UserError(f"checkpoint {place}: holds no validation, and so is none of an ensemble; take it away")
+            raise UserError(f"checkpoint {path}: has no validation to rank it by; remove it")
         states[state.last] = state
     if not states:
         raise UserError(
             f"eval.ensemble={size}: {relative_to_cwd(folder)} keeps its best checkpoint alone; "
             f"train with eval.ensemble={size}"
         )
-    return [states[one] for one in top_k(list(states), size, metric)]
-
-
-# --- the mean of several networks' outputs -----------------------------------------------------------------
+    return [states[validation] for validation in top_k(list(states), size, metric)]
 
 
 def logits_objective(state: State) -> Tensor:
-    """An objective that records the network's outputs [queries, width] as the measure `output`."""
+    """Objective that records the network's outputs [queries, width] as the measure `output`."""
     logits = state.model(state.data, state.updated_weights)
     state.measures["output"] = logits.detach()
     return logits.sum()

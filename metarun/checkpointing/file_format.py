@@ -65,14 +65,14 @@ def encode(content: Any, tensors: dict[str, Tensor]) -> bytes:
     """The bytes of a checkpoint file with `content`, a JSON value, and tensors on any device.
 
     Raises:
-        ValueError: a tensor's dtype is not in `DTYPES`, or the header is larger than the format allows.
+        FormatError: a tensor's dtype is not in `DTYPES`, or the header is larger than what is read.
     """
     entries, parts, end = [], [], 0
     for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):  # aligned to element size
         tensor = tensors[name].detach().cpu().contiguous()
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype not in CODES:
-            raise ValueError(f"its tensor {name} is of type {dtype}; a checkpoint holds {', '.join(CODES)}")
+            raise FormatError(f"its tensor {name} is of type {dtype}; a checkpoint holds {', '.join(CODES)}")
         begin, end = end, end + tensor.nbytes
         entries.append(TensorEntry(name, CODES[dtype], tuple(tensor.shape), begin, end))
         parts.append(tensor_bytes(tensor))
@@ -84,12 +84,9 @@ def encode(content: Any, tensors: dict[str, Tensor]) -> bytes:
     table = {e.name: {"dtype": e.dtype, "shape": e.shape, "data_offsets": [e.begin, e.end]} for e in entries}
     header = json.dumps({"__metadata__": metadata, **table}, separators=(",", ":")).encode()
     header += b" " * (-len(header) % LENGTH.size)
-    try:
-        if len(header) > MAX_HEADER_BYTES:
-            raise FormatError(f"its header has {len(header)} bytes")
-        parse_header(parse_json(header), end)
-    except FormatError as error:
-        raise ValueError(f"{error}: the network has more tensors than a checkpoint holds") from error
+    if len(header) > MAX_HEADER_BYTES:
+        raise FormatError(f"has a header of {len(header)} bytes, at most {MAX_HEADER_BYTES} are read")
+    parse_header(parse_json(header), end)
     return b"".join([LENGTH.pack(len(header)), header, *parts])
 
 

@@ -73,44 +73,45 @@ class CheckpointState:
 
     def validate(self) -> None:
         """Raise ValueError if a field is not as documented above."""
-        for part in TENSOR_FIELDS:
-            for name, tensor in getattr(self, part).items():
-                if part != "generators" and not tensor.is_floating_point():
-                    raise ValueError(f"its {part} {name!r} is of type {tensor.dtype}, must be floating point")
+        for name, tensor in self.tensors().items():
+            if not name.startswith("generators/") and not tensor.is_floating_point():
+                raise ValueError(f"its tensor {name!r} is of type {tensor.dtype}, must be floating point")
         for name in COUNT_FIELDS:
             if getattr(self, name) < 0:
                 raise ValueError(f"its {name} is {getattr(self, name)}, must be 0 or more")
-        parameters = {f"{part}/{name}": t for part in ("theta", "phi") for name, t in getattr(self, part).items()}
-        if not self.exp_avg.keys() == self.exp_avg_sq.keys() == self.adam_steps.keys() <= parameters.keys():
+        shapes = {f"{part}/{name}": t.shape for part in ("theta", "phi") for name, t in getattr(self, part).items()}
+        if not self.exp_avg.keys() == self.exp_avg_sq.keys() == self.adam_steps.keys() <= shapes.keys():
             raise ValueError("its optimiser's moments are of other parameters than it has")
         for name, steps in self.adam_steps.items():
-            shapes = {self.exp_avg[name].shape, self.exp_avg_sq[name].shape, parameters[name].shape}
-            if len(shapes) > 1 or steps.shape or steps.dtype != torch.float32:
+            same_shape = self.exp_avg[name].shape == self.exp_avg_sq[name].shape == shapes[name]
+            if not same_shape or steps.shape or steps.dtype != torch.float32:
                 raise ValueError(f"its optimiser's moments of {name!r} are of another shape than the parameter")
         if self.pictures is not None:
             self.pictures.validate()
         if self.generators:
             generators.check(self.generators)
 
+    def tensors(self) -> Tensors:
+        """All tensors by FIELD/NAME."""
+        return {f"{part}/{name}": tensor for part in TENSOR_FIELDS for name, tensor in getattr(self, part).items()}
+
     def parts(self) -> tuple[dict[str, Any], Tensors]:
         """The fields without tensors as JSON values, and the tensors by FIELD/NAME. Raises ValueError as `validate`."""
         names = [item.name for item in fields(self) if item.name not in TENSOR_FIELDS]
         content = {name: typed_json.to_json(getattr(self, name)) for name in names}
-        tensors = {f"{part}/{name}": tensor for part in TENSOR_FIELDS for name, tensor in getattr(self, part).items()}
-        from_parts(content, tensors)
-        return content, tensors
+        from_parts(content, self.tensors())
+        return content, self.tensors()
 
 
 def from_parts(content: Any, tensors: Tensors) -> CheckpointState:
     """The inverse of `CheckpointState.parts`. Raises ValueError if `content` and `tensors` are not such parts."""
-    by_field: dict[str, Any] = {part: {} for part in TENSOR_FIELDS}
+    values = typed_json.fields_from_json(CheckpointState, content, "content", exclude=TENSOR_FIELDS)
+    state = CheckpointState(**values, theta={}, phi={})
     for name, tensor in tensors.items():
         part, _, key = name.partition("/")
-        if part not in by_field or not key:
-            raise ValueError(f"it holds a tensor that this version does not know, {name[:40]!r}")
-        by_field[part][key] = tensor
-    values = typed_json.fields_from_json(CheckpointState, content, "content", exclude=TENSOR_FIELDS)
-    state = CheckpointState(**values, **by_field)
+        if part not in TENSOR_FIELDS or not key:
+            raise ValueError(f"it has a tensor that this version does not know, {typed_json.excerpt(name)}")
+        getattr(state, part)[key] = tensor
     state.validate()
     return state
 
@@ -133,15 +134,16 @@ def require_same_shapes(params: Tensors, saved: Tensors, what: str) -> None:
 
 def describe_state_mismatch(params: Tensors, saved: Tensors) -> str:
     """How the names and shapes of saved tensors differ from those of `params`, in words; empty if they do not."""
-    differ = [f"{name} is missing" for name in params if name not in saved]
-    differ += [f"{ascii(name)[1:-1]} is unknown" for name in saved if name not in params]
-    differ += [
+    missing = [f"{name} is missing" for name in params if name not in saved]
+    unknown = [f"{ascii(name)[1:-1]} is unknown" for name in saved if name not in params]
+    reshaped = [
         f"{name} is {list(saved[name].shape)} instead of {list(param.shape)}"
         for name, param in params.items()
         if name in saved and saved[name].shape != param.shape
     ]
-    more = f" and {len(differ) - 3} more" if len(differ) > 3 else ""
-    return f"{'; '.join(differ[:3])}{more}"
+    differences = missing + unknown + reshaped
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    return "; ".join(differences[:3]) + more
 
 
 def copy_state_(params: Tensors, saved: Tensors, what: str) -> None:

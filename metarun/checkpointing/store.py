@@ -29,7 +29,7 @@ def save(path: Path, state: CheckpointState) -> None:
     """
     try:
         data = file_format.encode(*state.parts())
-    except ValueError as error:
+    except (ValueError, file_format.FormatError) as error:
         raise UserError(f"checkpoint {relative_to_cwd(path)}: cannot be saved: {error}") from error
     with files.translate_os_errors(path.parent):
         if not path.parent.is_dir():

@@ -19,23 +19,17 @@ def expand_eval_grid(settings: Settings) -> list[Settings]:
     Raises:
         UserError: `eval.dataset=folder`, which has no default `dataset.root`.
     """
-    lists = [as_list(getattr(settings.eval, name)) for name in LISTS]
-    return [eval_settings(settings, dict(zip(LISTS, values, strict=True))) for values in product(*lists)]
+    values = [getattr(settings.eval, name) for name in LISTS]
+    grid = product(*(value if isinstance(value, list) else [value] for value in values))
+    return [eval_settings(settings, *point) for point in grid]
 
 
-def as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
-
-
-def eval_settings(settings: Settings, values: dict[str, Any]) -> Settings:
+def eval_settings(settings: Settings, dataset: str | None, *values: Any) -> Settings:
     """Copy of the settings with one value for each key of `LISTS`."""
-    name = values.pop("dataset")
-    dataset = settings.dataset if name in (None, settings.dataset.name) else default_dataset(name)
-    return replace(settings, dataset=dataset, eval=replace(settings.eval, dataset=None, **values))
-
-
-def default_dataset(name: str) -> Any:
-    """Config of a data set with default values."""
-    if CONFIG_GROUPS["dataset"][name] is Folder:
-        raise UserError("eval.dataset=folder: its folder is not known; give dataset=folder dataset.root=FOLDER")
-    return CONFIG_GROUPS["dataset"][name]()
+    evaluated = settings.dataset
+    if dataset not in (None, settings.dataset.name):
+        if dataset == Folder.name:
+            raise UserError("eval.dataset=folder: its folder is not known; give dataset=folder dataset.root=FOLDER")
+        evaluated = CONFIG_GROUPS["dataset"][dataset]()
+    eval_config = replace(settings.eval, dataset=None, **dict(zip(LISTS[1:], values, strict=True)))
+    return replace(settings, dataset=evaluated, eval=eval_config)

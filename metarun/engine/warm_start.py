@@ -78,7 +78,7 @@ def load_backbone_weights(work: RunContext, path: Path) -> None:
     try:
         state = store.load(path) if file_format.is_checkpoint(path) else None
         tensors = weights_file.read(path) if state is None else {**state.theta, **state.phi}
-        tensors, prefix = weights_file.unwrapped(tensors, body)
+        tensors, prefix = weights_file.unwrap_names(tensors, body)
     except file_format.FormatError as error:
         raise UserError(f"{start}: {error}") from error
     tensors = network_weights(tensors, start)

@@ -96,7 +96,7 @@ REFUSED = {
         lambda: {"layers.0.weight": torch.ones(4, 1, dtype=torch.int64)},
         "layers.0.weight is no tensor of weights",
     ),
-    "words": (lambda: {"epoch": 3, **other()}, "holds 'epoch', which is no tensor of weights"),
+    "words": (lambda: {"epoch": 3, **other()}, "holds 'epoch', which is not a tensor of weights"),
     "list": (lambda: [torch.ones(2)], "holds no weights by their names"),
     "old": (lambda: {"theta": {}, "format": 1}, "a checkpoint of an earlier version of metarun"),
     "none": (lambda: {}, "layers.0.weight is missing"),
@@ -116,7 +116,7 @@ def test_what_is_not_the_body_s_is_told_by_its_tensors(tmp_path: Path, name: str
 
 def test_torch_s_old_form_is_told(tmp_path: Path) -> None:
     torch.save(other(), tmp_path / "w.pth", _use_new_zipfile_serialization=False)
-    with pytest.raises(UserError, match=r"w.pth: .*torch's old form, .*torch.save\(torch.load\(FILE\), FILE\)"):
+    with pytest.raises(UserError, match=r"w.pth: .*torch's old format; .*torch.save\(torch.load\(FILE\), FILE\)"):
         warm_start.load_backbone_weights(work(), tmp_path / "w.pth")
 
 
