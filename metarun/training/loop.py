@@ -15,7 +15,7 @@ from metarun.errors import quote_override, relative_to_cwd
 from metarun.loggers import open_loggers
 from metarun.loggers.base import ResumePoint, hparam_dict
 from metarun.training.trainer import Trainer
-from metarun.utils.signals import defer_signals
+from metarun.utils.signals import StopRequest, defer_signals
 
 log = logging.getLogger(__name__)
 
@@ -49,42 +49,47 @@ def train(
     if resume_from is not None:
         trainer.load_state_dict(resume_from)
         log.info("going on from %s", relative_to_cwd(resume_from))
-    session_start, seconds_before = time.perf_counter(), trainer.seconds
     bar = tqdm(total=settings.iterations, initial=trainer.step, desc="training", unit="step", disable=None)
-    how_to_resume = f"which is saved; go on with {quote_override('resume', relative_to_cwd(folder))}"
     start = ResumePoint(trainer.step, trainer.validation_pending, trainer.num_lines)
     with open_loggers(folder, start) as loggers, defer_signals() as stop, logging_redirect_tqdm(), bar:
         on_begin()
         trainer.loggers = loggers
         for logger in loggers:
             logger.log_hparams(hparam_dict(settings), finished=False)
+        run_steps(trainer, stop, bar)
+    return trainer.best.mean if trainer.best else None
 
-        def validate() -> None:
-            where = f"in the validation of step {trainer.step}, {how_to_resume}"
-            trainer.validate(lambda done: stop.raise_if_asked(where))
 
+def run_steps(trainer: Trainer, stop: StopRequest, bar: tqdm) -> None:
+    """Perform the outer steps, validations and saves that are left. Raises as `train` does."""
+    settings, session_start, seconds_before = trainer.work.settings, time.perf_counter(), trainer.seconds
+    how_to_resume = f"which is saved; go on with {quote_override('resume', relative_to_cwd(trainer.folder))}"
+
+    def validate() -> None:
+        where = f"in the validation of step {trainer.step}, {how_to_resume}"
+        trainer.validate(lambda done: stop.raise_if_asked(where))
+
+    if trainer.validation_pending:
+        validate()
+        trainer.save()
+    while trainer.step < settings.iterations:
+        compiling = trainer.team.compiles(trainer.step, trainer.second_order)
+        if compiling:
+            bar.set_description("compiling")
+        scalars = trainer.outer_step_or_save()
+        if compiling:
+            bar.set_description("training")
+        trainer.seconds = seconds_before + time.perf_counter() - session_start
+        trainer.record(scalars)
+        bar.update()
+        bar.set_postfix({name: f"{value:.3f}" for name, value in scalars.items()}, refresh=False)
+        last = trainer.step == settings.iterations
+        trainer.validation_pending = last or trainer.step % settings.eval.every == 0
+        save = last or trainer.step % (settings.save.every or settings.eval.every) == 0
+        if trainer.validation_pending or stop.number:
+            trainer.save()  # before the validation, so that an interrupted validation loses no step
+        stop.raise_if_asked(f"after step {trainer.step}, {how_to_resume}")
         if trainer.validation_pending:
             validate()
+        if save:
             trainer.save()
-        while trainer.step < settings.iterations:
-            compiling = team.compiles(trainer.step, trainer.second_order)
-            if compiling:
-                bar.set_description("compiling")
-            scalars = trainer.outer_step_or_save()
-            if compiling:
-                bar.set_description("training")
-            trainer.seconds = seconds_before + time.perf_counter() - session_start
-            trainer.record(scalars)
-            bar.update()
-            bar.set_postfix({name: f"{value:.3f}" for name, value in scalars.items()}, refresh=False)
-            last = trainer.step == settings.iterations
-            trainer.validation_pending = last or trainer.step % settings.eval.every == 0
-            save = last or trainer.step % (settings.save.every or settings.eval.every) == 0
-            if trainer.validation_pending or stop.number:
-                trainer.save()  # before the validation, so that an interrupted validation loses no step
-            stop.raise_if_asked(f"after step {trainer.step}, {how_to_resume}")
-            if trainer.validation_pending:
-                validate()
-            if save:
-                trainer.save()
-    return trainer.best.mean if trainer.best else None

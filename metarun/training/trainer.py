@@ -290,17 +290,6 @@ class Trainer:
 
 def validations_comparable(before: EvalConfig, now: EvalConfig) -> bool:
     """Whether validations with these `eval.*` settings evaluate the same tasks in the same way."""
-    ignored = {
-        "tasks",
-        "every",
-        "ways",
-        "split",
-        "dataset",
-        "details",
-        "ensemble",
-    }  # of the final test
-    return all(
-        getattr(before, field.name) == getattr(now, field.name)
-        for field in dataclasses.fields(EvalConfig)
-        if field.name not in ignored
-    )
+    final_test_keys = {"tasks", "every", "ways", "split", "dataset", "details", "ensemble"}
+    names = {field.name for field in dataclasses.fields(EvalConfig)} - final_test_keys
+    return all(getattr(before, name) == getattr(now, name) for name in names)
