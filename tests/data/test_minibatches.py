@@ -7,7 +7,7 @@ import torch
 
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.data.minibatches import minibatches
-from tests.data.test_sampler import CPU, image_numbers, numbered_images
+from tests.data.test_image_sampler import CPU, image_numbers, numbered_images
 
 
 @pytest.mark.parametrize("rotations", [False, True])
