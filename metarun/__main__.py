@@ -1,7 +1,5 @@
 """`python -m metarun`: the same as the command `metarun`."""
 
-from __future__ import annotations
-
 import sys
 
 from metarun.cli.app import main

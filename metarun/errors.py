@@ -1,7 +1,5 @@
 """Exceptions that the command prints on one line, and helpers to word their messages."""
 
-from __future__ import annotations
-
 import difflib
 import re
 import shlex

@@ -1,7 +1,5 @@
 """The metrics that tasks are measured by: which direction is better, and how a value is written for people."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType

@@ -1,7 +1,5 @@
 """Runs one job from its `Settings`: train and test, evaluate, or predict. Writes everything into its run folder."""
 
-from __future__ import annotations
-
 import logging
 import shlex
 import time

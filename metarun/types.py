@@ -1,7 +1,5 @@
 """The data types that the whole package shares: tasks and named parameters."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 from torch import Tensor

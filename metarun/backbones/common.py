@@ -1,7 +1,5 @@
 """Input check and initialisation of the image backbones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import nn

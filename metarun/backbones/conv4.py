@@ -1,7 +1,5 @@
 """Four convolutional blocks and a linear head, the field's standard small network (Vinyals et al. 2016)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn

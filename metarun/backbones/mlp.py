@@ -1,7 +1,5 @@
 """Multi-layer perceptron; hidden widths 40-40 are MAML's sinusoid regression network (arXiv 1703.03400, 5.1)."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

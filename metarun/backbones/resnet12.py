@@ -5,8 +5,6 @@ forms: narrow (64-128-256-512, ReLU, max-pools after the first three stages: the
 (64-160-320-640, LeakyReLU, max-pools after all four: the code of MetaOptNet). Without their DropBlock and dropout.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ Dropout and stochastic depth are removed, because a forward pass must not draw r
 `Norm`s without running statistics. Parameters keep torchvision's names, so that its weight files can be loaded.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from contextlib import nullcontext

@@ -4,8 +4,6 @@ As in MAML++'s code (Antoniou, Edwards, Storkey 2019, arXiv 1810.09502), each ne
 a query's prediction is the mean of their outputs: logits for classification, the value itself for regression.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

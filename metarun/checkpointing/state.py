@@ -1,7 +1,5 @@
 """What a checkpoint holds: one documented dataclass, validated when it is saved and when it is loaded."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 

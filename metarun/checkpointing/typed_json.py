@@ -4,8 +4,6 @@ Text stays text: nothing in it is interpolated, imported or evaluated. Non-finit
 written as "nan", "inf" or "-inf". A saved name selects a group's class only if it is a key of `CONFIG_GROUPS`.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING as NO_DEFAULT

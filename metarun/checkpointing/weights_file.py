@@ -1,7 +1,5 @@
 """Reads files of weights of other programs: safetensors, and what torch.save writes."""
 
-from __future__ import annotations
-
 import os
 import pickletools
 import re

@@ -3,8 +3,6 @@
 Torch is imported only when a run begins, so that `--help` and error messages are fast.
 """
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

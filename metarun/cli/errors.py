@@ -1,7 +1,5 @@
 """One-line messages for errors of Hydra, OmegaConf and the file system."""
 
-from __future__ import annotations
-
 import difflib
 import re
 from typing import Any

@@ -1,7 +1,5 @@
 """The text of `metarun --help`, filled from the schema."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import Field

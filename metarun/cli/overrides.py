@@ -1,7 +1,5 @@
 """Checks command-line flags and overrides before Hydra parses them, so that mistakes give one clear line."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Iterable, Iterator, Sequence

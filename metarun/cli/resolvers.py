@@ -1,7 +1,5 @@
 """Resolvers `${metarun.*}` of configs/config.yaml: the run folder, checks before it is created, and the help text."""
 
-from __future__ import annotations
-
 from datetime import datetime
 from pathlib import Path
 from typing import Any

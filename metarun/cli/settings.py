@@ -1,7 +1,5 @@
 """Builds `Settings` from Hydra's config, and merges the settings of a checkpoint with those of the command line."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from functools import reduce

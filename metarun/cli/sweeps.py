@@ -1,7 +1,5 @@
 """Sweeps: checks before them, set-up of their jobs in launchers' processes, progress lines and the table of results."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

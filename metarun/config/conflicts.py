@@ -4,8 +4,6 @@ Each check yields (key, message) for each conflict; two keys are joined by " + "
 the value and what to do; the error begins with `key=value: `.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from metarun.config.eval_grid import expand_eval_grid

@@ -1,7 +1,5 @@
 """Expands lists in `eval.*`: `eval.shots=[1,5] eval.split=[val,test]` gives the settings of four evaluations."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from itertools import product
 from typing import Any

@@ -1,7 +1,5 @@
 """The choices of `dataset=`, `backbone=` and `method=`: a dataclass of keys for each."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

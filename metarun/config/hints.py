@@ -1,7 +1,5 @@
 """Names of keys and values in other programs, and their names in metarun, for `did you mean` hints."""
 
-from __future__ import annotations
-
 KEYS = {  # another program's key or command -> metarun's; ` or ` separates alternatives
     **dict.fromkeys(("train", "training", "fit"), "mode=train"),
     **dict.fromkeys(("test", "evaluate", "evaluation", "validate"), "mode=evaluate checkpoint=RUN"),

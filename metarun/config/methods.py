@@ -4,8 +4,6 @@ To add a method, write its function in metarun/methods/NAME.py and its dataclass
 name and gets the keys as keyword arguments: see `metarun.methods`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

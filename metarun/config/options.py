@@ -1,7 +1,5 @@
 """`option`, the field of a configuration key."""
 
-from __future__ import annotations
-
 from dataclasses import field
 from typing import Any
 

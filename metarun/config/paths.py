@@ -1,7 +1,5 @@
 """Checks of the files and folders that keys name. Imports no torch."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

@@ -4,8 +4,6 @@ The dataclasses are Hydra's typed schema, the settings that the runner takes, an
 docs/keys.md.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator, Mapping

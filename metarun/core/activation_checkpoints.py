@@ -4,8 +4,6 @@ What a checkpoint runs again in the backward pass would find the network's own w
 in for its forward pass alone. Here it is given what puts them in again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial

@@ -5,8 +5,6 @@ that runs along with training lags behind the weights: Wu, Johnson 2021, Rethink
 2105.07576. So they are a function of the weights alone: the same after a resume, and in any number of processes.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

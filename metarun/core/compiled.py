@@ -1,7 +1,5 @@
 """Ahead-of-time compilation of the outer step, for small networks, whose time is mostly Python's overhead."""
 
-from __future__ import annotations
-
 import logging
 import os
 import shutil

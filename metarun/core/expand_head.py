@@ -6,8 +6,6 @@ would get no gradient in the first inner step. If the head alone adapts, all row
 2022, How to Train Your MAML to Excel in Few-Shot Classification, arXiv 2106.16245.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import torch

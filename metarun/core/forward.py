@@ -1,7 +1,5 @@
 """The network's functional forward pass on a support or query set, and an objective's loss there."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field

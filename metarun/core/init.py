@@ -1,7 +1,5 @@
 """`metarun.Init`: the meta-learner as a class, for any model and loss functions."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import replace

@@ -9,8 +9,6 @@ taken inside the vmap, because torch's norm layers are silently wrong when it is
 which for a convolutional network on a CPU takes three quarters of the time of torch.func.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace

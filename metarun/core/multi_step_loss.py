@@ -7,8 +7,6 @@ After N outer steps only the last inner step counts, as in MAML. The authors' co
 at each outer step.
 """
 
-from __future__ import annotations
-
 LEAST = 0.03  # fraction of its initial 1/K that a weight before the last keeps
 
 

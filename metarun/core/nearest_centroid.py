@@ -6,8 +6,6 @@ Chen, Liu, Xu, Darrell, Wang 2021, Meta-Baseline, arXiv 2003.04390: their evalua
 classes. f(x) is the input of the head.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """`State`, the argument of an objective, and the objectives of the command line."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any

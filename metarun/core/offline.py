@@ -5,8 +5,6 @@
 3. theta_0 follows the tasks' mean trajectory, with segments of unit length (a simplified Leap), or stays.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise

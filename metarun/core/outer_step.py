@@ -1,7 +1,5 @@
 """One outer step, the meta-gradient and an Adam update, as a function of tensors that can be compiled whole."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

@@ -7,8 +7,6 @@ hard sigmoid        has none: written out
 sparse embeddings   their gradients are made dense
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial

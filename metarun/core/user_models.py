@@ -1,7 +1,5 @@
 """Modules of others: which are refused, how they are left as they were, and torch's errors in one line."""
 
-from __future__ import annotations
-
 import re
 import traceback
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ To add one: an `ImageSet` loader in `datasets/` and its line in IMAGE_DATASETS, 
 published set, a `PublishedDataset` and its place in PUBLISHED.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

@@ -4,8 +4,6 @@ As in CloserLookFewShot and MetaOptNet: a crop out of the zero-padded image, a m
 brightness, contrast and saturation (Krizhevsky et al. 2012; Chen et al. 2019, arXiv 1904.04232, section 4.1).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

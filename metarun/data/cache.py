@@ -5,8 +5,6 @@ renamed when whole; a reader takes neither without the other. One process prepar
 for it; the lock dies with its process.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

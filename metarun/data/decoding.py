@@ -1,7 +1,5 @@
 """A data set's images, decoded and resized with all cores and written to one file, and the file's manifest."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Download of an official archive, compared with its checksum."""
 
-from __future__ import annotations
-
 import hashlib
 import tempfile
 from pathlib import Path

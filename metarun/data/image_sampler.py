@@ -1,7 +1,5 @@
 """N-way K-shot tasks drawn from an image set."""
 
-from __future__ import annotations
-
 import logging
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """An image data set in memory: its images, its classes, and the classes of each split."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Decoding, resizing and conversion of image files to a data set's common size and channels."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Mini-batches of images from all training classes, for pretraining a classifier."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Image preprocessing as a checkpoint records it: enough to preprocess other images without the data set."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 

@@ -3,8 +3,6 @@
 Philox is a counter-based generator (Salmon et al. 2011): number n of a key can be had without those before.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

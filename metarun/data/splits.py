@@ -1,7 +1,5 @@
 """The classes of the train, validation and test split: published lists, a user's own, or as the files divide them."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

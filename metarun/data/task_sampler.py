@@ -1,7 +1,5 @@
 """Interface between data sets and the runner: drawing tasks by number, and the network's input and output sizes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 

@@ -1,7 +1,5 @@
 """How a run computes and why, as recorded in its checkpoints and result.json."""
 
-from __future__ import annotations
-
 import logging
 import platform
 from typing import Any

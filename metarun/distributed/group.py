@@ -1,7 +1,5 @@
 """Number of processes of a run, and its task-parallel group, built in the leader and in its workers."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator

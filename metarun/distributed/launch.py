@@ -4,8 +4,6 @@ torchrun starts all of them; `engine.workers=N` starts N - 1 workers beside this
 their environment.
 """
 
-from __future__ import annotations
-
 import ctypes
 import math
 import os

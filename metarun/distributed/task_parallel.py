@@ -5,8 +5,6 @@ parameters; each process computes its share of the tasks, and the sums of their 
 gloo on CPUs and NCCL on GPUs. The result is that of one process up to rounding, whatever the number of processes.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The run context: data, network, parameters, meta-learner and execution of a run, built from its settings."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from dataclasses import dataclass

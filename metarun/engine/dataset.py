@@ -1,7 +1,5 @@
 """The data set of a run, and the preprocessing of its images where a checkpoint prescribes it."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The tasks of an evaluation, which are the same for all runs, and its result with a confidence interval."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Device, task execution, threads and memory of a run. They change only the rounding of its numbers."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

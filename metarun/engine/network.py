@@ -1,7 +1,5 @@
 """A run's network and meta-learner, built from its settings, and a checkpoint's weights fitted to them."""
 
-from __future__ import annotations
-
 from dataclasses import asdict
 
 import torch

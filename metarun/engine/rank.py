@@ -1,7 +1,5 @@
 """Rank and world size of this process."""
 
-from __future__ import annotations
-
 import os
 from typing import NamedTuple
 

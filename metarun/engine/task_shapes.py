@@ -1,7 +1,5 @@
 """Ways, shots, queries and inner steps of a run's training and evaluation tasks, and the outputs that they need."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from metarun.config.schema import Settings

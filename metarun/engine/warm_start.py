@@ -4,8 +4,6 @@ The head is always random. A run with `start=` keeps its initial parameters in c
 the untrained network can be tested later, even if the start has been moved.
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import asdict
 from pathlib import Path

@@ -3,8 +3,6 @@
 Only counts are kept, so that memory does not grow with the number of tasks.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The final test: evaluates a checkpoint and the untrained weights on the tasks of `eval.split`."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ Tasks differ in difficulty by far more than runs do. That variance cancels in th
 interval is narrower than the intervals of the two runs suggest.
 """
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterable, Iterator, Sequence

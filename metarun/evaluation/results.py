@@ -1,7 +1,5 @@
 """What a test writes: result.json of one evaluation, and the table of several (results.csv, and text for the log)."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import asdict

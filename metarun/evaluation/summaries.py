@@ -3,8 +3,6 @@
 They do not affect the run: they draw no random number and change no parameter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean

@@ -1,7 +1,5 @@
 """What a run records, one logger a module. To add one, list its class in `LOGGERS`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path

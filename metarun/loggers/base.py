@@ -1,7 +1,5 @@
 """The interface of a logger: what a run records, and when."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """metrics.jsonl: the loss and metric of training and validation, one JSON object a line."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Mapping

@@ -3,8 +3,6 @@
 They are written synchronously: torch's SummaryWriter writes in a thread, which loses the error of a full disk.
 """
 
-from __future__ import annotations
-
 import io
 import math
 import os

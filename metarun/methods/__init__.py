@@ -4,8 +4,6 @@ Each is a function of a model, the inner learning rate and the method's keys, an
 its module; `metarun.config.methods` declares its keys, and thereby the method.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from inspect import signature

@@ -4,8 +4,6 @@ ANIL: Raghu, Raghu, Bengio, Vinyals 2020, arXiv 1909.09157: the inner loop adapt
 BOIL: Oh, Yoo, Kim, Yun 2021, arXiv 2008.08882: it adapts all but the head, the affine of norm layers included.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from metarun.methods.base import Method, split_parameters

@@ -3,8 +3,6 @@
 theta denotes the parameters that adapt to a task, phi those that are learned across tasks only.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import reduce

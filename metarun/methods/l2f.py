@@ -7,8 +7,6 @@ g_psi is Linear(L, L), ReLU, Linear(L, L), Sigmoid; the gradient that it sees is
 norm layers are learned across tasks only.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

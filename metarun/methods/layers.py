@@ -1,7 +1,5 @@
 """The layers of a model that methods act on, found by their types, and the names of their parameters."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 from torch import nn

@@ -6,8 +6,6 @@
 First-order MAML (section 5.2 there) drops the second derivatives: `method=fomaml`, or `use_second_order=false`.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

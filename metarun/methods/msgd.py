@@ -8,8 +8,6 @@ entry may become negative. The paper takes one step; more are an extension. MAML
 2019, arXiv 1810.09502) learns a rate for each tensor and step, alpha_{l,k}.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

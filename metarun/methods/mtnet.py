@@ -10,8 +10,6 @@ softmax at temperature 1 over the pair (zeta, 0): hard forwards, soft backwards.
 between W and T, T is applied to the weights: the network runs on T W and T b.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@
 There is no inner loop: few-shot tasks are solved by the nearest class mean, see `metarun/core/nearest_centroid.py`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch import nn

@@ -1,7 +1,5 @@
 """The warp layers of WarpGrad and where they stand in a model; `metarun.methods.warpgrad` is the method."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any

@@ -9,8 +9,6 @@ The iterates theta_k in L(phi) are detached: each term is differentiated through
 approximation (equation 12) differentiates L_query by phi but not the step. C is differentiated by theta_0 alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial

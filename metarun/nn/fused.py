@@ -4,8 +4,6 @@ torch's own operations read and write the activations about thirty times for bot
 the time of a convolutional network's outer step; the numba loops in `metarun.nn.kernels` take a tenth of that.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import logging

@@ -15,8 +15,6 @@ times. Of equal elements of a square the first gets the gradient, as in torch; w
 is the one with the largest x.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable

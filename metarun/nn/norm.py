@@ -4,8 +4,6 @@
 Normalising without an affine, then multiplying and adding, is exact for derivatives of every order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

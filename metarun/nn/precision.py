@@ -6,8 +6,6 @@ bfloat16  the network's layers and their derivatives of every order, by autocast
           statistics of norm layers, losses, inner updates, the outer optimiser and its moments stay float32
 """
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 
 import torch

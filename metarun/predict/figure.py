@@ -1,7 +1,5 @@
 """The picture of a prediction: the support pictures of each class, and the query pictures with their labels."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from itertools import accumulate

@@ -1,7 +1,5 @@
 """Reads the pictures of mode=predict: class folders to learn from, and pictures to label."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass

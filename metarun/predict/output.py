@@ -1,7 +1,5 @@
 """The output of mode=predict: the table of labels, the summary, the adapted weights and the log lines."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections import Counter

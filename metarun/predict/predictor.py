@@ -1,7 +1,5 @@
 """mode=predict: adapt a trained network to new classes from a folder of images, and label other images with them."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable

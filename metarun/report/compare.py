@@ -1,7 +1,5 @@
 """Groups runs that differ only in their seed, and compares the groups that were tested alike."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics

@@ -1,7 +1,5 @@
 """Warnings above the tables: settings that make runs incomparable or unequal, and runs with non-finite steps."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Sequence
 

@@ -1,7 +1,5 @@
 """Differences between groups that were tested on the same tasks, task by task."""
 
-from __future__ import annotations
-
 import os
 import statistics
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """The plots of a report, as PNG: groups side by side, learning curves, the metric by inner step."""
 
-from __future__ import annotations
-
 import io
 import statistics
 import textwrap

@@ -1,7 +1,5 @@
 """Reads the run folders below given folders: finished runs, unfinished runs, and folders that cannot be read."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -1,7 +1,5 @@
 """A report as terminal text, Markdown and CSV."""
 
-from __future__ import annotations
-
 import re
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence

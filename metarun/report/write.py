@@ -1,7 +1,5 @@
 """`mode=report`: compares the runs below given folders, writes all files of the report, and logs its tables."""
 
-from __future__ import annotations
-
 import base64
 import logging
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """The training loop: outer steps, validations and checkpoints, until the last step or a signal."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Diagnoses an outer step with a non-finite loss or gradient."""
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """The outer optimizer's learning rate, and Adam's state by parameter name as a checkpoint holds it."""
 
-from __future__ import annotations
-
 import math
 
 import torch

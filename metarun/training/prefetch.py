@@ -1,7 +1,5 @@
 """Draws the training tasks of several outer steps together: ten steps' tasks take twice the time of one step's."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from metarun.engine.context import RunContext

@@ -1,7 +1,5 @@
 """The trainer: outer steps, validation, and saving and restoring the state of a training run."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 import logging

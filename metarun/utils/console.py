@@ -1,7 +1,5 @@
 """Standard output and error that accept any text in any locale, and that never end a run by a write error."""
 
-from __future__ import annotations
-
 import codecs
 import errno
 import io

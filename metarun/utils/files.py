@@ -1,7 +1,5 @@
 """Atomic writes, append-only files, and messages for failures of the disk."""
 
-from __future__ import annotations
-
 import errno
 import os
 import re

@@ -1,7 +1,5 @@
 """Fonts for text in matplotlib's pictures: letters of any script are drawn, or escaped if no font has them."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Iterable
 from functools import cache

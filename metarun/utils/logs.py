@@ -1,7 +1,5 @@
 """Log files that are opened when the run begins to write, and whose write errors end the run."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

@@ -3,8 +3,6 @@
 A network or an objective may draw from them; metarun's own random numbers are counter-based and need no state.
 """
 
-from __future__ import annotations
-
 import random
 
 import numpy as np

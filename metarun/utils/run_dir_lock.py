@@ -4,8 +4,6 @@ Nothing is written to a run folder, neither Hydra's records nor the log, until a
 A refused command leaves the folder unchanged.
 """
 
-from __future__ import annotations
-
 import fcntl
 import os
 import time

@@ -1,7 +1,5 @@
 """Names of the result files in a run folder; reads metrics.jsonl, reads and writes result.json. Imports no torch."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -4,8 +4,6 @@ A name may contain line breaks, terminal escape sequences, marks that reverse th
 bytes. Each is written as an escape such as `\\x1b`, so that the name stays on one line and is unambiguous.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import logging

@@ -4,8 +4,6 @@ CIFAR-FS: Bertinetto et al. 2019, arXiv 1805.08136. FC100: Oreshkin et al. 2018,
 superclass. Both use the training and the test pictures of CIFAR-100 together.
 """
 
-from __future__ import annotations
-
 import gzip
 import tarfile
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """CUB-200-2011: 11,788 pictures of 200 kinds of birds (Wah et al. 2011), whole, without their bounding boxes."""
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

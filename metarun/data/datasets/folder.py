@@ -1,7 +1,5 @@
 """A user's own images: class folders, train/val/test folders of class folders, or a CSV that lists them."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace

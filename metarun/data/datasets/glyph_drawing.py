@@ -6,8 +6,6 @@ whole, and has a pen of its own width. How far they depart (`Hand`) decides how 
 5-way 1-shot is about as hard as Omniglot's without meta-training, and learnable within minutes on a processor.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -4,8 +4,6 @@ An alphabet has a stock of strokes in one style; its characters join one to four
 al. (2015) do: a stroke starts, ends or crosses somewhere along an earlier one. `glyphs_draw` draws them.
 """
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 
 import numpy as np

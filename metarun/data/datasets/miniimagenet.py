@@ -1,7 +1,5 @@
 """mini-ImageNet: 100 classes of ImageNet, 600 pictures each (Vinyals et al. 2016, arXiv 1606.04080)."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from metarun.data.datasets.published import PublishedDataset, published_class_folders

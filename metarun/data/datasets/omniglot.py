@@ -1,7 +1,5 @@
 """Omniglot: 1623 handwritten characters of 50 alphabets, 20 drawings each (Lake, Salakhutdinov, Tenenbaum 2015)."""
 
-from __future__ import annotations
-
 import logging
 from contextlib import ExitStack
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Omniglot's alphabets and its splits into training, validation and test characters."""
 
-from __future__ import annotations
-
 import hashlib
 
 BACKGROUND = {  # alphabet: its number of characters

@@ -4,8 +4,6 @@ To add one, write a `PublishedDataset` in a file of its own, name it in `data/__
 into `data/class_lists`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path

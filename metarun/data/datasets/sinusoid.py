@@ -1,7 +1,5 @@
 """Regression of sine curves, MAML's first experiment (Finn et al. 2017, section 5.1)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

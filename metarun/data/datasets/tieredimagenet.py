@@ -1,7 +1,5 @@
 """tieredImageNet: 608 classes of ImageNet, split by superclass (Ren et al. 2018, arXiv 1803.00676)."""
 
-from __future__ import annotations
-
 from functools import partial
 
 from metarun.data.datasets.published import PublishedDataset, published_class_folders

@@ -1,7 +1,5 @@
 """Archives of a data set: unpacked into a temporary folder for as long as they are read."""
 
-from __future__ import annotations
-
 import errno
 import gzip
 import stat

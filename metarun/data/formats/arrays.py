@@ -3,8 +3,6 @@
 Up to 13 GB of pictures are read one after another, and never held whole, except from pickles of arrays.
 """
 
-from __future__ import annotations
-
 import math
 import pickletools
 import warnings

@@ -1,7 +1,5 @@
 """Interface of the file formats: each detector looks for its own files in a folder."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path

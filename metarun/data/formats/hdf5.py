@@ -1,7 +1,5 @@
 """Torchmeta's HDF5 files: one array of pictures for each class, at one depth of groups."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack

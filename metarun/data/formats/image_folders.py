@@ -1,7 +1,5 @@
 """Data sets of image files: in class folders, or listed with their classes in CSV and JSON files."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -1,7 +1,5 @@
 """What lies in folders of pictures: classes and their files, without what systems and programs leave beside them."""
 
-from __future__ import annotations
-
 import logging
 import os
 import unicodedata

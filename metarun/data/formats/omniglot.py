@@ -1,7 +1,5 @@
 """Omniglot's drawings on disk: in the two archives, in unpacked folders, or in Torchmeta's HDF5 file."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections.abc import Iterator, Sequence

@@ -4,8 +4,6 @@ A pickle is a program for a stack of values. Only operations that make plain val
 the only globals are those of arrays, each replaced by a function that checks its arguments.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import pickle

@@ -1,7 +1,5 @@
 """How every file of a data set is opened, and how damage is reported: one line that names the file."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
