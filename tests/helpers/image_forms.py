@@ -18,13 +18,12 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from metarun.data.splits import published_splits
+from metarun.data.splits import ClassSplits, published_splits
 from metarun.data.task_sampler import SPLITS
 
 DIVISION = {"miniimagenet": "ravi", "tieredimagenet": "ren", "cub": "closerlook"}
 MARKED = 70  # the class whose second picture is of four colours
-Write = Callable[[Path, "Names"], object]
-Names = dict[str, list[str]]  # split -> class names
+Write = Callable[[Path, ClassSplits], object]
 
 
 def colour(number: int) -> tuple[int, int, int]:
@@ -40,11 +39,11 @@ def picture(number: int, index: int, size: int) -> np.ndarray:
     return found
 
 
-def names_of(dataset: str) -> Names:
+def names_of(dataset: str) -> ClassSplits:
     return published_splits(dataset)[DIVISION[dataset]]
 
 
-def classes(names: Names) -> Iterator[tuple[str, int, int, str]]:
+def classes(names: ClassSplits) -> Iterator[tuple[str, int, int, str]]:
     """Split, the class's number in it, its number in all, name."""
     number = 0
     for split in SPLITS:
@@ -99,7 +98,7 @@ def protocol5(content: Any) -> bytes:
     return pickle.dumps(content, 5)
 
 
-def part(names: Names, split: str, size: int = 84) -> tuple[np.ndarray, list[int]]:
+def part(names: ClassSplits, split: str, size: int = 84) -> tuple[np.ndarray, list[int]]:
     """uint8 [2 a class, size, size, 3] and the class's number in its split of each; first pictures come first."""
     own = [(i, number) for s, i, number, _ in classes(names) if s == split]
     pictures = [picture(number, index, size) for index in range(2) for _, number in own]
@@ -109,7 +108,7 @@ def part(names: Names, split: str, size: int = 84) -> tuple[np.ndarray, list[int
 # --- the forms of mini-ImageNet ----------------------------------------------------------------------------
 
 
-def write_cache(folder: Path, names: Names, val: str = "val", dumps: Callable[[Any], bytes] = protocol2) -> None:
+def write_cache(folder: Path, names: ClassSplits, val: str = "val", dumps: Callable[[Any], bytes] = protocol2) -> None:
     for split in SPLITS:
         images, labels = part(names, split)
         indices = {name: [n for n, label in enumerate(labels) if label == i] for i, name in enumerate(names[split])}
@@ -117,7 +116,9 @@ def write_cache(folder: Path, names: Names, val: str = "val", dumps: Callable[[A
         put(folder / f"mini-imagenet-cache-{val if split == 'val' else split}.pkl", dumps(content))
 
 
-def write_categories(folder: Path, names: Names, words: bool = True, dumps: Callable[[Any], bytes] = protocol2) -> None:
+def write_categories(
+    folder: Path, names: ClassSplits, words: bool = True, dumps: Callable[[Any], bytes] = protocol2
+) -> None:
     before = 0
     for split, stem in zip(SPLITS, ("train_phase_train", "val", "test"), strict=True):
         images, labels = part(names, split)
@@ -128,7 +129,7 @@ def write_categories(folder: Path, names: Names, words: bool = True, dumps: Call
         put(folder / f"miniImageNet_category_split_{stem}.pickle", dumps(content))
 
 
-def write_hdf5(folder: Path, names: Names, kind: str = "") -> None:
+def write_hdf5(folder: Path, names: ClassSplits, kind: str = "") -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         with h5py.File(folder / f"{split}_data.hdf5", "w") as file:
@@ -143,7 +144,7 @@ def write_hdf5(folder: Path, names: Names, kind: str = "") -> None:
         (folder / f"{split}_labels.json").write_text(json.dumps(sorted(names[split])))
 
 
-def write_csv(folder: Path, names: Names, columns: tuple[str, str]) -> None:
+def write_csv(folder: Path, names: ClassSplits, columns: tuple[str, str]) -> None:
     for split in SPLITS:
         rows = [columns]
         for whose, _, number, name in classes(names):
@@ -155,7 +156,7 @@ def write_csv(folder: Path, names: Names, columns: tuple[str, str]) -> None:
             csv.writer(listed).writerows(rows)
 
 
-def write_folders(folder: Path, names: Names, splits: bool = True, kind: str = "JPEG") -> None:
+def write_folders(folder: Path, names: ClassSplits, splits: bool = True, kind: str = "JPEG") -> None:
     for split, _, number, name in classes(names):
         for index in range(2):
             place = folder / split / name if splits else folder / name
@@ -165,7 +166,7 @@ def write_folders(folder: Path, names: Names, splits: bool = True, kind: str = "
 # --- the forms of tieredImageNet ---------------------------------------------------------------------------
 
 
-def write_labels(folder: Path, names: Names, words: bool, dumps: Callable[[Any], bytes] = protocol2) -> None:
+def write_labels(folder: Path, names: ClassSplits, words: bool, dumps: Callable[[Any], bytes] = protocol2) -> None:
     for split in SPLITS:
         count = len(names[split])
         general = {"label_general": np.arange(2 * count) % 5, "label_general_str": list("abcde")}
@@ -177,7 +178,7 @@ def write_labels(folder: Path, names: Names, words: bool, dumps: Callable[[Any],
 
 
 def write_pngs(
-    folder: Path, names: Names, dumps: Callable[[Any], bytes], arrays: bool = True, words: bool = True
+    folder: Path, names: ClassSplits, dumps: Callable[[Any], bytes], arrays: bool = True, words: bool = True
 ) -> None:
     write_labels(folder, names, words, dumps)
     for split in SPLITS:
@@ -187,7 +188,7 @@ def write_pngs(
         put(folder / f"{split}_images_png.pkl", dumps(listed))
 
 
-def write_npz(folder: Path, names: Names, save: Callable[..., None], labels: str = "labels") -> None:
+def write_npz(folder: Path, names: ClassSplits, save: Callable[..., None], labels: str = "labels") -> None:
     write_labels(folder, names, words=True)
     for split in SPLITS:
         images, own = part(names, split, 84 if len(names[split]) > MARKED else 8)
@@ -199,12 +200,12 @@ def write_npz(folder: Path, names: Names, save: Callable[..., None], labels: str
 # --- the forms of CUB, and archives ------------------------------------------------------------------------
 
 
-def write_birds(folder: Path, names: Names) -> None:
+def write_birds(folder: Path, names: ClassSplits) -> None:
     write_folders(folder / "images", names, splits=False)
     put(folder / "images.txt", b"1 001.Black_footed_Albatross/Black_Footed_Albatross_0046_18.jpg")
 
 
-def write_lists(folder: Path, names: Names) -> None:
+def write_lists(folder: Path, names: ClassSplits) -> None:
     """CloserLook's, which hold the paths of the machine that they were written on."""
     birds = folder.parent / "elsewhere" / "CUB_200_2011"
     write_birds(birds, names)
@@ -222,7 +223,7 @@ def write_lists(folder: Path, names: Names) -> None:
 def pack(write: Write, archive: str, inside: str = "") -> Write:
     """What `write` writes, in an archive, with `inside` in front of each name."""
 
-    def packed(folder: Path, names: Names) -> None:
+    def packed(folder: Path, names: ClassSplits) -> None:
         whole = folder.parent / "whole"
         write(whole / inside, names)
         folder.mkdir(parents=True)

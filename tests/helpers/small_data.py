@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ def write(data_dir: Path) -> None:
     cifar(data_dir / "cifar-100-python")
 
 
-def pictures(folder: Path, names: list[str], each: int = EACH) -> None:
+def pictures(folder: Path, names: Sequence[str], each: int = EACH) -> None:
     for number, name in enumerate(names):
         (folder / name).mkdir(parents=True)
         for i in range(each):
