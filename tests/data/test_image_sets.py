@@ -14,11 +14,11 @@ import pytest
 from metarun.data import IMAGE_DATASETS
 from metarun.data.formats.detect import DataPaths
 from metarun.data.image_set import ImageSet
+from metarun.data.splits import ClassSplits
 from metarun.data.task_sampler import SPLITS
 from metarun.errors import UserError
 from tests.helpers.image_forms import (
     DIVISION,
-    Names,
     Write,
     classes,
     colour,
@@ -47,7 +47,7 @@ def load(dataset: str, data_dir: Path, split: str = "", download: bool = False) 
     return IMAGE_DATASETS[dataset](DataPaths(data_dir, data_dir.parent / "cache", download), split or DIVISION[dataset])
 
 
-def check(found: ImageSet, names: Names, named: bool = True, tolerance: int = 0) -> None:
+def check(found: ImageSet, names: ClassSplits, named: bool = True, tolerance: int = 0) -> None:
     """Every class is in its split, under its name, with its own two pictures."""
     expected = {colour(number): (split, i, number, name) for split, i, number, name in classes(names)}
     for split in SPLITS:
