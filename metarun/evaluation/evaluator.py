@@ -9,10 +9,11 @@ from typing import Any
 from tqdm import tqdm
 
 from metarun.checkpointing import ensemble, store
-from metarun.checkpointing.state import Weights
+from metarun.checkpointing.state import CheckpointState, Weights
 from metarun.data.image_sampler import ImageTaskSampler
 from metarun.distributed import execution_info
 from metarun.distributed.task_parallel import TaskParallelGroup
+from metarun.engine.context import RunContext
 from metarun.errors import UserError, relative_to_cwd
 from metarun.evaluation import summaries
 from metarun.evaluation.confusion import ConfusionStats
@@ -61,14 +62,8 @@ def run_final_test(
     state = store.load(path)
     work = team.work
     options = work.settings.eval
-    split, size = options.split, options.ensemble
-    members = ensemble.load_ensemble_members(path.parent.parent, size, work.source.metric) if size > 1 else []
-    if len(members) < size > 1:
-        run_dir, kept = relative_to_cwd(path.parent.parent), pluralize(len(members), "checkpoint")
-        message = f"eval.ensemble={size}: {run_dir} keeps {kept} for it"
-        if work.settings.mode == "evaluate":
-            raise UserError(f"{message}; give eval.ensemble={len(members)}")
-        log.warning("%s, and these are tested", message)
+    split = options.split
+    members = ensemble_members(work, path.parent.parent) if options.ensemble > 1 else []
     details = None
     if options.details and isinstance(work.source, ImageTaskSampler):
         details = ConfusionStats(work.source, split, work.eval_shape)
@@ -103,3 +98,20 @@ def run_final_test(
     which, baseline_text = "test" if split == "test" else "validation", baseline or "not known"
     log.info("%s: %s %s on %s (untrained: %s)", what, which, tested, pluralize(options.tasks, "task"), baseline_text)
     return result
+
+
+def ensemble_members(work: RunContext, run_dir: Path) -> list[CheckpointState]:
+    """The best `eval.ensemble` checkpoints that the run keeps, with a warning if they are fewer.
+
+    Raises:
+        UserError: they are fewer, and mode=evaluate asks for them.
+    """
+    size = work.settings.eval.ensemble
+    members = ensemble.load_ensemble_members(run_dir, size, work.source.metric)
+    if len(members) < size:
+        kept = pluralize(len(members), "checkpoint")
+        message = f"eval.ensemble={size}: {relative_to_cwd(run_dir)} keeps {kept} for it"
+        if work.settings.mode == "evaluate":
+            raise UserError(f"{message}; give eval.ensemble={len(members)}")
+        log.warning("%s, the ensemble that is tested", message)
+    return members
