@@ -209,6 +209,7 @@ NEW_KEYS = """
 @dataclass
 class Halved(MethodConfig):
     name: str = "halved"
+    linear: ClassVar[bool] = False
     factor: float = option(0.5, "factor of the inner learning rate", above=0)
 """
 
@@ -232,6 +233,9 @@ def test_a_method_is_added_by_its_file_and_its_keys(tmp_path: Path) -> None:
         return values
 
     assert by_step("method=halved", "method.factor=0.25", "inner_learning_rate=0.04") == by_step("method=maml")
+    words = [sys.executable, "-m", "metarun", "method=halved", "dataset=sinusoid", "learn_lr=scalar"]
+    told = subprocess.run(words, cwd=tmp_path, check=False, capture_output=True, text=True)
+    assert told.returncode == 2 and "method=halved is not linear in the gradient" in told.stderr
 
 
 @pytest.mark.slow

@@ -58,7 +58,7 @@ class CheckpointState:
     skipped_in_a_row: int = 0  # of these, the ones without a finite step since
     seconds: float = 0.0  # training time over all sittings
     execution: dict[str, str | int] = field(default_factory=dict)  # device, threads, ...: the last bits depend on them
-    execution_reason: str = ""  # why it is executed so, for people
+    execution_reason: str = ""  # the reason for `execution`, as text
 
     exp_avg: Tensors = field(default_factory=dict)  # Adam's first moment by "theta/NAME", "phi/NAME"; parameter's shape
     exp_avg_sq: Tensors = field(default_factory=dict)  # Adam's second moment, likewise

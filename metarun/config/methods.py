@@ -20,14 +20,16 @@ class MethodConfig:
                  by nearest centroids, without inner steps
     any_step     whether an evaluation may take more inner steps than training. Not so for methods that learn rates or
                  warps for the trained steps, which may diverge after them
-    state        prefixes of the parameters that it adds to a network and the network can run without
-    bound_state  prefixes of the parameters that it adds and without which the network's weights mean nothing
+    linear       whether its update is linear in the gradient, which learned rates (`learn_lr`) multiply
+    state        name prefixes of the parameters that it adds to a network and without which the network can run
+    bound_state  name prefixes of the parameters that it adds and without which the network's weights mean nothing
     """
 
     module: ClassVar[str] = ""
     defaults: ClassVar[dict[str, object]] = {}
     episodic: ClassVar[bool] = True
     any_step: ClassVar[bool] = False
+    linear: ClassVar[bool] = True
     state: ClassVar[tuple[str, ...]] = ()
     bound_state: ClassVar[tuple[str, ...]] = ()
 

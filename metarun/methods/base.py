@@ -71,7 +71,8 @@ class Method:
     """A meta-learning method, prepared for one model. Fields that are not given are MAML's.
 
     parameters      the model's parameters and those that the method added to it, divided into theta and phi
-    update          (theta, support gradient, phi, per-task state, step number from 0) -> the next theta
+    update          (theta, support gradient, phi, per-task state, step number from 0) -> the next theta; with
+                    learned rates (`learn_lr`) the gradient has been multiplied by them, which needs a linear update
     begin           (theta, phi, gradient, noise) -> (the task's starting theta, per-task state); noise is uniform in
                     [0, 1), [noise(inner_loop)]
     weights         (theta, phi) -> the weights that the network runs with, by name
