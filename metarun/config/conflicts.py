@@ -90,7 +90,10 @@ def check_inner_loop(s: Settings) -> Iterator[tuple[str, str]]:
         if isinstance(method, Msgd):
             yield "learn_lr", f"method=msgd learns rates as method.alpha={method.alpha}; leave it out, or method=maml"
         if not method.linear:
-            yield "learn_lr", f"method={method.name} is not linear in the gradient, which the rates multiply; leave it out"
+            yield (
+                "learn_lr",
+                f"method={method.name} is not linear in the gradient, which the rates multiply; leave it out",
+            )
         if no_steps:
             yield "inner_loop", f"learn_lr={s.learn_lr} learns the rates of inner steps; give one step or more"
         if isinstance(method, Warpgrad) and method.approximate:

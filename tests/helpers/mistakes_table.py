@@ -367,7 +367,9 @@ CHECKPOINTS = [
     Mistake("mode=evaluate checkpoint=run eval.split=null", ("eval.split=null", "needs a value"), "checkpoints"),
     Mistake("mode=evaluate checkpoint=run eval.dataset=[cub,cubb]", ("eval.dataset=cubb", "'cub'"), "checkpoints"),
     Mistake("mode=evaluate checkpoint=run eval.dataset=folder", ("eval.dataset=folder", "dataset.root"), "checkpoints"),
-    Mistake("mode=evaluate checkpoint=run eval.dataset=glyphs", ("dataset=glyphs", "learned sinusoid"), "checkpoints"),
+    Mistake(
+        "mode=evaluate checkpoint=run eval.dataset=glyphs", ("dataset=glyphs", "was trained on sinusoid"), "checkpoints"
+    ),
     Mistake("mode=evaluate checkpoint=run eval.ways=[3,5]", ("eval.ways=3", "no classes"), "checkpoints"),
     Mistake("mode=evaluate checkpoint=run eval.details=true", ("eval.details=true", "no classes"), "checkpoints"),
     Mistake(
@@ -390,7 +392,7 @@ CHECKPOINTS = [
     ),
     Mistake("mode=predict checkpoint=run support=gone query=own", ("support=gone",), "checkpoints and own"),
     Mistake("mode=predict checkpoint=run support=own query=gone", ("query=gone",), "checkpoints and own"),
-    Mistake("dataset=sinusoid start=plain", ("start=plain", "torch.save writes"), "plain"),
+    Mistake("dataset=sinusoid start=plain", ("start=plain", "one of torch.save"), "plain"),
     Mistake("dataset=sinusoid start=cut.safetensors", ("start=cut.safetensors", "cut short"), "checkpoints"),
     Mistake("dataset=sinusoid start=code.pt", ("start=code.pt", "which weights do not need"), "checkpoints"),
     Mistake("dataset=sinusoid start=foreign.pt", ("start=foreign.pt", "layers.0.weight is missing"), "checkpoints"),
