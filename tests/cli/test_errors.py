@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import Field, asdict
 from functools import reduce
@@ -61,7 +61,13 @@ def named(mistake: Mistake) -> str:
     return mistake.typed
 
 
-@pytest.mark.parametrize("mistake", CONFIG, ids=named)
+def some(mistakes: Sequence[Mistake], every: int) -> list[Any]:
+    """The whole table, of which one of `every` is not slow."""
+    marks = [() if place % every == 0 else (pytest.mark.slow,) for place in range(len(mistakes))]
+    return [pytest.param(mistake, id=named(mistake), marks=mark) for mistake, mark in zip(mistakes, marks, strict=True)]
+
+
+@pytest.mark.parametrize("mistake", some(CONFIG, 20))
 def test_a_mistake_in_the_settings(mistake: Mistake, idle: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
     prepare(mistake.prepared)
     before = on_disk()
@@ -70,7 +76,7 @@ def test_a_mistake_in_the_settings(mistake: Mistake, idle: list[Any], capsys: py
     assert on_disk() == before and not idle
 
 
-@pytest.mark.parametrize("mistake", WORK, ids=named)
+@pytest.mark.parametrize("mistake", some(WORK, 8))
 def test_a_mistake_in_a_file(mistake: Mistake, capsys: pytest.CaptureFixture[str]) -> None:
     prepare(mistake.prepared)
     before = on_disk()

@@ -33,7 +33,7 @@ def gradient(learner: MetaLearner) -> Callable[..., Any]:
     return lambda tasks, noise, parameters, weights: meta_gradient(learner, parameters, tasks, noise, vectorised=True)
 
 
-@pytest.mark.parametrize(("method", "order"), [("maml", True), ("mtnet", True)])
+@pytest.mark.parametrize(("method", "order"), [("maml", True), pytest.param("mtnet", True, marks=pytest.mark.slow)])
 def test_it_is_the_eager_one(method: str, order: bool, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     learner = learner_of(method)

@@ -113,6 +113,7 @@ def test_compiled_is_eager_and_each_loss_is_compiled_by_itself(caplog: pytest.Lo
 # --- runs --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_anneals_whoever_computes_it(tmp_path: Path) -> None:
     settings = small(tmp_path, inner_loop=3, iterations=20, multi_step_loss=10)
     run(settings, tmp_path / "looped")

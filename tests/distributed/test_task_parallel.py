@@ -48,7 +48,9 @@ def test_every_task_has_one_process(size: int) -> None:
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-@pytest.mark.parametrize("workers", [2, 3])  # 4 tasks, in equal shares and in unequal ones
+@pytest.mark.parametrize(
+    "workers", [2, pytest.param(3, marks=pytest.mark.slow)]
+)  # 4 tasks, in equal shares and in unequal ones
 def test_the_result_is_that_of_one_process(tmp_path: Path, workers: int) -> None:
     settings = small(tmp_path, iterations=20)
     run(settings, tmp_path / "one")
@@ -82,6 +84,7 @@ def wait_for(found: Path) -> None:
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("leader", [False, True])
 def test_a_process_that_dies_ends_all(tmp_path: Path, leader: bool) -> None:
     words = [*COMMAND, "iterations=1000000", "eval.every=20", "engine.workers=2", "hydra.run.dir=run"]

@@ -198,6 +198,7 @@ def test_a_checkpoint_tells_what_computed_its_batch_norm(trained: Settings) -> N
     assert how["tasks"] == "looped" and how["loops"] == fused.backend_name() != "torch"
 
 
+@pytest.mark.slow
 def test_several_processes_count_as_one(trained: Settings, tmp_path: Path) -> None:
     lists = {"dataset": ["folder", "cifar_fs"], "queries": 1, "details": True}
     one = evaluated(trained, tmp_path / "one", **lists)["results"]

@@ -96,6 +96,7 @@ def test_an_evaluation_is_kept_too(finished: Path, capsys: pytest.CaptureFixture
     assert [typed(*report), typed(*report)] == [0, 0]  # holds no run, and is made anew
 
 
+@pytest.mark.slow
 def test_a_sweep_is_refused_before_it_begins(capsys: pytest.CaptureFixture[str]) -> None:
     sweep = ["--multirun", *TRAIN, "hydra.sweep.dir=sweep"]
     assert typed(*sweep, "seed=0,1") == 0
@@ -205,6 +206,7 @@ def test_relative_paths_mean_what_they_meant_where_they_were_typed() -> None:
     assert {path.name for path in Path().iterdir()} == made
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_any_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     pictures("here/pictures")
     monkeypatch.chdir("here")
