@@ -58,7 +58,7 @@ def permutation_list(seed: int, index: int, count: int) -> list[int]:
 
 
 def augmentation_noise(seed: int, first: int, count: int, images: int) -> torch.Tensor:
-    """Random numbers that augment the images of training tasks first .. first + count - 1: [count, images, CHANGES]."""
+    """Random numbers that augment training tasks first .. first + count - 1: [count, images, AUGMENTATION_NUMBERS]."""
     drawn = philox_words(seed, AUGMENT_STREAM, first, count, images * AUGMENTATION_NUMBERS)
     return to_unit(drawn).view(count, images, AUGMENTATION_NUMBERS)
 

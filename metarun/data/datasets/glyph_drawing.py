@@ -2,7 +2,7 @@
 
 A stroke is the path of a pen: a heading, a length, and how much the pen turns at each step. Every drawing repeats its
 character's strokes with other headings, lengths, turns and joints, then slants, turns, stretches, bends and moves the
-whole, and has a pen of its own width. How far they depart (`Hand`) decides how hard the tasks are: chosen so that
+whole, and has a pen of its own width. How far they depart (`HandStyle`) decides how hard the tasks are: chosen so that
 5-way 1-shot is about as hard as Omniglot's without meta-training, and learnable within minutes on a processor.
 """
 

@@ -1,7 +1,7 @@
 """Glyphs: handwritten characters of generated alphabets, which need no download.
 
 An alphabet has a stock of strokes in one style; its characters join one to four of them, as the programs of Lake et
-al. (2015) do: a stroke starts, ends or crosses somewhere along an earlier one. `glyphs_draw` draws them.
+al. (2015) do: a stroke starts, ends or crosses somewhere along an earlier one. `glyph_drawing` draws them.
 """
 
 from contextlib import ExitStack
