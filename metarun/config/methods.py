@@ -35,6 +35,11 @@ class MethodConfig:
 
     name: str
 
+    @property
+    def shares_tasks(self) -> bool:
+        """Whether processes can share the tasks of a meta-batch."""
+        return True
+
 
 @dataclass
 class Maml(MethodConfig):
@@ -107,6 +112,10 @@ class Warpgrad(MethodConfig):
     norm: bool = option(False, "batch norm before each convolution of a warp, and after the sum of a residual layer")
     activation: bool = option(False, "ReLU after each convolution of a warp")
     residual: bool = option(False, "residual connection around each layer of a warp")
+
+    @property
+    def shares_tasks(self) -> bool:
+        return self.objective != "trajectory"  # which learns from one stored iterate after another
 
 
 @dataclass

@@ -43,8 +43,8 @@ def num_workers(settings: Settings) -> int:
         inner_loops = [eval_inner_loop(evaluation) for evaluation in expand_eval_grid(settings)]
         worthwhile = sum(num_tasks * (steps + 1) for steps in inner_loops) >= MIN_TEST_TASKS_FOR_WORKERS
     else:
-        offline, num_tasks = getattr(settings.method, "objective", "") == "trajectory", settings.meta_batch
-        worthwhile = settings.iterations >= MIN_STEPS_FOR_WORKERS and not offline
+        num_tasks = settings.meta_batch
+        worthwhile = settings.iterations >= MIN_STEPS_FOR_WORKERS and settings.method.shares_tasks
     return min(execution.ALL_THREADS, num_tasks) if looped and worthwhile and device.type == "cpu" else 1
 
 
@@ -59,7 +59,7 @@ def check_shardable(work: RunContext, process: Rank) -> None:
         "engine.tasks=compiled holds the optimiser, which one process keeps; take one process, or "
         "engine.tasks=vectorised": work.compiled is not None,
         "method.objective=trajectory learns from one stored iterate after another, which processes cannot share; "
-        "take one process": work.learner.method.offline is not None,
+        "take one process": not work.settings.method.shares_tasks,
     }
     for reason, applies in reasons.items():
         if applies:

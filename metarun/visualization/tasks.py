@@ -95,7 +95,7 @@ def regression_plot(title: str, task: Task, outputs: Tensor, steps: Sequence[int
     axes.plot(x, true, color=np.divide(PALE_GREEN, 255), linewidth=5, label="true curve")
     for number, (step, output) in enumerate(zip(steps, outputs, strict=True)):
         shade = 0.3 + 0.7 * number / max(len(steps) - 1, 1)
-        axes.plot(x, drawable(output[order, 0], axes), color=colormaps["Blues"](shade), label=f"after {step}")
+        axes.plot(x, clip_to_axes(output[order, 0], axes), color=colormaps["Blues"](shade), label=f"after {step}")
     axes.plot(task.support_data, task.support_target, "o", color="tab:red", markeredgecolor="white", label="support")
     return plot_png(figure, axes)
 
@@ -110,9 +110,9 @@ def metric_by_step(title: str, results: dict[str, EvalResult]) -> bytes:
     axes.set_ylim(0, METRIC_BY_NAME[metric].upper_bound or 1.05 * highest or 1.0)
     for (name, (mean, half)), colour in zip(means.items(), COLOURS, strict=False):
         steps = range(len(mean))
-        low, high = drawable(mean - half, axes), drawable(mean + half, axes)
+        low, high = clip_to_axes(mean - half, axes), clip_to_axes(mean + half, axes)
         axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-        axes.plot(steps, drawable(mean, axes), "o-", color=colour, markeredgecolor="white", label=name)
+        axes.plot(steps, clip_to_axes(mean, axes), "o-", color=colour, markeredgecolor="white", label=name)
     axes.locator_params(axis="x", integer=True)
     return plot_png(figure, axes)
 
@@ -129,7 +129,7 @@ def new_plot(title: str, x_label: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def drawable(values: Tensor, axes: Axes) -> np.ndarray:
+def clip_to_axes(values: Tensor, axes: Axes) -> np.ndarray:
     """Values with non-finite ones as gaps, and those far outside the y axis at a distance that can be drawn."""
     low, high = axes.get_ylim()
     finite = values.double().where(values.isfinite(), np.nan)

@@ -6,12 +6,15 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from metarun.checkpointing import store
 from metarun.config.groups import Mlp, Sinusoid
 from metarun.config.methods import Maml
 from metarun.config.schema import EvalConfig, Save, Settings
+from metarun.runner import run
+from metarun.training.trainer import Trainer
 
 
 def small(folder: Path, **changes: object) -> Settings:
@@ -30,6 +33,20 @@ def small(folder: Path, **changes: object) -> Settings:
         save=Save(every=20, keep=2),
     )
     return replace(settings, **changes)  # type: ignore[arg-type]
+
+
+def killed_behind_validation(settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains up to step 60, and ends between its validation and the save that follows."""
+    save = Trainer.save
+
+    def killed(self: Trainer) -> None:
+        if self.step == 60 and not self.validation_pending:
+            raise KeyboardInterrupt
+        save(self)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "save", killed)
+        run(settings, folder)
 
 
 def lines(folder: Path) -> list[dict[str, float]]:

@@ -22,7 +22,7 @@ from metarun.errors import UserError
 from metarun.runner import run
 from metarun.training import trainer
 from metarun.utils.signals import RunInterrupted
-from tests.helpers.small_runs import lines, small, tensors
+from tests.helpers.small_runs import killed_behind_validation, lines, small, tensors
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine"])
@@ -91,16 +91,7 @@ def test_a_run_killed_behind_a_validation_does_not_write_it_twice(
 ) -> None:
     settings = small(tmp_path)
     run(settings, tmp_path / "whole")
-    save = trainer.Trainer.save
-
-    def killed(self: trainer.Trainer) -> None:
-        if self.step == 60 and not self.validation_pending:
-            raise KeyboardInterrupt
-        save(self)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer.Trainer, "save", killed)
-        run(settings, tmp_path / "killed")
+    killed_behind_validation(settings, tmp_path / "killed", monkeypatch)
     assert [line["step"] for line in lines(tmp_path / "killed") if line["split"] == "val"] == [30, 60]
     run(replace(settings, resume="x"), tmp_path / "killed")
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")

@@ -19,10 +19,9 @@ from metarun.config.groups import CONFIG_GROUPS, Conv4, Folder
 from metarun.config.schema import EvalConfig, Settings
 from metarun.evaluation import summaries
 from metarun.runner import run
-from metarun.training import trainer
 from scripts.survival import differences
 from tests.helpers.small_data import pictures
-from tests.helpers.small_runs import lines, small
+from tests.helpers.small_runs import killed_behind_validation, lines, small
 
 ALL = dict.fromkeys(("scalars", "histograms", "images", "tensors"), 0)
 
@@ -127,16 +126,7 @@ def test_a_run_does_not_notice_what_is_shown(tmp_path: Path, monkeypatch: pytest
 
 def test_a_resumed_run_shows_each_validation_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = small(tmp_path)
-    save = trainer.Trainer.save
-
-    def killed(self: trainer.Trainer) -> None:
-        if self.step == 60 and not self.validation_pending:
-            raise KeyboardInterrupt
-        save(self)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(trainer.Trainer, "save", killed)
-        run(settings, tmp_path / "run")
+    killed_behind_validation(settings, tmp_path / "run", monkeypatch)
     assert steps(seen(tmp_path / "run").Images("tasks/0")) == [30, 60]
     run(replace(settings, resume="x"), tmp_path / "run")
     found = seen(tmp_path / "run")
