@@ -64,10 +64,17 @@ def needs_data(words: str) -> None:
         pytest.skip(NEEDS_DATA)
 
 
+LONG = ("miniimagenet", "tieredimagenet", "cub", "omniglot", "torchvision")
+
+
 @pytest.mark.parametrize(
     "typed",
-    [f"{group}={name}" for group in ("dataset", "backbone", "method") for name in choices(group)]
-    + [f"experiment={name}" for name in EXPERIMENTS],
+    [
+        pytest.param(f"{group}={name}", marks=[pytest.mark.slow] * (name in LONG))
+        for group in ("dataset", "backbone", "method")
+        for name in choices(group)
+    ]
+    + [pytest.param(f"experiment={name}", marks=pytest.mark.slow) for name in EXPERIMENTS],
 )
 def test_every_shipped_config_runs(typed: str, cache: Path, small: Path) -> None:
     needs_data(typed)
@@ -92,6 +99,7 @@ def documented_commands() -> list[str]:
     return [line for block in blocks for line in block.splitlines() if line.startswith("metarun")]
 
 
+@pytest.mark.slow
 def test_every_documented_command_runs(cache: Path, small: Path) -> None:
     commands = documented_commands()
     shutil.copytree(small / "pictures", "pictures")

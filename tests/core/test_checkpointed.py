@@ -160,7 +160,10 @@ def most_kept(one: Problem, kind: Callable[..., TaskLearner]) -> int:
     return most
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "mtnet full"])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * ("warp" in name)) for name in CASES if name != "mtnet full"],
+)
 def test_memory_grows_by_a_theta_a_step(name: str) -> None:
     """Warp-MAML keeps each look-ahead's gradient besides. (Full masks are as large as theta, one for each step.)"""
 
