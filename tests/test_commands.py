@@ -64,7 +64,7 @@ def needs_data(words: str) -> None:
         pytest.skip(NEEDS_DATA)
 
 
-LONG = ("miniimagenet", "tieredimagenet", "cub", "omniglot", "torchvision")
+LONG = ("glyphs", "miniimagenet", "tieredimagenet", "cub", "omniglot", "torchvision")
 
 
 @pytest.mark.parametrize(
