@@ -330,6 +330,7 @@ def test_runs_of_one_second_have_their_own_folders(runs: list[tuple[Settings, Pa
     ]
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_after_a_failure(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

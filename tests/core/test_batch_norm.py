@@ -120,6 +120,7 @@ def found_statistics(one: Problem, vectorised: bool = False) -> Problem:
     return one._replace(learner=replace(one.learner, norm=replace(one.learner.norm, statistics=mean)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["support", "per_step"])
 def test_a_label_does_not_depend_on_which_queries_come_along(rule: str) -> None:
     one = ruled(rule, tasks=3)
@@ -224,6 +225,7 @@ def test_running_statistics_are_kept_resumed_and_shared(
     assert judged(tmp_path / "two")["by_step"] == pytest.approx(judged(tmp_path / "run")["by_step"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["support", "per_step"])
 def test_a_lone_picture_is_labelled_as_in_company(
     settings: Callable[..., Settings], tmp_path: Path, rule: str, monkeypatch: pytest.MonkeyPatch
@@ -246,6 +248,7 @@ def test_a_lone_picture_is_labelled_as_in_company(
     assert kept["blocks.0.norm.running_mean"].shape == kept["blocks.0.norm.weight"].shape == (4,)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_statistics_cannot_label(
     settings: Callable[..., Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,6 +262,7 @@ def test_a_checkpoint_without_statistics_cannot_label(
     assert len(judged(tmp_path / "judged")["by_step"]) == 4  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_transductive_run_can_be_judged_by_the_supports_statistics(
     settings: Callable[..., Settings], tmp_path: Path
 ) -> None:

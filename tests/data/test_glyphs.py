@@ -94,6 +94,7 @@ def test_the_second_time_comes_from_the_cache(drawn: ImageSet, folder: Path, mon
     ]
 
 
+@pytest.mark.slow
 def test_each_seed_has_a_file_of_its_own(folder: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(glyphs, "draw_alphabet", lambda seed, number: np.full((500, 28, 28), 10 * seed + 1, np.uint8))
     for seed in (2, 3):

@@ -189,6 +189,7 @@ def pictures(folder: str, shade: int = 9) -> None:
             Image.new("RGB", (8, 8), (shade * number, 60 * i, 90)).save(Path(folder) / str(number) / f"{i}.png")
 
 
+@pytest.mark.slow
 def test_relative_paths_mean_what_they_meant_where_they_were_typed() -> None:
     """Also where Hydra takes the job into its run folder."""
     pictures("pictures")
